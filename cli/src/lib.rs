@@ -1,0 +1,1 @@
+//! The outer door: files, environment, clock, colours and progress bars.

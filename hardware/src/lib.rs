@@ -1,0 +1,1 @@
+//! What it runs on and what things cost: machines as data, units and price rules.

@@ -1,0 +1,1 @@
+//! The only home of MLIR: context, dialects, import from the graph, printing.

@@ -1,0 +1,1 @@
+//! What to compute: model specifications, their graphs, shapes and work.

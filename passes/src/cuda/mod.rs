@@ -1,0 +1,1 @@
+//! Emission of CUDA C++ kernels and GPU programs from the fused module.

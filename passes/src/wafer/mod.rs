@@ -1,0 +1,1 @@
+//! Emission of wafer programs from placed operations.

@@ -1,0 +1,1 @@
+//! How to spread a model over a machine: search space, memory, schedule, score, explanation.

@@ -1,0 +1,1 @@
+//! CPU programs: their definition and execution on the host.

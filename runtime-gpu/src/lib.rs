@@ -1,0 +1,1 @@
+//! GPU programs: their definition, checks, compilation to cubin, and execution.

@@ -1,0 +1,1 @@
+//! Wafer programs: their definition, checks and the cycle-approximate simulator.
