@@ -8,4 +8,5 @@ python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-bin
 mkdir "$tmp/cuda"
 for wheel in "$tmp"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$tmp/cuda"; done
 find "$tmp/cuda" -path '*/bin/*' -type f -exec chmod +x {} +
+printf '%s\n' "$@" > "$tmp/cuda/versions"
 rm -rf "$out"; mkdir -p "$(dirname "$out")"; mv "$tmp/cuda" "$out"
