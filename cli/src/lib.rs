@@ -1,1 +1,71 @@
-//! The outer door: files, environment, clock, colours and progress bars.
+//! The outer door: files, environment, clock, colours and progress bars. Everything else is told what to do.
+
+mod args;
+mod artifact;
+mod commands;
+mod failure;
+mod input;
+mod opt;
+mod progress;
+mod show;
+
+use args::{Cli, Color, Command, Global};
+use clap::Parser;
+use failure::{Exit, Failure};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+/// Runs the command `lapidary` and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    set_up(&cli.global);
+    ended(std::panic::catch_unwind(|| commands::run(cli.command, &cli.global)))
+}
+
+/// Runs the command `lapidary-opt` and says how it ended.
+pub fn opt_main() -> ExitCode {
+    let args = opt::Opt::parse();
+    ended(std::panic::catch_unwind(|| opt::run(&args)))
+}
+
+fn ended(outcome: std::thread::Result<Result<(), Failure>>) -> ExitCode {
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => {
+            failure.print();
+            ExitCode::from(failure.exit as u8)
+        }
+        // The panic's own message is on stderr already.
+        Err(_) => ExitCode::from(Exit::Internal as u8),
+    }
+}
+
+fn set_up(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let colours = colours(global.color);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    // Setting the hook fails only when one is set already, which leaves miette's default in place.
+    let _ = miette::set_hook(Box::new(move |_| {
+        let theme = match colours {
+            true => miette::GraphicalTheme::unicode(),
+            false => miette::GraphicalTheme::unicode_nocolor(),
+        };
+        Box::new(miette::GraphicalReportHandler::new_themed(theme).with_width(110))
+    }));
+}
+
+/// Whether stderr takes colours.
+fn colours(choice: Color) -> bool {
+    match choice {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => std::env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal(),
+    }
+}

@@ -1,0 +1,287 @@
+//! The command line, as the contract states it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Compiles transformer models to A100 clusters and to Cerebras wafers, and plans how to spread them.
+#[derive(Debug, Parser)]
+#[command(name = "lapidary", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Say more on stderr; twice for still more.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Say only errors on stderr.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// When to colour stderr and tables.
+    #[arg(long, value_enum, default_value = "auto", global = true)]
+    pub color: Color,
+    /// Threads to use; all cores when absent.
+    #[arg(long, value_name = "N", global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lower a model to programs for a machine.
+    Compile(Compile),
+    /// Rank the ways to spread a model over a machine.
+    Plan(Plan),
+    /// Say why a plan was chosen and what another one costs, term by term.
+    Explain(Explain),
+    /// Run a compiled wafer program, or a .wafer text, through the simulator.
+    Simulate(Simulate),
+    /// The built-in models.
+    #[command(subcommand)]
+    Models(Models),
+    /// The built-in machines.
+    #[command(subcommand)]
+    Machines(Machines),
+    /// Show every fault of a model file at once.
+    Check {
+        /// A model.toml, a Hugging Face folder or config.json, a built-in name, or - for stdin.
+        model: String,
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the targets and what each emits.
+    Targets,
+    /// Say which parts of the toolchain are here and how to get the rest.
+    Doctor,
+    /// Print the JSON schema of a document.
+    Schema {
+        /// Name of the document.
+        name: String,
+    },
+    /// Print shell completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Kinds of machine that programs are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// CUDA kernels and a launch program for NVIDIA GPUs, sm_80 first.
+    A100,
+    /// A dataflow program for the simulator of the CS-2 and Condor Galaxy 1.
+    Cg1Sim,
+    /// A program for the host.
+    Cpu,
+}
+
+/// What the compiled graph computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GraphMode {
+    /// Logits of every position, no key-value cache.
+    Forward,
+    /// Fill the cache from a prompt.
+    Prefill,
+    /// One new token against a cache of seq-len - 1.
+    Decode,
+}
+
+/// A switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Do it.
+    On,
+    /// Leave it.
+    Off,
+}
+
+/// Arguments of `compile`.
+#[derive(Debug, Args)]
+pub struct Compile {
+    /// A model.toml, a Hugging Face folder or config.json, a built-in name, or - for stdin.
+    pub model: String,
+    /// What to compile for.
+    #[arg(long, value_enum)]
+    pub target: Target,
+    /// The artifact's folder; written whole or not at all.
+    #[arg(short, long, value_name = "DIR", default_value = "out.lpd")]
+    pub output: PathBuf,
+    /// A machine file or a built-in name; the target's own machine when absent.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub machine: Option<String>,
+    /// A plan to compile for.
+    #[arg(long, value_name = "PLAN.json")]
+    pub plan: Option<PathBuf>,
+    /// Sequences in a batch.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: u64,
+    /// Tokens of a sequence; the model's longest when absent.
+    #[arg(long, value_name = "N")]
+    pub seq_len: Option<u64>,
+    /// Compile the training forward pass: muP's multipliers stay, and its table is written.
+    #[arg(long)]
+    pub train: bool,
+    /// What the graph computes.
+    #[arg(long, value_enum, default_value = "prefill", conflicts_with = "train")]
+    pub mode: GraphMode,
+    /// What to write: ir, cuda, ptx, cubin, program, report, wafer, plan.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub emit: Vec<String>,
+    /// Write the module after every stage into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub dump_ir: Option<PathBuf>,
+    /// Stop after this stage and print the module.
+    #[arg(long, value_name = "STAGE")]
+    pub stop_after: Option<String>,
+    /// Run this pipeline in place of the target's own.
+    #[arg(long, value_name = "PIPELINE")]
+    pub passes: Option<String>,
+    /// Print the module to stderr after this pass.
+    #[arg(long, value_name = "PASS")]
+    pub print_ir_after: Option<String>,
+    /// Print the time of every stage and pass, and what was fused.
+    #[arg(long)]
+    pub timing: bool,
+    /// Fold muP's multipliers into the weights, or keep them as ops.
+    #[arg(long, value_enum)]
+    pub mup: Option<Switch>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// A model.toml, a Hugging Face folder or config.json, a built-in name, or - for stdin.
+    pub model: String,
+    /// A machine file or a built-in name.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub machine: String,
+    /// Use only this many devices.
+    #[arg(long, value_name = "N")]
+    pub devices: Option<u64>,
+    /// Sequences of an optimizer step.
+    #[arg(long, value_name = "N")]
+    pub global_batch: Option<u64>,
+    /// Tokens of a sequence; the model's longest when absent.
+    #[arg(long, value_name = "N")]
+    pub seq_len: Option<u64>,
+    /// Fix some degrees, such as tp=8,pp=2.
+    #[arg(long, value_name = "tp=8,pp=2", value_delimiter = ',')]
+    pub pin: Vec<String>,
+    /// Rows of the table.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+    /// What to rank by.
+    #[arg(long, value_enum, default_value = "step-time")]
+    pub objective: Objective,
+    /// Say why the first beats the second, and what was rejected.
+    #[arg(long)]
+    pub explain: bool,
+    /// Write the plan here as JSON.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to rank plans by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Objective {
+    /// Shortest optimizer step.
+    StepTime,
+    /// Least memory on the fullest device.
+    Memory,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// A plan written by `lapidary plan --json`.
+    pub plan: PathBuf,
+    /// The candidate to compare with; the second-best when absent.
+    #[arg(long, value_name = "NAME")]
+    pub vs: Option<String>,
+}
+
+/// Level of the simulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Streams as flows with rate and latency, PEs by class.
+    Flow,
+    /// Every word through its route; numbers are computed.
+    Event,
+}
+
+/// Arguments of `simulate`.
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// An artifact of `compile --target cg1-sim`, or a .wafer text.
+    pub artifact: PathBuf,
+    /// How closely to look.
+    #[arg(long, value_enum, default_value = "flow")]
+    pub level: Level,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Verbs of `models`.
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// Name, parameters and shape of each.
+    List {
+        /// Print as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// One model.
+    Show {
+        /// A model.toml, a Hugging Face folder or config.json, or a built-in name.
+        name: String,
+        /// Print as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Verbs of `machines`.
+#[derive(Debug, Subcommand)]
+pub enum Machines {
+    /// Name and summary of each.
+    List {
+        /// Print as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// One machine with every number's unit and source.
+    Show {
+        /// A machine file or a built-in name.
+        name: String,
+        /// Print as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,5 @@
+//! The command `lapidary`.
+
+fn main() -> std::process::ExitCode {
+    lapidary_cli::main()
+}

@@ -1,0 +1,25 @@
+//! `lapidary check`: every fault of a model file at once, and what became of each key of a foreign one.
+
+use super::print_json;
+use crate::failure::{Exit, Failure};
+use crate::{input, show};
+use lapidary_models::{Dims, Graph, Mode};
+
+/// Runs the verb.
+pub fn run(name: &str, json: bool) -> Result<(), Failure> {
+    let model = input::model(name)?;
+    let spec = &model.spec;
+    let graph = Graph::build(spec, Mode::Forward, Dims { batch: 1, seq: spec.max_seq, cached: 0 })
+        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{name}: {error}")))?;
+    if json {
+        return print_json(&serde_json::json!({
+            "schema": "lapidary/check", "version": 1, "model": spec.name, "ok": true,
+            "parameters": graph.parameters(), "import": model.import,
+        }));
+    }
+    if let Some(report) = &model.import {
+        println!("{report}");
+    }
+    println!("{}: ok, {} parameters", spec.name, show::count(graph.parameters()));
+    Ok(())
+}
