@@ -1,0 +1,115 @@
+#include "traits.h"
+
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/Diagnostics.h"
+#include "llvm/Support/MathExtras.h"
+
+#include <charconv>
+
+using namespace mlir;
+
+namespace lapidary {
+
+static LogicalResult unknownAttribute(Operation *op, StringAttr name) {
+  auto diagnostic = op->emitOpError("does not know the attribute '") << name.getValue() << "'";
+  auto known = op->getName().getAttributeNames();
+  if (!known.empty()) {
+    auto &note = diagnostic.attachNote() << "known attributes: ";
+    llvm::interleaveComma(known, note, [&](StringAttr attr) { note << attr.getValue(); });
+  }
+  return diagnostic;
+}
+
+static LogicalResult countable(Operation *op, Type type) {
+  auto tensor = dyn_cast<RankedTensorType>(type);
+  if (!tensor || !tensor.hasStaticShape())
+    return success();
+  int64_t elements = 1;
+  for (int64_t size : tensor.getShape()) {
+    if (size < 1)
+      return op->emitOpError("has a result with an empty axis: ") << tensor;
+    // 16 = room for the widest element in bytes, so that sizes in bytes fit as well.
+    if (llvm::MulOverflow(elements, size, elements) || elements > INT64_MAX / 16)
+      return op->emitOpError("has a result too large to count in 64 bits: ") << tensor;
+  }
+  return success();
+}
+
+LogicalResult verifyKnownAttributes(Operation *op) {
+  for (NamedAttribute attr : op->getDiscardableAttrs())
+    if (!attr.getName().strref().contains('.') || !attr.getNameDialect())
+      return unknownAttribute(op, attr.getName());
+  for (Type type : op->getResultTypes())
+    if (failed(countable(op, type)))
+      return failure();
+  return success();
+}
+
+LogicalResult Check::fail(const Twine &why) const { return emitOptionalError(loc, "'", op, "' op ", why); }
+
+FailureOr<RankedTensorType> Check::tensor(Value value, StringRef name) const {
+  auto type = dyn_cast<RankedTensorType>(value.getType());
+  if (!type || !type.hasStaticShape() || type.getRank() == 0) {
+    (void)emitOptionalError(loc, "'", op, "' op ", name, " must be a tensor of rank 1 or more with known sizes, found ",
+                            value.getType());
+    return failure();
+  }
+  return type;
+}
+
+FailureOr<RankedTensorType> Check::tensor(Value value, StringRef name, unsigned rank, StringRef dims) const {
+  auto type = dyn_cast<RankedTensorType>(value.getType());
+  if (!type || !type.hasStaticShape() || type.getRank() != rank) {
+    (void)emitOptionalError(loc, "'", op, "' op ", name, " must be a tensor ", dims, " with known sizes, found ",
+                            value.getType());
+    return failure();
+  }
+  return type;
+}
+
+LogicalResult Check::equal(const Twine &rule, const Twine &leftName, int64_t left, const Twine &rightName,
+                           int64_t right) const {
+  if (left == right)
+    return success();
+  return fail(rule + ": " + leftName + " = " + Twine(left) + " but " + rightName + " = " + Twine(right));
+}
+
+LogicalResult Check::divides(const Twine &leftName, int64_t left, const Twine &rightName, int64_t right) const {
+  if (left > 0 && right % left == 0)
+    return success();
+  return fail(leftName + " = " + Twine(left) + " does not divide " + rightName + " = " + Twine(right));
+}
+
+LogicalResult Check::sameElement(StringRef leftName, RankedTensorType left, StringRef rightName,
+                                 RankedTensorType right) const {
+  if (left.getElementType() == right.getElementType())
+    return success();
+  return emitOptionalError(loc, "'", op, "' op element types differ: ", leftName, " has ", left.getElementType(),
+                           " but ", rightName, " has ", right.getElementType());
+}
+
+LogicalResult Check::atLeast(StringRef name, int64_t value, int64_t least) const {
+  if (value >= least)
+    return success();
+  return fail(name + " must be at least " + Twine(least) + ", found " + Twine(value));
+}
+
+ParseResult parseNumber(OpAsmParser &parser, FloatAttr &number) {
+  double value;
+  if (parser.parseFloat(value))
+    return failure();
+  number = parser.getBuilder().getF64FloatAttr(value);
+  return success();
+}
+
+void printNumber(OpAsmPrinter &printer, Operation *, FloatAttr number) {
+  double value = number.getValueAsDouble();
+  if (!std::isfinite(value))
+    return printer.printAttributeWithoutType(number);
+  char buffer[32];
+  StringRef text(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr - buffer);
+  size_t exponent = std::min(text.find('e'), text.size());
+  printer << text.take_front(exponent) << (text.contains('.') ? "" : ".0") << text.drop_front(exponent);
+}
+
+} // namespace lapidary
