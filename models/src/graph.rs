@@ -92,12 +92,12 @@ pub struct Dims {
 impl Dims {
     /// Keys that a query may see: cached and new.
     pub const fn keys(&self) -> u64 {
-        self.cached + self.seq
+        self.cached.saturating_add(self.seq)
     }
 
     /// New tokens in all.
     pub const fn tokens(&self) -> u64 {
-        self.batch * self.seq
+        self.batch.saturating_mul(self.seq)
     }
 }
 
@@ -213,7 +213,8 @@ impl Graph {
 
     /// Number of learned values.
     pub fn parameters(&self) -> u64 {
-        self.params.iter().map(|p| p.ty.elements() * if p.per_layer { self.n_layers } else { 1 }).sum()
+        let count = |p: &Param| p.ty.elements().saturating_mul(if p.per_layer { self.n_layers } else { 1 });
+        self.params.iter().map(count).fold(0, u64::saturating_add)
     }
 }
 

@@ -4,14 +4,29 @@
 //! [`Op`]s with every dimension bound; each op knows its result shape and its [`Work`].
 
 pub mod build;
+pub mod builtin;
+pub mod check;
+mod document;
 pub mod dtype;
+pub mod fault;
 pub mod graph;
+pub mod import;
+mod load;
 pub mod op;
+mod read;
 pub mod spec;
+pub mod weights;
 pub mod work;
+mod write;
 
+pub use builtin::{BuiltinError, builtin, builtin_names, builtin_text};
+pub use check::{Violation, validate};
 pub use dtype::DType;
-pub use graph::{Dims, Function, Graph, Mode, Node, Param, TensorType, Value, ValueId};
+pub use fault::{Fault, FaultKind, Faults};
+pub use graph::{Dims, Function, Graph, GraphError, Mode, Node, Param, TensorType, Value, ValueId};
+pub use import::{Import, ImportEntry, ImportReport, ImportStatus, import_config};
+pub use load::parse_model;
 pub use op::Op;
 pub use spec::ModelSpec;
 pub use work::Work;
+pub use write::to_toml;

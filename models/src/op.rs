@@ -131,7 +131,7 @@ pub enum Op {
     Mask {
         /// Whether keys after the query are hidden.
         causal: bool,
-        /// Keys further back than this are hidden; 0 for none.
+        /// Keys with `query - key >= window` are hidden; 0 for none.
         window: u64,
         /// ALiBi's factor on the distances; absent without ALiBi.
         alibi: Option<f64>,

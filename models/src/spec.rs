@@ -4,6 +4,7 @@
 //! at its fields. Lengths are counts of elements.
 
 use crate::dtype::DType;
+use crate::graph::{Dims, Graph, Mode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -69,7 +70,7 @@ pub struct ModelSpec {
 
 /// Kind of normalisation over the last axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum NormKind {
     /// `x / sqrt(mean(x²) + eps) * weight`.
     Rms,
@@ -95,7 +96,7 @@ pub struct Norm {
 
 /// How the two halves of a block meet the residual stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum Residual {
     /// `x += attn(norm1(x)); x += mlp(norm2(x))`.
     #[default]
@@ -147,7 +148,7 @@ impl Activation {
 
 /// Which published matrix of a gated MLP goes through the activation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum GateHalf {
     /// The first (LLaMA's `gate_proj`).
     #[default]
@@ -186,7 +187,7 @@ pub struct Bias {
 
 /// How positions enter the model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Position {
     /// Not at all.
     None,
@@ -196,7 +197,7 @@ pub enum Position {
     Rope(Rope),
     /// A linear bias on the scores, by head.
     Alibi {
-        /// Extra factor on the distances (BTLM's `alibi_scaling`); 1 for none.
+        /// Factor on the distances: the inverse of BTLM's `alibi_scaling.factor`; 1 for none.
         #[serde(default = "one")]
         scaling: f64,
     },
@@ -204,7 +205,7 @@ pub enum Position {
 
 /// Which two dimensions rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum Pairing {
     /// `(i, i + rot_dims/2)`: LLaMA, GPT-NeoX.
     Half,
@@ -229,7 +230,7 @@ pub struct Rope {
 
 /// Change of RoPE's frequencies for contexts longer than trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RopeScaling {
     /// Unchanged.
     #[default]
@@ -285,7 +286,7 @@ impl RopeScaling {
 
 /// Factor on the attention scores.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum AttentionScale {
     /// `head_dim` to this power: -0.5 as usual, -1 for muP.
     HeadDimPower(f64),
@@ -299,7 +300,7 @@ pub enum AttentionScale {
 pub struct Attention {
     /// Factor on the scores.
     pub scale: AttentionScale,
-    /// Keys further back than this are masked; none when absent.
+    /// How many keys a query sees, itself included (`query - key < window`); all earlier ones when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<u64>,
 }
@@ -407,7 +408,7 @@ pub enum QkvLayout {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Weights {
-    /// Naming scheme: `llama`, `gpt_neox`, `gpt2`, `gptj`, `crystalcoder`, or `canonical`.
+    /// Naming scheme, one of [`crate::weights::scheme_names`].
     pub names: String,
     /// Order of the axes.
     pub layout: WeightLayout,
@@ -450,6 +451,14 @@ impl Default for DTypes {
 }
 
 impl ModelSpec {
+    /// Number of learned values; rows that pad the vocabulary count, a tied head does not count twice.
+    ///
+    /// Zero when the specification breaks a shape rule, which one past [`crate::validate`] does not.
+    pub fn parameters(&self) -> u64 {
+        let dims = Dims { batch: 1, seq: 1, cached: 0 };
+        Graph::build(self, Mode::Forward, dims).map_or(0, |graph| graph.parameters())
+    }
+
     /// Width of the concatenated query heads.
     pub fn q_width(&self) -> u64 {
         self.n_heads * self.head_dim

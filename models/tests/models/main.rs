@@ -1,0 +1,6 @@
+//! Tests of the models crate through its public door.
+
+mod builtins;
+mod graphs;
+mod imports;
+mod loading;
