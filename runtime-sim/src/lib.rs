@@ -1,6 +1,19 @@
 //! Wafer programs: their definition, checks and the cycle-approximate simulator.
 //!
 //! A [`program::WaferProgram`] is plain data: classes of processing elements (PEs), their memory, tasks and routes,
-//! and the streams of words that enter and leave at the edges of the wafer.
+//! and the streams of words that enter and leave at the edges of the wafer. [`check`] proves that it cannot fault the
+//! machine; [`event::simulate`] runs it word by word.
 
+pub mod check;
+pub mod collectives;
+pub mod event;
+pub mod fabric;
+mod lower;
+mod network;
+mod price;
 pub mod program;
+pub mod report;
+
+pub use check::{CheckError, Checked, check};
+pub use fabric::FabricSpec;
+pub use report::Report;

@@ -228,6 +228,15 @@ pub enum Dest {
         /// How elements are encoded in words.
         wire: Wire,
     },
+    /// Like [`Dest::Out`], and the last word carries a command for the switches it leaves; it arrives as data.
+    OutThen {
+        /// The colour written.
+        colour: Colour,
+        /// How elements are encoded in words.
+        wire: Wire,
+        /// What the last word does to switches.
+        then: Command,
+    },
 }
 
 /// A data structure descriptor over memory: element `(i0, i1, ..)` of the op is `buffer[at + sum i_k * strides[k]]`.

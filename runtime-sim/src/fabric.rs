@@ -1,0 +1,150 @@
+//! What a wafer's fabric and PEs can do per cycle: the numbers behind every price rule of the simulator.
+
+use crate::program::OpKind;
+use serde::{Deserialize, Serialize};
+
+/// Figures of one kind of wafer. Cycles are the truth; the clock only turns them into seconds.
+///
+/// Sources are given per field; "assumed" marks figures without a printed value, which are calibrated against
+/// published measurements and must be listed in reports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FabricSpec {
+    /// Name of the wafer, for reports.
+    pub name: String,
+    /// Largest usable width in PEs.
+    pub max_width: u32,
+    /// Largest usable height in PEs.
+    pub max_height: u32,
+    /// Clock in hertz.
+    pub clock_hz: f64,
+    /// Memory of a PE in bytes.
+    pub sram_bytes: u32,
+    /// Memory banks of a PE; a bank is a contiguous `sram_bytes / banks`.
+    pub banks: u32,
+    /// Routable colours.
+    pub colours: u8,
+    /// Switch positions per colour and router.
+    pub switch_positions: usize,
+    /// Cycles for a word from one router to the next.
+    pub hop_cycles: u32,
+    /// Cycles for a word between a processor and its router, each way (T_R).
+    pub ramp_cycles: u32,
+    /// Words per cycle over one link, one direction.
+    pub link_words_per_cycle: u32,
+    /// Words that the queue from processor to router holds, per colour.
+    pub queue_out: u32,
+    /// Words that a router holds per colour and hop.
+    pub queue_hop: u32,
+    /// Words that the queue from router to processor holds, per colour.
+    pub queue_in: u32,
+    /// Elements per cycle when all operands are 16-bit.
+    pub simd_half: u32,
+    /// Elements per cycle when sources are 16-bit and only the accumulator or destination is f32.
+    pub simd_mixed: u32,
+    /// Elements per cycle when a source is f32.
+    pub simd_single: u32,
+    /// Factor on the time of an op whose two memory sources lie in conflicting banks.
+    pub bank_conflict_factor: u32,
+    /// Cycles before the first element of an op without a streaming fabric operand. From `@fmuls`: n + 6.
+    pub op_issue: u32,
+    /// Cycles before the first element of an op with a streaming fabric operand. Assumed hidden: microthreads are set
+    /// up before their data arrive.
+    pub stream_issue: u32,
+    /// Cycles to start a data, control or local task. Assumed.
+    pub task_activation: u32,
+    /// Cycles per element of functions that are not one datapath operation. Assumed.
+    pub function_cycles: FunctionCycles,
+    /// Words per cycle that may enter the whole wafer from the host, and as many that may leave.
+    pub host_words_per_cycle: f64,
+}
+
+/// Cycles per element of each function without a datapath operation of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionCycles {
+    /// `exp`.
+    pub exp: u32,
+    /// `log`.
+    pub log: u32,
+    /// `recip`.
+    pub recip: u32,
+    /// `sqrt`.
+    pub sqrt: u32,
+    /// `rsqrt`.
+    pub rsqrt: u32,
+    /// `tanh`.
+    pub tanh: u32,
+    /// `erf`.
+    pub erf: u32,
+}
+
+impl FunctionCycles {
+    /// Cycles per element if `kind` is such a function.
+    pub const fn of(&self, kind: OpKind) -> Option<u32> {
+        match kind {
+            OpKind::Exp => Some(self.exp),
+            OpKind::Log => Some(self.log),
+            OpKind::Recip => Some(self.recip),
+            OpKind::Sqrt => Some(self.sqrt),
+            OpKind::Rsqrt => Some(self.rsqrt),
+            OpKind::Tanh => Some(self.tanh),
+            OpKind::Erf => Some(self.erf),
+            _ => None,
+        }
+    }
+}
+
+impl FabricSpec {
+    /// The WSE-2 with the figures of the SDK documentation and the IEEE Micro article (1.1 GHz); unprinted overheads
+    /// as documented on the fields.
+    pub fn wse2() -> Self {
+        FabricSpec {
+            name: "wse2".into(),
+            max_width: 750,
+            max_height: 994,
+            clock_hz: 1.1e9,
+            sram_bytes: 48 * 1024,
+            banks: 8,
+            colours: 24,
+            switch_positions: 4,
+            hop_cycles: 1,
+            ramp_cycles: 2,
+            link_words_per_cycle: 1,
+            queue_out: 2,
+            queue_hop: 2,
+            queue_in: 4,
+            simd_half: 4,
+            simd_mixed: 2,
+            simd_single: 1,
+            bank_conflict_factor: 2,
+            op_issue: 6,
+            stream_issue: 0,
+            task_activation: 8,
+            function_cycles: FunctionCycles {
+                exp: 16,
+                log: 16,
+                recip: 8,
+                sqrt: 16,
+                rsqrt: 16,
+                tanh: 24,
+                erf: 24,
+            },
+            host_words_per_cycle: 150e9 / 4.0 / 1.1e9,
+        }
+    }
+
+    /// Bank that holds byte `offset`.
+    pub fn bank(&self, offset: u32) -> u32 {
+        offset / (self.sram_bytes / self.banks.max(1)).max(1)
+    }
+
+    /// Seconds that `cycles` take.
+    pub fn seconds(&self, cycles: u64) -> f64 {
+        cycles as f64 / self.clock_hz
+    }
+}
+
+impl Default for FabricSpec {
+    fn default() -> Self {
+        FabricSpec::wse2()
+    }
+}

@@ -1,0 +1,418 @@
+//! Classes in the form that the simulator executes: names resolved to numbers, loops flattened to jumps.
+
+use crate::fabric::FabricSpec;
+use crate::price::{Price, price, ramp_words};
+use crate::program::{
+    Affine, Class, Colour, Command, Dest, OpKind, Operand, Port, Slice, Stmt, Trigger, Var, VectorOp,
+    WaferProgram, Wire,
+};
+use lapidary_models::dtype::DType;
+
+/// Deepest nesting of loops.
+pub const MAX_DEPTH: usize = 6;
+
+/// What an affine expression of code may depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Env {
+    /// Column of the PE.
+    pub x: i64,
+    /// Row of the PE.
+    pub y: i64,
+    /// Earlier activations of the running task.
+    pub turn: i64,
+    /// Loop counters by depth.
+    pub loops: [i64; MAX_DEPTH],
+}
+
+/// An [`Affine`] with its coefficients by position.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Linear {
+    base: i64,
+    x: i64,
+    y: i64,
+    turn: i64,
+    loops: [i64; MAX_DEPTH],
+    /// Coefficients of quotients: of x or not, divisor, coefficient.
+    quotients: Vec<(bool, i64, i64)>,
+    varies: bool,
+}
+
+impl Linear {
+    /// The value at `env`.
+    pub fn at(&self, env: &Env) -> i64 {
+        if !self.varies {
+            return self.base;
+        }
+        let loops: i64 = self.loops.iter().zip(&env.loops).map(|(c, v)| c * v).sum();
+        let quotient =
+            |(of_x, n, c): &(bool, i64, i64)| c * (if *of_x { env.x } else { env.y }).div_euclid(*n);
+        let quotients: i64 = self.quotients.iter().map(quotient).sum();
+        self.base + self.x * env.x + self.y * env.y + self.turn * env.turn + loops + quotients
+    }
+
+    /// Whether the value depends on a loop counter or on the task's turn.
+    pub fn varies_in_time(&self) -> bool {
+        self.turn != 0 || self.loops.iter().any(|&c| c != 0)
+    }
+
+    /// Whether the value depends on the counter of the loop at `depth`.
+    pub fn uses_loop(&self, depth: usize) -> bool {
+        self.loops[depth] != 0
+    }
+
+    /// Whether the value depends on the PE's column, row.
+    pub fn uses_place(&self) -> (bool, bool) {
+        let over = |x: bool| self.quotients.iter().any(|q| q.0 == x);
+        (self.x != 0 || over(true), self.y != 0 || over(false))
+    }
+}
+
+impl From<&Affine> for Linear {
+    fn from(a: &Affine) -> Self {
+        let mut out = Linear { base: a.base, varies: !a.terms.is_empty(), ..Linear::default() };
+        for (var, c) in &a.terms {
+            match var {
+                Var::X => out.x = *c,
+                Var::Y => out.y = *c,
+                Var::Turn => out.turn = *c,
+                Var::Loop(d) if usize::from(*d) < MAX_DEPTH => out.loops[usize::from(*d)] = *c,
+                Var::XOver(n) => out.quotients.push((true, i64::from(*n).max(1), *c)),
+                Var::YOver(n) => out.quotients.push((false, i64::from(*n).max(1), *c)),
+                Var::Loop(_) | Var::Dim(_) => {}
+            }
+        }
+        out
+    }
+}
+
+/// A slice with its buffer resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoweredSlice {
+    /// First byte of the buffer.
+    pub buffer_offset: u32,
+    /// Elements of the buffer.
+    pub elements: u32,
+    /// Element type.
+    pub dtype: DType,
+    /// First element.
+    pub at: Linear,
+    /// Strides per dimension; empty means contiguous.
+    pub strides: Vec<i64>,
+}
+
+/// A resolved source operand.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// Elements of memory.
+    Mem(LoweredSlice),
+    /// A stream, by index of the class's inputs.
+    In { slot: usize, wire: Wire },
+    /// One word, by index of the class's inputs.
+    Scalar { slot: usize, wire: Wire },
+    /// The word that triggered the task.
+    Trigger { wire: Wire },
+    /// A number.
+    Const(f32),
+}
+
+impl Source {
+    /// Element type, if it has one of its own.
+    pub fn dtype(&self) -> Option<DType> {
+        match self {
+            Source::Mem(s) => Some(s.dtype),
+            Source::In { wire, .. } | Source::Scalar { wire, .. } | Source::Trigger { wire } => {
+                Some(wire.dtype())
+            }
+            Source::Const(_) => None,
+        }
+    }
+
+    /// The slice, if it is one.
+    pub fn slice(&self) -> Option<&LoweredSlice> {
+        match self {
+            Source::Mem(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// Slot and wire, if it is a stream.
+    pub fn stream(&self) -> Option<(usize, Wire)> {
+        match self {
+            Source::In { slot, wire } => Some((*slot, *wire)),
+            _ => None,
+        }
+    }
+}
+
+/// A resolved destination.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sink {
+    /// Elements of memory.
+    Mem(LoweredSlice),
+    /// Words sent, by index of the class's outputs.
+    Out { slot: usize, wire: Wire, then: Option<Command> },
+}
+
+impl Sink {
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Sink::Mem(s) => s.dtype,
+            Sink::Out { wire, .. } => wire.dtype(),
+        }
+    }
+}
+
+/// A resolved vector operation with its price.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoweredOp {
+    /// Function per element.
+    pub kind: OpKind,
+    /// Where results go.
+    pub dst: Sink,
+    /// Operands.
+    pub src: Vec<Source>,
+    /// Lengths.
+    pub dims: Vec<Linear>,
+    /// Whether elements must be computed strictly one after the other.
+    pub sequential: bool,
+    /// What it costs.
+    pub price: Price,
+}
+
+impl LoweredOp {
+    /// Elements moved together: the lanes of the widest wire.
+    pub fn step(&self) -> u32 {
+        let sources = self.src.iter().filter_map(Source::stream).map(|(_, wire)| wire.lanes());
+        let out = match &self.dst {
+            Sink::Out { wire, .. } => wire.lanes(),
+            Sink::Mem(_) => 1,
+        };
+        sources.chain([out]).max().unwrap_or(1)
+    }
+
+    /// Whether it reads or writes a stream of words element by element.
+    pub fn streams(&self) -> bool {
+        matches!(self.dst, Sink::Out { .. }) || self.src.iter().any(|s| s.stream().is_some())
+    }
+
+    /// Number of elements at `env`.
+    pub fn elements(&self, env: &Env) -> u64 {
+        self.dims.iter().map(|d| d.at(env).max(0) as u64).product()
+    }
+}
+
+/// One flattened step of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Instr {
+    /// A vector operation.
+    Op(LoweredOp),
+    /// Vector operations side by side.
+    Par(Vec<LoweredOp>),
+    /// Head of a loop; `end` is the index of its [`Instr::Next`].
+    Loop { depth: usize, count: Linear, end: usize },
+    /// End of the loop whose head is at `head`.
+    Next { depth: usize, head: usize },
+    /// Sends a control word.
+    Control { slot: usize, command: Command },
+    /// Lets a local task run once more.
+    Activate(usize),
+    /// Enters a phase.
+    Phase(usize),
+    /// End of the task.
+    End,
+}
+
+/// A task in executable form.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoweredTask {
+    /// What starts it.
+    pub trigger: Trigger,
+    /// Input slot of the trigger's colour.
+    pub slot: usize,
+    /// How often it runs.
+    pub times: Linear,
+    /// Flattened body.
+    pub code: Vec<Instr>,
+}
+
+/// A class in executable form.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoweredClass {
+    /// Name, for messages.
+    pub name: String,
+    /// Colours that reach the ramp, ascending: the input slots.
+    pub inputs: Vec<Colour>,
+    /// Colours that leave through the ramp, ascending: the output slots.
+    pub outputs: Vec<Colour>,
+    /// Tasks in order.
+    pub tasks: Vec<LoweredTask>,
+    /// Bytes of memory in use.
+    pub memory: u32,
+}
+
+/// Lowers all classes of a program that passed the checker's naming rules; unknown names are skipped.
+pub fn lower(program: &WaferProgram, spec: &FabricSpec) -> Vec<LoweredClass> {
+    program.classes.iter().map(|class| lower_class(program, class, spec)).collect()
+}
+
+/// Colours with a position that satisfies `wanted`, ascending.
+fn colours(class: &Class, wanted: impl Fn(&crate::program::Position) -> bool) -> Vec<Colour> {
+    class.routes.iter().filter(|(_, r)| r.positions.iter().any(&wanted)).map(|(c, _)| *c).collect()
+}
+
+/// Colours that reach the ramp of a class: its input slots.
+pub fn input_colours(class: &Class) -> Vec<Colour> {
+    colours(class, |p| p.to.contains(&Port::Ramp))
+}
+
+/// Colours that a class sends: its output slots.
+pub fn output_colours(class: &Class) -> Vec<Colour> {
+    colours(class, |p| p.from == Port::Ramp)
+}
+
+fn lower_class(program: &WaferProgram, class: &Class, spec: &FabricSpec) -> LoweredClass {
+    let (inputs, outputs) = (input_colours(class), output_colours(class));
+    let memory = class.buffers.values().map(|b| b.offset + b.bytes() as u32).max().unwrap_or(0);
+    let mut out = LoweredClass { name: class.name.clone(), inputs, outputs, tasks: Vec::new(), memory };
+    for task in &class.tasks {
+        let (colour, wire) = match task.trigger {
+            Trigger::Data { colour, wire } => (Some(colour), wire),
+            Trigger::Control { colour } => (Some(colour), Wire::F32),
+            Trigger::Start | Trigger::Local => (None, Wire::F32),
+        };
+        let slot = colour.and_then(|c| out.inputs.binary_search(&c).ok()).unwrap_or(0);
+        let mut cx =
+            Cx { program, class, inputs: &out.inputs, outputs: &out.outputs, wire, spec, code: Vec::new() };
+        cx.statements(&task.body, 0);
+        cx.code.push(Instr::End);
+        let code = cx.code;
+        out.tasks.push(LoweredTask { trigger: task.trigger, slot, times: (&task.times).into(), code });
+    }
+    out
+}
+
+struct Cx<'a> {
+    program: &'a WaferProgram,
+    class: &'a Class,
+    inputs: &'a [Colour],
+    outputs: &'a [Colour],
+    wire: Wire,
+    spec: &'a FabricSpec,
+    code: Vec<Instr>,
+}
+
+impl Cx<'_> {
+    fn statements(&mut self, body: &[Stmt], depth: usize) {
+        for stmt in body {
+            self.statement(stmt, depth);
+        }
+    }
+
+    fn statement(&mut self, stmt: &Stmt, depth: usize) {
+        match stmt {
+            Stmt::Op(op) => {
+                if let Some(op) = self.group(std::slice::from_ref(op)).pop() {
+                    self.code.push(Instr::Op(op));
+                }
+            }
+            Stmt::Par(ops) => {
+                let ops = self.group(ops);
+                self.code.push(Instr::Par(ops));
+            }
+            Stmt::Loop { count, body } => self.repeat(count, body, depth),
+            Stmt::Control { colour, command } => {
+                let slot = self.outputs.binary_search(colour).unwrap_or(0);
+                self.code.push(Instr::Control { slot, command: *command });
+            }
+            Stmt::Activate(name) => {
+                if let Some(task) = self.class.tasks.iter().position(|t| &t.name == name) {
+                    self.code.push(Instr::Activate(task));
+                }
+            }
+            Stmt::Phase(name) => {
+                if let Some(phase) = self.program.phases.iter().position(|p| p == name) {
+                    self.code.push(Instr::Phase(phase));
+                }
+            }
+        }
+    }
+
+    fn repeat(&mut self, count: &Affine, body: &[Stmt], depth: usize) {
+        let head = self.code.len();
+        let depth = depth.min(MAX_DEPTH - 1);
+        self.code.push(Instr::Loop { depth, count: count.into(), end: 0 });
+        self.statements(body, depth + 1);
+        let last = self.code.len();
+        self.code.push(Instr::Next { depth, head });
+        if let Instr::Loop { end, .. } = &mut self.code[head] {
+            *end = last;
+        }
+    }
+
+    /// Lowers ops that run side by side and prices them together, because they share the ramp.
+    fn group(&self, ops: &[VectorOp]) -> Vec<LoweredOp> {
+        let mut lowered: Vec<LoweredOp> = ops.iter().filter_map(|op| self.op(op)).collect();
+        let words: Vec<(u32, u32)> = lowered.iter().map(ramp_words).collect();
+        let (words_in, words_out) = words.iter().fold((0, 0), |sum, w| (sum.0 + w.0, sum.1 + w.1));
+        for op in &mut lowered {
+            op.price = price(op, words_in, words_out, self.spec);
+        }
+        lowered
+    }
+
+    fn op(&self, op: &VectorOp) -> Option<LoweredOp> {
+        let dst = match &op.dst {
+            Dest::Mem(slice) => Sink::Mem(self.slice(slice)?),
+            Dest::Out { colour, wire } => self.out(*colour, *wire, None)?,
+            Dest::OutThen { colour, wire, then } => self.out(*colour, *wire, Some(*then))?,
+        };
+        let src = op.src.iter().map(|s| self.source(s)).collect::<Option<Vec<_>>>()?;
+        let sequential = is_sequential(&dst, &src, op.dims.len());
+        let price = Price { issue: 0, step: 1, step_cycles: 1, num: 1, den: 1 };
+        Some(LoweredOp {
+            kind: op.kind,
+            dst,
+            src,
+            dims: op.dims.iter().map(Linear::from).collect(),
+            sequential,
+            price,
+        })
+    }
+
+    fn out(&self, colour: Colour, wire: Wire, then: Option<Command>) -> Option<Sink> {
+        Some(Sink::Out { slot: self.outputs.binary_search(&colour).ok()?, wire, then })
+    }
+
+    fn source(&self, operand: &Operand) -> Option<Source> {
+        let slot = |colour: &Colour| self.inputs.binary_search(colour).ok();
+        Some(match operand {
+            Operand::Mem(slice) => Source::Mem(self.slice(slice)?),
+            Operand::In { colour, wire } => Source::In { slot: slot(colour)?, wire: *wire },
+            Operand::Scalar { colour, wire } => Source::Scalar { slot: slot(colour)?, wire: *wire },
+            Operand::Trigger => Source::Trigger { wire: self.wire },
+            Operand::Const(v) => Source::Const(*v),
+        })
+    }
+
+    fn slice(&self, slice: &Slice) -> Option<LoweredSlice> {
+        let buffer = self.class.buffers.get(&slice.buffer)?;
+        Some(LoweredSlice {
+            buffer_offset: buffer.offset,
+            elements: buffer.elements,
+            dtype: buffer.dtype,
+            at: (&slice.at).into(),
+            strides: slice.strides.clone(),
+        })
+    }
+}
+
+/// Whether a store of one element may be read by a later one, so that elements cannot be computed all at once.
+fn is_sequential(dst: &Sink, src: &[Source], dims: usize) -> bool {
+    let Sink::Mem(dst) = dst else { return false };
+    let contiguous = dst.strides.is_empty() || (dims == 1 && dst.strides[0] != 0);
+    let same_buffer = |s: &&LoweredSlice| s.buffer_offset == dst.buffer_offset;
+    let reads = || src.iter().filter_map(Source::slice).filter(same_buffer);
+    let differs = reads().any(|s| s != dst);
+    differs || (!contiguous && reads().next().is_some())
+}
