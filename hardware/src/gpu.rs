@@ -41,6 +41,11 @@ impl Precision {
         ("int8", Precision::Int8),
     ];
 
+    /// Its name in machine files.
+    pub fn name(self) -> &'static str {
+        Precision::NAMES.iter().find(|(_, precision)| *precision == self).map_or("", |(name, _)| name)
+    }
+
     /// The arithmetic of matrix products of this element type.
     pub const fn of(dtype: DType) -> Precision {
         match dtype {

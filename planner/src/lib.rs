@@ -1,1 +1,31 @@
-//! How to spread a model over a machine: search space, memory, schedule, score, explanation.
+//! Ranks plans: search space, memory, price, explanation.
+//!
+//! [`plan`] looks at every way to train a model on a machine, asks a [`CostModel`] for the time of each and
+//! this crate's memory account for what it takes, and returns a [`PlanDocument`] with the best, the
+//! baselines a user knows, and every rejected kind of plan with its reason. [`explain`] sets two side by side.
+
+pub mod answer;
+pub mod assumption;
+pub mod backward;
+mod baseline;
+pub mod cost;
+pub mod document;
+pub mod explain;
+pub mod kernels;
+pub mod memory;
+pub mod plan;
+pub mod rank;
+pub mod recipe;
+pub mod request;
+mod search;
+pub mod wafer;
+
+pub use answer::plan;
+pub use assumption::Assumption;
+pub use cost::roofline::{Roofline, Term};
+pub use cost::{Bound, Cost, CostModel, GpuCase};
+pub use document::{Candidate, Counts, Inputs, Nearest, PlanDocument};
+pub use explain::{Difference, Explanation, explain};
+pub use plan::{Degrees, GpuPlan, Recompute, Sharding, WaferMode, WaferPlan};
+pub use recipe::Recipe;
+pub use request::{Objective, Pins, PlanError, PlanRequest};

@@ -83,10 +83,10 @@ mod tests {
     }
 
     #[test]
-    fn one_layer_of_crystalcoder_enters_in_under_three_milliseconds() {
+    fn four_hundred_megabytes_enter_in_under_three_milliseconds() {
         let cs2 = machine("cs2").unwrap();
         let links = cs2.wafer().unwrap().ingress.as_ref().unwrap();
-        let time = ingress(links, Bytes(4.0 * 201_400_000.0 / 2.0));
+        let time = ingress(links, Bytes(403e6));
         assert!((time.0 - 2.7e-3).abs() < 1e-4, "{time}");
     }
 

@@ -1,0 +1,341 @@
+//! From a request to a document: what is kept, how it is named, and what would help where nothing fits.
+
+use crate::assumption::{Assumption, of_machine};
+use crate::baseline::{baselines, names};
+use crate::cost::{CostModel, pipeline_share};
+use crate::document::{Candidate, Counts, Inputs, Nearest, PlanDocument, SCHEMA, VERSION};
+use crate::kernels::kernels;
+use crate::plan::{Degrees, GpuPlan};
+use crate::recipe::Recipe;
+use crate::request::{Batch, DEFAULT_BATCH_TOKENS, PlanError, PlanRequest};
+use crate::search::{Evaluated, Space, Verdict};
+use crate::wafer::price::busy_share;
+use lapidary_hardware::{Bytes, HardwareSpec, Precision};
+use lapidary_models::{Dims, Graph, Mode, ModelSpec};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many times as many devices are tried where nothing fits.
+const GROWTH: [u64; 6] = [2, 4, 8, 16, 32, 64];
+/// A pipeline that idles longer than this share of the step is worth a warning.
+const BUBBLE_WARNING: f64 = 0.1;
+
+/// Ranks every plan of a request.
+///
+/// # Errors
+/// [`PlanError`] for inputs that cannot be planned for. A model that fits nowhere is no error: then `chosen`
+/// is absent and `nearest` says what would help.
+pub fn plan(request: &PlanRequest<'_>, cost_model: &dyn CostModel) -> Result<PlanDocument, PlanError> {
+    let (machine, batch) = request.resolve()?;
+    check_arithmetic(&machine, request.model)?;
+    let space = space(request, &machine, batch, cost_model);
+    let ranked = space.search(request.objective);
+    let answer = Answer::new(request, &machine, batch, cost_model, &ranked);
+    answer.document()
+}
+
+fn space<'a>(
+    request: &PlanRequest<'a>,
+    machine: &'a HardwareSpec,
+    batch: Batch,
+    cost_model: &'a dyn CostModel,
+) -> Space<'a> {
+    let all_devices = request.devices.is_some();
+    Space { machine, model: request.model, batch, cost_model, recipe: &Recipe::MIXED, all_devices }
+}
+
+/// The arithmetic that a plan's peak and prices are taken from.
+fn precision(machine: &HardwareSpec, model: &ModelSpec) -> Precision {
+    if machine.wafer().is_some() { Precision::Mixed } else { Precision::of(model.dtype.compute) }
+}
+
+fn check_arithmetic(machine: &HardwareSpec, model: &ModelSpec) -> Result<(), PlanError> {
+    let wanted = precision(machine, model);
+    let also = if machine.wafer().is_some() { Precision::Fp32 } else { wanted };
+    match [wanted, also].into_iter().find(|precision| machine.device.peak(*precision).is_none()) {
+        None => Ok(()),
+        Some(lacking) => Err(PlanError::Arithmetic {
+            device: machine.device.product().to_string(),
+            precision: lacking.name().to_string(),
+        }),
+    }
+}
+
+struct Answer<'a> {
+    request: &'a PlanRequest<'a>,
+    machine: &'a HardwareSpec,
+    batch: Batch,
+    cost_model: &'a dyn CostModel,
+    ranked: &'a [Evaluated],
+    allowed: Vec<usize>,
+    names: Vec<String>,
+    baselines: BTreeMap<usize, &'static str>,
+    sequence_flops: f64,
+    parameters: u64,
+}
+
+impl<'a> Answer<'a> {
+    fn new(
+        request: &'a PlanRequest<'a>,
+        machine: &'a HardwareSpec,
+        batch: Batch,
+        cost_model: &'a dyn CostModel,
+        ranked: &'a [Evaluated],
+    ) -> Answer<'a> {
+        let allows = |plan: &Evaluated| match plan.verdict {
+            Verdict::Impossible(_) => request.pins.allow_degrees(&plan.degrees),
+            _ => request.pins.allow(&plan.degrees),
+        };
+        let allowed = (0..ranked.len()).filter(|index| allows(&ranked[*index])).collect();
+        let (sequence_flops, parameters) = model_work(request.model, batch.seq_len);
+        let baselines = baselines(machine, ranked);
+        let names = names(ranked);
+        Answer {
+            request,
+            machine,
+            batch,
+            cost_model,
+            ranked,
+            allowed,
+            names,
+            baselines,
+            sequence_flops,
+            parameters,
+        }
+    }
+
+    fn document(&self) -> Result<PlanDocument, PlanError> {
+        if self.allowed.is_empty() {
+            return Err(PlanError::Empty {
+                pins: self.request.pins.to_string(),
+                reason: self.no_pin_reason(),
+            });
+        }
+        let best = self.allowed.first().copied().filter(|index| self.ranked[*index].feasible());
+        let feasible = self.allowed.iter().filter(|index| self.ranked[**index].feasible()).count() as u64;
+        let evaluated = self.allowed.len() as u64;
+        Ok(PlanDocument {
+            schema: SCHEMA.to_string(),
+            version: VERSION,
+            cost_model: self.cost_model.name().to_string(),
+            inputs: self.inputs(),
+            chosen: best.map(|index| self.names[index].clone()),
+            counts: Counts { evaluated, feasible, rejected: evaluated - feasible },
+            candidates: self.kept().into_iter().map(|index| self.candidate(index)).collect(),
+            nearest: if best.is_none() { Some(self.nearest()) } else { None },
+            pin_loss_pct: best.and_then(|index| self.pin_loss(index)),
+            warnings: best.map(|index| self.warnings(index)).unwrap_or_default(),
+            assumptions: self.assumptions(),
+        })
+    }
+
+    fn no_pin_reason(&self) -> String {
+        let (devices, global) = (self.machine.devices(), self.batch.global);
+        match self.machine.wafer() {
+            Some(_) => format!(
+                "systems, micro-batch and accumulation multiply to the global batch of {global} on at most {devices} systems"
+            ),
+            None => format!(
+                "tp, pp and dp multiply to {devices} devices, and a micro-batch divides {global} / dp sequences"
+            ),
+        }
+    }
+
+    fn assumptions(&self) -> Vec<Assumption> {
+        let mut list = Vec::new();
+        if self.request.global_batch.is_none() {
+            let source = "Llama 2 (arXiv 2307.09288, section 2.2), rounded up to a multiple of the devices";
+            list.push(Assumption::new("default-batch", DEFAULT_BATCH_TOKENS as f64, "tokens", source));
+        }
+        list.extend(self.cost_model.assumptions(self.machine));
+        list.extend(Recipe::MIXED.state_assumptions());
+        if self.machine.gpu().is_some() {
+            list.extend(Recipe::MIXED.traffic_assumptions());
+        }
+        let wanted = precision(self.machine, self.request.model);
+        let peak = format!("device.peak.{}", wanted.name());
+        list.extend(of_machine(self.machine, &peak));
+        list
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs {
+            model: self.request.model.name.clone(),
+            parameters: self.parameters,
+            machine: self.machine.name.clone(),
+            device: self.machine.device.product().to_string(),
+            devices: self.machine.devices(),
+            devices_per_node: self.machine.node.devices,
+            global_batch: self.batch.global,
+            seq_len: self.batch.seq_len,
+            objective: self.request.objective,
+            pins: self.request.pins.clone(),
+        }
+    }
+
+    /// The best feasible candidates, the baselines, and of degrees without a feasible plan the nearest one.
+    fn kept(&self) -> Vec<usize> {
+        let top = self.request.top.unwrap_or(usize::MAX);
+        let feasible = self.allowed.iter().copied().filter(|index| self.ranked[*index].feasible());
+        let mut kept: BTreeSet<usize> = feasible.take(top).collect();
+        kept.extend(self.baselines.keys());
+        let mut seen: BTreeSet<String> = BTreeSet::new();
+        for index in self.allowed.iter().copied() {
+            let first_of_its_degrees = seen.insert(self.degrees_key(index));
+            let rejected = !self.ranked[index].feasible();
+            if rejected && (first_of_its_degrees || self.request.top.is_none()) {
+                kept.insert(index);
+            }
+        }
+        kept.into_iter().collect()
+    }
+
+    fn degrees_key(&self, index: usize) -> String {
+        match self.ranked[index].degrees {
+            Degrees::Gpu(plan) => plan.tag(),
+            Degrees::Wafer(plan) => format!("{} {}", plan.systems, plan.mode.name()),
+        }
+    }
+
+    fn candidate(&self, index: usize) -> Candidate {
+        let plan = &self.ranked[index];
+        let time = plan.cost.as_ref().map(|cost| cost.time().0);
+        let wafer = matches!(plan.degrees, Degrees::Wafer(_));
+        let busy = plan.cost.as_ref().filter(|_| wafer).map(busy_share);
+        let terms = plan.cost.iter().flat_map(|cost| &cost.terms);
+        Candidate {
+            name: self.names[index].clone(),
+            baseline: self.baselines.get(&index).map(|name| name.to_string()),
+            degrees: plan.degrees,
+            step_time_s: time,
+            tokens_per_s: time.map(|time| self.batch.tokens() / time),
+            mfu: time.map(|time| self.mfu(plan, time)),
+            busy_share: busy,
+            memory_bytes: plan
+                .memory
+                .0
+                .iter()
+                .map(|(name, bytes)| (name.to_string(), whole(*bytes)))
+                .collect(),
+            memory_total_bytes: plan.memory.0.values().map(|bytes| whole(*bytes)).sum(),
+            memory_capacity_bytes: whole(self.machine.device.memory()),
+            terms_s: terms.map(|(name, (_, seconds))| (name.to_string(), seconds.0)).collect(),
+            bound_by: plan.cost.as_ref().map(|cost| cost.bound().name().to_string()),
+            rejected_by: self.rejection(plan),
+            smallest_change: self.smallest_change(plan),
+        }
+    }
+
+    fn mfu(&self, plan: &Evaluated, time: f64) -> f64 {
+        let devices = match plan.degrees {
+            Degrees::Gpu(plan) => plan.world(),
+            Degrees::Wafer(plan) => plan.systems,
+        };
+        let peak = self.machine.device.peak(precision(self.machine, self.request.model));
+        let peak = peak.map_or(f64::INFINITY, |peak| peak.0) * devices as f64;
+        self.sequence_flops * self.batch.global as f64 / (peak * time)
+    }
+
+    fn rejection(&self, plan: &Evaluated) -> Option<String> {
+        match &plan.verdict {
+            Verdict::Feasible => None,
+            Verdict::Impossible(reason) => Some(reason.clone()),
+            Verdict::Over(over) => {
+                let (class, bytes) = plan.memory.largest();
+                let (total, capacity) = (plan.memory.total(), self.machine.device.memory());
+                let (bytes, total, over, capacity) = (gib(bytes), gib(total), gib(*over), gib(capacity));
+                Some(format!(
+                    "memory: {total} is {over} over the {capacity} of a device; {class} is the largest part with {bytes}"
+                ))
+            }
+        }
+    }
+
+    /// The feasible plan with the fewest other decisions, as those decisions; pinned ones stay.
+    fn smallest_change(&self, plan: &Evaluated) -> Option<String> {
+        if !matches!(plan.verdict, Verdict::Over(_)) {
+            return None;
+        }
+        let own = plan.degrees.settings();
+        let feasible = self.allowed.iter().map(|index| &self.ranked[*index]).filter(|other| other.feasible());
+        let changes = |other: &Evaluated| -> Vec<String> {
+            let pairs = own.iter().zip(other.degrees.settings());
+            let differ = pairs.filter(|((_, from), (_, to))| from != to);
+            differ.map(|((name, from), (_, to))| format!("{name} {to} instead of {from}")).collect()
+        };
+        feasible.map(changes).min_by_key(Vec::len).map(|changes| changes.join(", "))
+    }
+
+    fn pin_loss(&self, index: usize) -> Option<f64> {
+        if self.request.pins.is_empty() {
+            return None;
+        }
+        let time = |index: usize| self.ranked[index].cost.as_ref().map(|cost| cost.time().0);
+        Some((time(index)? / time(0)? - 1.0) * 100.0)
+    }
+
+    fn warnings(&self, index: usize) -> Vec<String> {
+        let (plan, mut warnings) = (&self.ranked[index], Vec::new());
+        if let Degrees::Gpu(GpuPlan { tp, .. }) = plan.degrees
+            && tp > self.machine.node.devices
+        {
+            let per_node = self.machine.node.devices;
+            warnings.push(format!("tensor parallelism over {tp} ranks leaves nodes of {per_node}"));
+        }
+        let bubble = plan.cost.as_ref().map_or(0.0, pipeline_share);
+        if bubble > BUBBLE_WARNING {
+            warnings.push(format!("the pipeline idles {:.0} % of the step", bubble * 100.0));
+        }
+        warnings
+    }
+
+    fn nearest(&self) -> Nearest {
+        let index = self.allowed[0];
+        let plan = &self.ranked[index];
+        let built = plan.cost.is_some();
+        let mut would_fit = Vec::new();
+        if !self.request.pins.is_empty() && self.ranked[0].feasible() {
+            would_fit.push(format!("{} without the pins", self.ranked[0].degrees));
+        }
+        if matches!(plan.verdict, Verdict::Over(_)) {
+            would_fit.push(format!("a device with {}", gib(plan.memory.total())));
+        }
+        would_fit.extend(self.grown());
+        Nearest {
+            name: built.then(|| self.names[index].clone()),
+            rejected_by: self.rejection(plan).unwrap_or_default(),
+            would_fit,
+        }
+    }
+
+    /// The first machine of more nodes on which the model fits.
+    fn grown(&self) -> Option<String> {
+        GROWTH.iter().find_map(|times| {
+            let devices = self.machine.devices().checked_mul(*times)?;
+            let machine = self.machine.with_devices(devices).ok()?;
+            let global = self.batch.global.max(1).next_multiple_of(devices);
+            let batch = Batch { global, ..self.batch };
+            let space = space(self.request, &machine, batch, self.cost_model);
+            let ranked = space.search(self.request.objective);
+            let fits = ranked.first().filter(|plan| plan.feasible())?;
+            Some(format!("{devices} devices: {} with a global batch of {global}", fits.degrees))
+        })
+    }
+}
+
+fn whole(bytes: Bytes) -> u64 {
+    bytes.0.ceil() as u64
+}
+
+fn gib(bytes: Bytes) -> String {
+    format!("{:.2} GiB", bytes.0 / 1024f64.powi(3))
+}
+
+/// Operations of training on one sequence, and parameters. Forward contractions of kernels times three: one
+/// backward pass is two forward passes (arXiv 2104.04473, appendix), hidden keys are not counted.
+fn model_work(model: &ModelSpec, seq_len: u64) -> (f64, u64) {
+    let dims = Dims { batch: 1, seq: seq_len, cached: 0 };
+    let Ok(graph) = Graph::build(model, Mode::Forward, dims) else { return (0.0, 0) };
+    let flops = |function| kernels(&graph, function).iter().map(|kernel| kernel.flops).sum::<f64>();
+    let forward = flops(graph.layer()) * graph.n_layers as f64 + flops(graph.main());
+    (3.0 * forward, graph.parameters())
+}

@@ -1,0 +1,267 @@
+//! Looks at every plan there is, prices and ranks it, and keeps the reasons.
+
+use crate::cost::{Cost, CostModel, GpuCase, data};
+use crate::memory::{Memory, memory};
+use crate::plan::{Degrees, GpuPlan, Recompute, Sharding, WaferMode, WaferPlan};
+use crate::rank::RankWork;
+use crate::recipe::Recipe;
+use crate::request::{Batch, Objective};
+use crate::wafer::memory::SERVER_BYTES;
+use crate::wafer::{WaferCase, WaferWork};
+use lapidary_hardware::{Bytes, HardwareSpec, Wafer};
+use lapidary_models::ModelSpec;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// A plan that was looked at.
+#[derive(Clone, Debug)]
+pub(crate) struct Evaluated {
+    pub degrees: Degrees,
+    pub cost: Option<Cost>,
+    pub memory: Memory,
+    pub verdict: Verdict,
+}
+
+/// Whether a plan can be used.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Verdict {
+    Feasible,
+    /// Memory is over by this much.
+    Over(Bytes),
+    /// It cannot be built; the reason as a sentence. Only the degrees count.
+    Impossible(String),
+}
+
+impl Evaluated {
+    pub fn feasible(&self) -> bool {
+        self.verdict == Verdict::Feasible
+    }
+
+    fn impossible(degrees: Degrees, reason: String) -> Evaluated {
+        Evaluated { degrees, cost: None, memory: Memory::default(), verdict: Verdict::Impossible(reason) }
+    }
+
+    fn priced(degrees: Degrees, cost: Cost, memory: Memory, capacity: Bytes) -> Evaluated {
+        let over = memory.total() - capacity;
+        let verdict = if over.0 > 0.0 { Verdict::Over(over) } else { Verdict::Feasible };
+        Evaluated { degrees, cost: Some(cost), memory, verdict }
+    }
+}
+
+/// Where to look.
+pub(crate) struct Space<'a> {
+    pub machine: &'a HardwareSpec,
+    pub model: &'a ModelSpec,
+    pub batch: Batch,
+    pub cost_model: &'a dyn CostModel,
+    pub recipe: &'a Recipe,
+    /// Whether wafer plans must use every device.
+    pub all_devices: bool,
+}
+
+impl Space<'_> {
+    /// Every plan, ranked.
+    pub fn search(&self, objective: Objective) -> Vec<Evaluated> {
+        let mut found = match self.machine.wafer() {
+            Some(wafer) => self.wafer_plans(wafer),
+            None => self.gpu_plans(),
+        };
+        found.sort_by(|a, b| order(a, b, objective));
+        found
+    }
+
+    fn gpu_plans(&self) -> Vec<Evaluated> {
+        let world = self.machine.devices();
+        let mut works: BTreeMap<(u64, u64), Result<RankWork, String>> = BTreeMap::new();
+        let mut found = Vec::new();
+        for tp in divisors(world) {
+            for pp in divisors(world / tp) {
+                let dp = world / tp / pp;
+                self.gpu_degrees(tp, pp, dp, &mut works, &mut found);
+            }
+        }
+        found
+    }
+
+    fn gpu_degrees(
+        &self,
+        tp: u64,
+        pp: u64,
+        dp: u64,
+        works: &mut BTreeMap<(u64, u64), Result<RankWork, String>>,
+        found: &mut Vec<Evaluated>,
+    ) {
+        let impossible = |reason: String| {
+            let (sharding, recompute) = (Sharding::None, Recompute::None);
+            let plan = GpuPlan { tp, pp, dp, micro_batch: 1, accumulation: 1, sharding, recompute };
+            Evaluated::impossible(Degrees::Gpu(plan), reason)
+        };
+        if let Some(reason) = self.indivisible(pp, dp) {
+            found.push(impossible(reason));
+            return;
+        }
+        let local = self.batch.global / dp;
+        for micro_batch in divisors(local) {
+            let work = works
+                .entry((tp, micro_batch))
+                .or_insert_with(|| RankWork::new(self.model, tp, micro_batch, self.batch.seq_len));
+            match work {
+                Ok(work) => {
+                    for (sharding, recompute) in self.variants(tp, pp, dp) {
+                        let accumulation = local / micro_batch;
+                        let plan = GpuPlan { tp, pp, dp, micro_batch, accumulation, sharding, recompute };
+                        found.push(self.gpu_plan(plan, work));
+                    }
+                }
+                Err(reason) => {
+                    if micro_batch == 1 {
+                        found.push(impossible(reason.clone()));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn indivisible(&self, pp: u64, dp: u64) -> Option<String> {
+        let (layers, global) = (self.model.n_layers, self.batch.global);
+        if !layers.is_multiple_of(pp) {
+            return Some(format!("{layers} layers do not divide by pp {pp}"));
+        }
+        (!global.is_multiple_of(dp)).then(|| format!("a global batch of {global} does not divide by dp {dp}"))
+    }
+
+    /// Shardings that mean something for these degrees, with every recomputation. Gathering shards is not
+    /// combined with a pipeline, which would gather again for every micro-batch of every stage.
+    fn variants(&self, tp: u64, pp: u64, dp: u64) -> Vec<(Sharding, Recompute)> {
+        let per_node = self.machine.node.devices / tp;
+        let means = |sharding: Sharding| match sharding {
+            Sharding::None => true,
+            Sharding::Optimizer => dp > 1,
+            Sharding::Full => dp > 1 && pp == 1,
+            Sharding::Hybrid => pp == 1 && per_node > 1 && dp > per_node && dp.is_multiple_of(per_node),
+        };
+        let shardings = Sharding::ALL.into_iter().filter(|sharding| means(*sharding));
+        shardings.flat_map(|sharding| Recompute::ALL.map(|recompute| (sharding, recompute))).collect()
+    }
+
+    fn gpu_plan(&self, plan: GpuPlan, work: &RankWork) -> Evaluated {
+        let (machine, model, recipe) = (self.machine, self.model, self.recipe);
+        let case = GpuCase { machine, model, batch: self.batch, plan, work, recipe };
+        let cost = self.cost_model.gpu(&case);
+        let shard_ranks = data::shard_ranks(machine, &plan);
+        let memory = memory(work, &plan, model.n_layers, shard_ranks, recipe);
+        Evaluated::priced(Degrees::Gpu(plan), cost, memory, machine.device.memory())
+    }
+
+    fn wafer_plans(&self, wafer: &Wafer) -> Vec<Evaluated> {
+        let mut works: BTreeMap<u64, Result<WaferWork, String>> = BTreeMap::new();
+        let mut found = Vec::new();
+        let devices = self.machine.devices();
+        let counts = divisors(self.batch.global).into_iter().filter(|systems| *systems <= devices);
+        let counts: Vec<u64> = counts.filter(|systems| !self.all_devices || *systems == devices).collect();
+        if counts.is_empty() {
+            let plan = wafer_plan(devices, 1, 1, WaferMode::WeightStreaming, Recompute::None, 1);
+            let reason =
+                format!("a global batch of {} does not divide by {devices} systems", self.batch.global);
+            found.push(Evaluated::impossible(Degrees::Wafer(plan), reason));
+        }
+        for systems in counts {
+            let local = self.batch.global / systems;
+            for micro_batch in divisors(local) {
+                let work = works
+                    .entry(micro_batch)
+                    .or_insert_with(|| WaferWork::new(self.model, micro_batch, self.batch.seq_len));
+                match work {
+                    Ok(work) => {
+                        for plan in self.wafer_variants(systems, micro_batch, local / micro_batch) {
+                            found.push(self.wafer_plan(plan, work, wafer));
+                        }
+                    }
+                    Err(reason) if micro_batch == 1 => {
+                        let plan =
+                            wafer_plan(systems, 1, local, WaferMode::WeightStreaming, Recompute::None, 1);
+                        found.push(Evaluated::impossible(Degrees::Wafer(plan), reason.clone()));
+                        break;
+                    }
+                    Err(_) => break,
+                }
+            }
+        }
+        found
+    }
+
+    fn wafer_variants(&self, systems: u64, micro_batch: u64, accumulation: u64) -> Vec<WaferPlan> {
+        let plan =
+            |mode, recompute, every| wafer_plan(systems, micro_batch, accumulation, mode, recompute, every);
+        let segments = std::iter::successors(Some(1u64), |every| Some(every * 2));
+        let segments = segments.take_while(|every| *every <= self.model.n_layers);
+        let streaming = WaferMode::WeightStreaming;
+        let mut plans: Vec<WaferPlan> =
+            segments.map(|every| plan(streaming, Recompute::Full, every)).collect();
+        plans.extend([Recompute::None, Recompute::Selective].map(|recompute| plan(streaming, recompute, 1)));
+        plans.extend(Recompute::ALL.map(|recompute| plan(WaferMode::LayerPipelined, recompute, 1)));
+        plans
+    }
+
+    fn wafer_plan(&self, plan: WaferPlan, work: &WaferWork, wafer: &Wafer) -> Evaluated {
+        let degrees = Degrees::Wafer(plan);
+        if let Some(reason) = self.unservable(plan, work, wafer) {
+            return Evaluated::impossible(degrees, reason);
+        }
+        let (machine, model, recipe) = (self.machine, self.model, self.recipe);
+        let case = WaferCase { machine, wafer, model, batch: self.batch, plan, work, recipe };
+        let cost = self.cost_model.wafer(&case);
+        Evaluated::priced(degrees, cost, case.memory(), wafer.sram())
+    }
+
+    /// What outside the wafer stands against a plan.
+    fn unservable(&self, plan: WaferPlan, work: &WaferWork, wafer: &Wafer) -> Option<String> {
+        if plan.mode == WaferMode::LayerPipelined {
+            return None;
+        }
+        if wafer.ingress.is_none() {
+            return Some(format!("{} states no [ingress] to stream weights through", self.machine.name));
+        }
+        let server = self.machine.weight_server.as_ref()?;
+        let state = Bytes(work.parameters * SERVER_BYTES);
+        (state > server.capacity)
+            .then(|| format!("the weight server holds {}, the training state takes {state}", server.capacity))
+    }
+}
+
+fn wafer_plan(
+    systems: u64,
+    micro_batch: u64,
+    accumulation: u64,
+    mode: WaferMode,
+    recompute: Recompute,
+    checkpoint_every: u64,
+) -> WaferPlan {
+    WaferPlan { systems, micro_batch, accumulation, mode, recompute, checkpoint_every }
+}
+
+/// Feasible plans by the objective, then rejected ones by what they are over, then impossible ones; names last,
+/// so that the order is the same every time.
+fn order(a: &Evaluated, b: &Evaluated, objective: Objective) -> Ordering {
+    let key = |plan: &Evaluated| {
+        let time = plan.cost.as_ref().map_or(f64::INFINITY, |cost| cost.time().0);
+        let bytes = plan.memory.total().0;
+        match (&plan.verdict, objective) {
+            (Verdict::Feasible, Objective::StepTime) => (0, time, bytes),
+            (Verdict::Feasible, Objective::Memory) => (0, bytes, time),
+            (Verdict::Over(over), _) => (1, over.0, time),
+            (Verdict::Impossible(_), _) => (2, 0.0, 0.0),
+        }
+    };
+    let (a_key, b_key) = (key(a), key(b));
+    let numbers = a_key.0.cmp(&b_key.0).then(a_key.1.total_cmp(&b_key.1)).then(a_key.2.total_cmp(&b_key.2));
+    numbers.then(a.degrees.cmp(&b.degrees))
+}
+
+/// Divisors of a number, ascending.
+pub(crate) fn divisors(n: u64) -> Vec<u64> {
+    let small: Vec<u64> = (1..).take_while(|d| d * d <= n).filter(|d| n.is_multiple_of(*d)).collect();
+    let large: Vec<u64> = small.iter().rev().map(|d| n / d).filter(|d| d * d > n).collect();
+    small.into_iter().chain(large).collect()
+}

@@ -1,0 +1,6 @@
+//! Plans by machine, and the work they are priced from.
+
+mod gpu;
+mod support;
+mod wafer;
+mod work;
