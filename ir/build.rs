@@ -8,16 +8,19 @@ use std::{env, fs};
 
 /// The version that melior and mlir-sys are pinned to.
 const LLVM_MAJOR: &str = "22";
-const DIALECTS: [&str; 1] = ["nn"];
-const GENERATED: [&str; 8] = [
-    "dialect-decls",
-    "dialect-defs",
-    "enum-decls",
-    "enum-defs",
-    "attrdef-decls",
-    "attrdef-defs",
-    "op-decls",
-    "op-defs",
+const DIALECTS: [&str; 3] = ["nn", "wafer", "cuda"];
+/// Generators of mlir-tblgen, and the end of the `.td` name that each reads.
+const GENERATED: [(&str, &str); 10] = [
+    ("dialect-decls", ""),
+    ("dialect-defs", ""),
+    ("enum-decls", "_enums"),
+    ("enum-defs", "_enums"),
+    ("attrdef-decls", ""),
+    ("attrdef-defs", ""),
+    ("typedef-decls", ""),
+    ("typedef-defs", ""),
+    ("op-decls", ""),
+    ("op-defs", ""),
 ];
 
 fn main() {
@@ -26,8 +29,8 @@ fn main() {
     println!("cargo::rerun-if-changed=dialects");
     println!("cargo::rerun-if-env-changed=MLIR_SYS_220_PREFIX");
     for dialect in DIALECTS {
-        for kind in GENERATED {
-            generate(&prefix, &out, dialect, kind);
+        for (kind, suffix) in GENERATED {
+            generate(&prefix, &out, dialect, kind, suffix);
         }
     }
     compile(&prefix, &out);
@@ -57,15 +60,14 @@ fn llvm_prefix() -> PathBuf {
 }
 
 /// Runs one generator of mlir-tblgen; the result is written only when it differs, so that nothing is rebuilt in vain.
-fn generate(prefix: &Path, out: &Path, dialect: &str, kind: &str) {
+fn generate(prefix: &Path, out: &Path, dialect: &str, kind: &str, suffix: &str) {
     let target = out.join(format!("{dialect}_{}.inc", kind.replace('-', "_")));
-    let result = Command::new(prefix.join("bin/mlir-tblgen"))
-        .arg(format!("-gen-{kind}"))
-        .arg(format!("-dialect={dialect}"))
-        .args(["-I", "dialects", "-I"])
-        .arg(prefix.join("include"))
-        .arg(format!("dialects/{dialect}.td"))
-        .output();
+    let mut command = Command::new(prefix.join("bin/mlir-tblgen"));
+    command.arg(format!("-gen-{kind}")).args(["-I", "dialects", "-I"]).arg(prefix.join("include"));
+    for filter in ["dialect", "attrdefs-dialect", "typedefs-dialect"] {
+        command.arg(format!("-{filter}={dialect}"));
+    }
+    let result = command.arg(format!("dialects/{dialect}{suffix}.td")).output();
     let output = result.unwrap_or_else(|error| fail(&format!("mlir-tblgen does not start: {error}")));
     if !output.status.success() {
         fail(&format!("mlir-tblgen -gen-{kind} {dialect}.td: {}", String::from_utf8_lossy(&output.stderr)));
@@ -83,6 +85,7 @@ fn compile(prefix: &Path, out: &Path) {
         .std("c++17")
         .warnings(false)
         .flag("-w")
+        .debug(false)
         .flag("-fno-exceptions")
         .flag("-fno-rtti")
         .define("NDEBUG", None);

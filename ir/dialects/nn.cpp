@@ -1,5 +1,6 @@
 // The `nn` dialect: shape rules, verifiers, folds, and the syntax of nn.fused. The records are in nn.td.
 #include "nn.h"
+#include "rules.h"
 
 #include "mlir/CAPI/IR.h"
 #include "mlir/CAPI/Support.h"
@@ -61,13 +62,11 @@ LogicalResult NNDialect::verifyRegionArgAttribute(Operation *op, unsigned, unsig
 // --- parameters and gathers ----------------------------------------------------------------------------------------
 
 LogicalResult ParamOp::verify() {
-  if (getName().empty())
-    return emitOpError("needs a name");
+  if (failed(verifyParameter(*this)))
+    return failure();
   if (getName().contains('*') != bool(getLayer()))
     return emitOpError("name \"") << getName() << "\" " << (getLayer() ? "has no '*' for" : "needs")
                                   << " the layer index";
-  if (!getScale().isFinite() || getScale().isZero())
-    return emitOpError("scale must be finite and not zero, found ") << getScaleAttr();
   return success();
 }
 
@@ -180,7 +179,7 @@ LogicalResult ScaleOp::verify() {
     return diagnostic;
   }
   if (!getBy().isFinite())
-    return emitOpError("factor must be finite, found ") << getByAttr();
+    return emitOpError("factor must be finite, found ") << getBy().convertToDouble();
   return success();
 }
 
@@ -221,9 +220,7 @@ LogicalResult NormOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types
 }
 
 LogicalResult NormOp::verify() {
-  if (getEps().isFinite() && !getEps().isNegative() && !getEps().isZero())
-    return success();
-  return emitOpError("eps must be positive, found ") << getEpsAttr();
+  return positive(*this, "eps", getEpsAttr());
 }
 
 LogicalResult SoftmaxOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types &results) {
@@ -241,44 +238,7 @@ LogicalResult RopeOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types
   return success();
 }
 
-static LogicalResult positive(Operation *op, StringRef name, FloatAttr attr) {
-  if (!attr)
-    return op->emitOpError("needs ") << name << " for this scaling";
-  if (!attr.getValue().isFinite() || attr.getValueAsDouble() <= 0)
-    return op->emitOpError() << name << " must be positive, found " << attr;
-  return success();
-}
-
-static LogicalResult verifyScaling(RopeOp op) {
-  bool linear = op.getScaling() == RopeScaling::linear, llama3 = op.getScaling() == RopeScaling::llama3;
-  if (!llama3 && (op.getLowFreqAttr() || op.getHighFreqAttr() || op.getOriginalMaxAttr()))
-    return op.emitOpError("low_freq, high_freq and original_max belong to scaling = llama3");
-  if (!linear && !llama3)
-    return op.getFactorAttr() ? op.emitOpError("factor belongs to scaling = linear or llama3") : success();
-  if (failed(positive(op, "factor", op.getFactorAttr())) || !llama3)
-    return success(linear && op.getFactorAttr() && op.getFactorAttr().getValueAsDouble() > 0);
-  if (failed(positive(op, "low_freq", op.getLowFreqAttr())) ||
-      failed(positive(op, "high_freq", op.getHighFreqAttr())))
-    return failure();
-  if (op.getHighFreqAttr().getValueAsDouble() <= op.getLowFreqAttr().getValueAsDouble())
-    return op.emitOpError("high_freq must be above low_freq");
-  if (!op.getOriginalMaxAttr() || op.getOriginalMaxAttr().getInt() < 1)
-    return op.emitOpError("needs original_max, the context length of the first training, for this scaling");
-  return success();
-}
-
-LogicalResult RopeOp::verify() {
-  int64_t rotated = getRotDims();
-  if (rotated < 2 || rotated % 2 != 0)
-    return emitOpError("rot_dims must be even and at least 2, found ") << rotated;
-  if (rotated > int64_t(getHeadDim()))
-    return emitOpError("rot_dims = ") << rotated << " exceeds head_dim = " << getHeadDim();
-  if (int64_t(getOffset()) < 0)
-    return emitOpError("offset must be at least 0, found ") << int64_t(getOffset());
-  if (failed(positive(*this, "theta", getThetaAttr())))
-    return failure();
-  return verifyScaling(*this);
-}
+LogicalResult RopeOp::verify() { return verifyRope(*this); }
 
 LogicalResult KvAppendOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types &results) {
   Check check(loc, getOperationName());
@@ -325,14 +285,7 @@ LogicalResult MaskOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types
 
 LogicalResult MaskOp::verify() {
   auto type = cast<RankedTensorType>(getType());
-  int64_t offset = getOffset(), queries = type.getDimSize(2), keys = type.getDimSize(3);
-  if (int64_t(getWindow()) < 0)
-    return emitOpError("window must be at least 0 (0 = none), found ") << int64_t(getWindow());
-  if (offset < 0 || offset > keys - queries)
-    return emitOpError("offset must lie in 0..L-S = 0..") << keys - queries << ", found " << offset;
-  if (!getAlibi() && !getAlibiScaling().isExactlyValue(1.0))
-    return emitOpError("alibi_scaling belongs to alibi");
-  return positive(*this, "alibi_scaling", getAlibiScalingAttr());
+  return verifyMask(*this, type.getDimSize(2), type.getDimSize(3));
 }
 
 OpFoldResult MaskOp::fold(FoldAdaptor) {
@@ -360,8 +313,8 @@ LogicalResult ValuesOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Typ
 // --- structure -----------------------------------------------------------------------------------------------------
 
 LogicalResult RepeatOp::verify() {
-  if (int64_t(getTimes()) < 1)
-    return emitOpError("times must be at least 1, found ") << int64_t(getTimes());
+  if (failed(atLeast(*this, "times", getTimes(), 1)))
+    return failure();
   if (getInputs().getTypes() != getResultTypes())
     return emitOpError("returns other types than it takes: ") << getInputs().getTypes() << " and " << getResultTypes();
   return success();
@@ -382,39 +335,18 @@ LogicalResult RepeatOp::verifySymbolUses(SymbolTableCollection &symbols) {
   return diagnostic;
 }
 
-static ParseResult parseFusedBody(OpAsmParser &parser, SmallVectorImpl<OpAsmParser::UnresolvedOperand> &inputs,
-                                  SmallVectorImpl<Type> &inputTypes, SmallVectorImpl<Type> &resultTypes,
-                                  Region &body) {
-  SmallVector<OpAsmParser::Argument> arguments;
-  auto input = [&]() -> ParseResult {
-    OpAsmParser::Argument &argument = arguments.emplace_back();
-    if (parser.parseArgument(argument) || parser.parseEqual() || parser.parseOperand(inputs.emplace_back()) ||
-        parser.parseColonType(argument.type))
-      return failure();
-    inputTypes.push_back(argument.type);
+LogicalResult YieldOp::verify() {
+  StringRef parent = (*this)->getParentOp()->getName().getStringRef();
+  if (parent == "nn.fused" || parent == "cuda.kernel")
     return success();
-  };
-  return failure(parser.parseCommaSeparatedList(AsmParser::Delimiter::Paren, input) ||
-                 parser.parseArrowTypeList(resultTypes) || parser.parseRegion(body, arguments));
-}
-
-static void printFusedBody(OpAsmPrinter &printer, FusedOp op, OperandRange inputs, TypeRange, TypeRange results,
-                           Region &body) {
-  printer << '(';
-  llvm::interleaveComma(llvm::zip(body.getArguments(), inputs), printer, [&](auto pair) {
-    printer << std::get<0>(pair) << " = " << std::get<1>(pair) << " : " << std::get<1>(pair).getType();
-  });
-  printer << ')';
-  printer.printArrowTypeList(results);
-  printer << ' ';
-  printer.printRegion(body, /*printEntryBlockArgs=*/false);
+  return emitOpError("ends a kernel, not ") << parent;
 }
 
 LogicalResult FusedOp::verify() {
   if (getName().empty())
     return emitOpError("needs a name");
-  if (int64_t(getSavedBytes()) < 0)
-    return emitOpError("saved_bytes must be at least 0, found ") << int64_t(getSavedBytes());
+  if (failed(atLeast(*this, "saved_bytes", getSavedBytes(), 0)))
+    return failure();
   if (getNumResults() == 0)
     return emitOpError("needs a result");
   Block &block = getBody().front();
@@ -424,18 +356,25 @@ LogicalResult FusedOp::verify() {
   return success();
 }
 
-LogicalResult FusedOp::verifyRegions() {
-  Block &block = getBody().front();
+LogicalResult lapidary::nn::verifyKernelBody(Operation *kernel, Block &block) {
   for (Operation &inner : block) {
     if (!isa<NNDialect>(inner.getDialect()) || isa<ParamOp, RepeatOp, FusedOp>(inner)) {
-      auto diagnostic = emitOpError("holds an op that cannot be part of a kernel: ") << inner.getName();
+      auto diagnostic = kernel->emitOpError("holds an op that cannot be part of a kernel: ") << inner.getName();
       diagnostic.attachNote(inner.getLoc()) << "it is here";
       return diagnostic;
     }
   }
-  if (llvm::hasSingleElement(block))
-    return emitOpError("computes nothing");
-  Operation *yield = block.getTerminator();
+  if (block.empty() || llvm::hasSingleElement(block))
+    return kernel->emitOpError("computes nothing");
+  if (!isa<YieldOp>(block.back()))
+    return kernel->emitOpError("must end with nn.yield");
+  return success();
+}
+
+LogicalResult FusedOp::verifyRegions() {
+  if (failed(verifyKernelBody(*this, getBody().front())))
+    return failure();
+  Operation *yield = getBody().front().getTerminator();
   if (yield->getOperandTypes() != getResultTypes())
     return emitOpError("yields other types than it returns: ")
            << yield->getOperandTypes() << " and " << getResultTypes();

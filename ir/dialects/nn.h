@@ -20,3 +20,8 @@
 #include "nn_attrdef_decls.inc"
 #define GET_OP_CLASSES
 #include "nn_op_decls.inc"
+
+namespace lapidary::nn {
+/// A kernel's body: ops of this dialect that need no memory or symbol of their own, ended by nn.yield.
+llvm::LogicalResult verifyKernelBody(mlir::Operation *kernel, mlir::Block &block);
+} // namespace lapidary::nn

@@ -1,61 +1,12 @@
-// The `nn` dialect: a transformer's forward pass as tensor ops with known sizes.
+// The ops of the `nn` dialect: a transformer's forward pass as tensor ops with known sizes.
 #ifndef LAPIDARY_NN_TD
 #define LAPIDARY_NN_TD
 
-include "lapidary.td"
-include "mlir/IR/AttrTypeBase.td"
-include "mlir/IR/EnumAttr.td"
+include "nn_base.td"
 include "mlir/IR/SymbolInterfaces.td"
 include "mlir/Interfaces/ControlFlowInterfaces.td"
 include "mlir/Interfaces/InferTypeOpInterface.td"
 include "mlir/Interfaces/SideEffectInterfaces.td"
-
-def NN_Dialect : Dialect {
-  let name = "nn";
-  let cppNamespace = "::lapidary::nn";
-  let summary = "A transformer's forward pass as tensor ops with known sizes";
-  let description = [{
-    Letters: B batch, S query length, L key length (S in prefill, cached + S in decode), D model width, H heads,
-    K key/value heads, d width of a head, F hidden width of the MLP, V vocabulary. Activations keep their heads
-    flattened (`q` is [B,S,H*d]); weights are [out, in]; token ids are i32.
-
-    A model is a module of two functions: `@layer(%layer: index, %x)`, one decoder layer, and `@main(%ids)`, which
-    calls it through `nn.repeat`. A per-layer parameter is written once, with `*` for the layer's number.
-
-    Attributes of this dialect on other ops: `nn.model` (string), `nn.mode` (string), `nn.batch`, `nn.seq`,
-    `nn.cached` (i64) on the module; `nn.name` (string) on function arguments.
-  }];
-  let dependentDialects = ["::mlir::func::FuncDialect"];
-  let useDefaultAttributePrinterParser = 1;
-  let hasOperationAttrVerify = 1;
-  let hasRegionArgAttrVerify = 1;
-}
-
-// --- types and enums ---------------------------------------------------------------------------------------------
-
-def NN_Tensor : StaticShapeTensorOf<[Lapidary_Element]>;
-def NN_Ids : StaticShapeTensorOf<[I32]>;
-def NN_Value : AnyTypeOf<[NN_Tensor, NN_Ids, Index]>;
-
-class NN_Cases<string cpp, string what, list<I32EnumAttrCase> cases> : I32EnumAttr<cpp, what, cases> {
-  let cppNamespace = "::lapidary::nn";
-  let genSpecializedAttr = 0;
-}
-
-def NN_NormKind : EnumAttr<NN_Dialect, NN_Cases<"NormKind", "how a norm is centred", [
-  I32EnumAttrCase<"rms", 0>, I32EnumAttrCase<"layer", 1>]>, "norm_kind">;
-def NN_Pairing : EnumAttr<NN_Dialect, NN_Cases<"Pairing", "which two features a rotation turns", [
-  I32EnumAttrCase<"half", 0>, I32EnumAttrCase<"interleaved", 1>]>, "pairing">;
-def NN_RopeScaling : EnumAttr<NN_Dialect, NN_Cases<"RopeScaling", "how rotary frequencies are stretched", [
-  I32EnumAttrCase<"none", 0>, I32EnumAttrCase<"linear", 1>, I32EnumAttrCase<"llama3", 2>]>, "rope_scaling">;
-def NN_Function : EnumAttr<NN_Dialect, NN_Cases<"Function", "an activation function", [
-  I32EnumAttrCase<"silu", 0>, I32EnumAttrCase<"gelu", 1>, I32EnumAttrCase<"gelu_tanh", 2>,
-  I32EnumAttrCase<"relu", 3>, I32EnumAttrCase<"relu2", 4>]>, "function">;
-def NN_Cache : EnumAttr<NN_Dialect, NN_Cases<"Cache", "one half of the key/value cache", [
-  I32EnumAttrCase<"k", 0>, I32EnumAttrCase<"v", 1>]>, "cache">;
-def NN_Anchor : EnumAttr<NN_Dialect, NN_Cases<"Anchor", "the op that gives a fused kernel its loop", [
-  I32EnumAttrCase<"matmul", 0>, I32EnumAttrCase<"attention", 1>, I32EnumAttrCase<"row", 2>,
-  I32EnumAttrCase<"elementwise", 3>, I32EnumAttrCase<"gather", 4>]>, "anchor">;
 
 class NN_Op<string mnemonic, list<Trait> traits = []> : Op<NN_Dialect, mnemonic, [KnownAttributes] # traits>;
 // An op whose result type follows from its operands and attributes.
@@ -292,8 +243,10 @@ def NN_RepeatOp : NN_Op<"repeat", [DeclareOpInterfaceMethods<SymbolUserOpInterfa
   let hasVerifier = 1;
 }
 
-def NN_YieldOp : NN_Op<"yield", [Pure, ReturnLike, Terminator, ParentOneOf<["FusedOp"]>]> {
-  let summary = "the results of a fused kernel";
+def NN_YieldOp : NN_Op<"yield", [Pure, ReturnLike, Terminator]> {
+  let summary = "the results of a kernel";
+  let description = [{ Ends the body of `nn.fused` and of `cuda.kernel`. }];
+  let hasVerifier = 1;
   let arguments = (ins Variadic<NN_Tensor>:$values);
   let builders = [OpBuilder<(ins), [{ build($_builder, $_state, ::mlir::ValueRange()); }]>];
   let assemblyFormat = "attr-dict ($values^ `:` type($values))?";
@@ -321,7 +274,7 @@ def NN_FusedOp : NN_Op<"fused", [IsolatedFromAbove, RecursiveMemoryEffects, Sing
   let results = (outs Variadic<NN_Tensor>:$results);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
-    $name `` $anchor `` custom<FusedBody>($inputs, type($inputs), type($results), $body)
+    $name `` $anchor `` custom<BoundBody>($inputs, type($inputs), type($results), $body)
     `saved_bytes` `=` $saved_bytes `reason` `=` $reason attr-dict
   }];
   let hasVerifier = 1;

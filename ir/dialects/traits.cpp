@@ -112,4 +112,45 @@ void printNumber(OpAsmPrinter &printer, Operation *, FloatAttr number) {
   printer << text.take_front(exponent) << (text.contains('.') ? "" : ".0") << text.drop_front(exponent);
 }
 
+ParseResult parseBoundBody(OpAsmParser &parser, SmallVectorImpl<OpAsmParser::UnresolvedOperand> &inputs,
+                           SmallVectorImpl<Type> &inputTypes, SmallVectorImpl<Type> &resultTypes, Region &body) {
+  SmallVector<OpAsmParser::Argument> arguments;
+  auto input = [&]() -> ParseResult {
+    OpAsmParser::Argument &argument = arguments.emplace_back();
+    if (parser.parseArgument(argument) || parser.parseEqual() || parser.parseOperand(inputs.emplace_back()) ||
+        parser.parseColonType(argument.type))
+      return failure();
+    inputTypes.push_back(argument.type);
+    return success();
+  };
+  return failure(parser.parseCommaSeparatedList(AsmParser::Delimiter::Paren, input) ||
+                 parser.parseArrowTypeList(resultTypes) || parser.parseRegion(body, arguments));
+}
+
+void printBoundBody(OpAsmPrinter &printer, Operation *, OperandRange inputs, TypeRange, TypeRange results,
+                    Region &body) {
+  printer << '(';
+  llvm::interleaveComma(llvm::zip(body.getArguments(), inputs), printer, [&](auto pair) {
+    printer << std::get<0>(pair) << " = " << std::get<1>(pair) << " : " << std::get<1>(pair).getType();
+  });
+  printer << ')';
+  printer.printArrowTypeList(results);
+  printer << ' ';
+  printer.printRegion(body, /*printEntryBlockArgs=*/false);
+}
+
+ParseResult parseBody(OpAsmParser &parser, Region &body) {
+  SmallVector<OpAsmParser::Argument> arguments;
+  return failure(parser.parseArgumentList(arguments, AsmParser::Delimiter::Paren, /*allowType=*/true) ||
+                 parser.parseRegion(body, arguments));
+}
+
+void printBody(OpAsmPrinter &printer, Operation *, Region &body) {
+  printer << '(';
+  llvm::interleaveComma(body.getArguments(), printer,
+                        [&](BlockArgument argument) { printer << argument << ": " << argument.getType(); });
+  printer << ") ";
+  printer.printRegion(body, /*printEntryBlockArgs=*/false);
+}
+
 } // namespace lapidary

@@ -48,6 +48,18 @@ private:
 mlir::ParseResult parseNumber(mlir::OpAsmParser &parser, mlir::FloatAttr &number);
 void printNumber(mlir::OpAsmPrinter &printer, mlir::Operation *op, mlir::FloatAttr number);
 
+/// A region and what its block arguments are bound to: `(%arg = %input : type, ..) -> types { .. }`.
+mlir::ParseResult parseBoundBody(mlir::OpAsmParser &parser,
+                                 llvm::SmallVectorImpl<mlir::OpAsmParser::UnresolvedOperand> &inputs,
+                                 llvm::SmallVectorImpl<mlir::Type> &inputTypes,
+                                 llvm::SmallVectorImpl<mlir::Type> &resultTypes, mlir::Region &body);
+void printBoundBody(mlir::OpAsmPrinter &printer, mlir::Operation *op, mlir::OperandRange inputs, mlir::TypeRange,
+                    mlir::TypeRange results, mlir::Region &body);
+
+/// A region and its arguments: `(%arg: type, ..) { .. }`.
+mlir::ParseResult parseBody(mlir::OpAsmParser &parser, mlir::Region &body);
+void printBody(mlir::OpAsmPrinter &printer, mlir::Operation *op, mlir::Region &body);
+
 inline int64_t lastDim(mlir::RankedTensorType type) { return type.getShape().back(); }
 
 } // namespace lapidary

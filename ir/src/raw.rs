@@ -20,10 +20,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 unsafe extern "C" {
     fn mlirGetDialectHandle__nn__() -> sys::MlirDialectHandle;
+    fn mlirGetDialectHandle__wafer__() -> sys::MlirDialectHandle;
+    fn mlirGetDialectHandle__cuda__() -> sys::MlirDialectHandle;
     fn mlirGetDialectHandle__arith__() -> sys::MlirDialectHandle;
     fn mlirGetDialectHandle__func__() -> sys::MlirDialectHandle;
     fn lapidaryPointOnly(context: sys::MlirContext);
     fn lapidaryNnEnumWord(attribute: sys::MlirAttribute) -> sys::MlirStringRef;
+    fn lapidaryWaferEnumWord(attribute: sys::MlirAttribute) -> sys::MlirStringRef;
+    fn lapidaryCudaEnumWord(attribute: sys::MlirAttribute) -> sys::MlirStringRef;
+    fn lapidaryWaferRect(attribute: sys::MlirAttribute, out: *mut i64) -> bool;
+    fn lapidaryWaferTile(ty: sys::MlirType, out: *mut i64, element: *mut sys::MlirType) -> bool;
     fn lapidaryParseModule(
         context: sys::MlirContext,
         text: sys::MlirStringRef,
@@ -46,9 +52,26 @@ pub(crate) fn load_dialects(context: &melior::Context) {
 
 /// The word of an enum attribute of our dialects (`rms` of `#nn<norm_kind rms>`); none for other attributes.
 pub(crate) fn enum_word(attribute: Attribute<'_>) -> Option<&'static str> {
+    let readers = [lapidaryNnEnumWord, lapidaryWaferEnumWord, lapidaryCudaEnumWord];
     // SAFETY: the attribute is alive; the words are string literals compiled into the dialects.
-    let word = unsafe { StringRef::from_raw(lapidaryNnEnumWord(attribute.to_raw())) };
-    word.as_str().ok().filter(|word| !word.is_empty())
+    let words = readers.map(|reader| unsafe { StringRef::from_raw(reader(attribute.to_raw())) });
+    words.iter().filter_map(|word| word.as_str().ok()).find(|word| !word.is_empty())
+}
+
+/// x, y, w, h of a `#wafer.rect`.
+pub(crate) fn wafer_rect(attribute: Attribute<'_>) -> Option<[i64; 4]> {
+    let mut out = [0; 4];
+    // SAFETY: the attribute is alive; the callee writes four numbers.
+    unsafe { lapidaryWaferRect(attribute.to_raw(), out.as_mut_ptr()) }.then_some(out)
+}
+
+/// Tokens, features, rows, cols of a `!wafer.tile`, and its element type.
+pub(crate) fn wafer_tile<'c>(ty: Type<'c>) -> Option<([i64; 4], Type<'c>)> {
+    let (mut out, mut element) = ([0; 4], ty.to_raw());
+    // SAFETY: the type is alive; the callee writes four numbers and a type of the same context.
+    unsafe {
+        lapidaryWaferTile(ty.to_raw(), out.as_mut_ptr(), &mut element).then(|| (out, Type::from_raw(element)))
+    }
 }
 
 /// A mutable reference to an operation of a module. Cheap to copy; equal when it is the same operation.
