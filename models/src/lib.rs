@@ -12,9 +12,13 @@ pub mod fault;
 pub mod graph;
 pub mod import;
 mod load;
+pub mod mup;
 pub mod op;
 mod read;
+mod schema;
 pub mod spec;
+#[cfg(feature = "strategy")]
+pub mod testing;
 pub mod weights;
 pub mod work;
 mod write;
@@ -27,6 +31,7 @@ pub use graph::{Dims, Function, Graph, GraphError, Mode, Node, Param, TensorType
 pub use import::{Import, ImportEntry, ImportReport, ImportStatus, import_config};
 pub use load::parse_model;
 pub use op::Op;
+pub use schema::model_schema;
 pub use spec::ModelSpec;
 pub use work::Work;
 pub use write::to_toml;

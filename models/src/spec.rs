@@ -5,11 +5,12 @@
 
 use crate::dtype::DType;
 use crate::graph::{Dims, Graph, Mode};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A decoder-only transformer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// Name of the model, for reports.
@@ -69,7 +70,7 @@ pub struct ModelSpec {
 }
 
 /// Kind of normalisation over the last axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
     /// `x / sqrt(mean(x²) + eps) * weight`.
@@ -79,7 +80,7 @@ pub enum NormKind {
 }
 
 /// The norms of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Norm {
     /// RMSNorm or LayerNorm.
@@ -95,7 +96,7 @@ pub struct Norm {
 }
 
 /// How the two halves of a block meet the residual stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Residual {
     /// `x += attn(norm1(x)); x += mlp(norm2(x))`.
@@ -106,7 +107,7 @@ pub enum Residual {
 }
 
 /// Shape of a block.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Block {
     /// Sequential or parallel residual.
@@ -118,7 +119,7 @@ pub struct Block {
 }
 
 /// Pointwise non-linearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x * sigmoid(x)`.
@@ -147,7 +148,7 @@ impl Activation {
 }
 
 /// Which published matrix of a gated MLP goes through the activation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GateHalf {
     /// The first (LLaMA's `gate_proj`).
@@ -158,7 +159,7 @@ pub enum GateHalf {
 }
 
 /// The feed-forward half of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mlp {
     /// The non-linearity.
@@ -172,7 +173,7 @@ pub struct Mlp {
 }
 
 /// Biases of the linears, one by one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Bias {
     /// On the query, key and value projections.
@@ -186,7 +187,7 @@ pub struct Bias {
 }
 
 /// How positions enter the model.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Position {
     /// Not at all.
@@ -204,7 +205,7 @@ pub enum Position {
 }
 
 /// Which two dimensions rotate together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pairing {
     /// `(i, i + rot_dims/2)`: LLaMA, GPT-NeoX.
@@ -214,7 +215,7 @@ pub enum Pairing {
 }
 
 /// Rotary position embedding. Inverse frequencies `theta^(-2i/rot_dims)` are always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rope {
     /// Base of the frequencies.
@@ -229,7 +230,7 @@ pub struct Rope {
 }
 
 /// Change of RoPE's frequencies for contexts longer than trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RopeScaling {
     /// Unchanged.
@@ -285,7 +286,7 @@ impl RopeScaling {
 }
 
 /// Factor on the attention scores.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AttentionScale {
     /// `head_dim` to this power: -0.5 as usual, -1 for muP.
@@ -295,7 +296,7 @@ pub enum AttentionScale {
 }
 
 /// Attention beyond the head counts.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Attention {
     /// Factor on the scores.
@@ -312,7 +313,7 @@ impl Default for Attention {
 }
 
 /// The output projection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Head {
     /// Whether the head is the transposed embedding table.
@@ -320,7 +321,7 @@ pub struct Head {
 }
 
 /// Constant factors on the forward path; 1 when absent.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Multipliers {
     /// On the embedding (after the position table, where one is added).
@@ -338,7 +339,7 @@ impl Default for Multipliers {
 }
 
 /// Maximal-update parametrisation: the facts a training run needs beside the multipliers.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mup {
     /// Width of the proxy model whose hyper-parameters were tuned.
@@ -358,7 +359,7 @@ impl Mup {
 }
 
 /// Special token ids; absent when the tokenizer has none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tokens {
     /// Start of text.
@@ -381,7 +382,7 @@ pub struct Tokens {
 }
 
 /// Order of the two axes of a published weight.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WeightLayout {
     /// `[out, in]`, as `torch.nn.Linear`.
@@ -392,7 +393,7 @@ pub enum WeightLayout {
 }
 
 /// How query, key and value projections are published.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QkvLayout {
     /// Three tensors.
@@ -405,7 +406,7 @@ pub enum QkvLayout {
 }
 
 /// How published checkpoints name and lay out the weights.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Weights {
     /// Naming scheme, one of [`crate::weights::scheme_names`].
@@ -433,7 +434,7 @@ impl Default for Weights {
 }
 
 /// Element types of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DTypes {
     /// Master weights in training.

@@ -1,1 +1,4 @@
-//! Shared support of the integration tests.
+//! Shared support of the integration tests: the reference interpreter and the stored checkpoints.
+
+pub mod checkpoint;
+pub mod oracle;

@@ -3,4 +3,5 @@
 mod builtins;
 mod graphs;
 mod imports;
+mod laws;
 mod loading;
