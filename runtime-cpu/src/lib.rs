@@ -1,1 +1,31 @@
 //! CPU programs: their definition and execution on the host.
+//!
+//! ```text
+//! CpuProgram -- check --> Checked -- Model::load(weights) --> Model -- session --> Session -- prefill, decode --> logits
+//! ```
+//! [`program`] is plain data; everything else runs it: [`pack`] lays weights out for streaming, [`rows`] compiles row
+//! functions, [`matmul`] and [`attention`] share the panel kernels of [`simd`], [`session`] walks over the steps,
+//! [`sample`] and [`generate`] turn logits into tokens.
+
+pub mod attention;
+pub mod cache;
+pub mod generate;
+pub mod matmul;
+pub mod model;
+pub mod pack;
+pub mod program;
+pub mod rotation;
+pub mod rows;
+pub mod sample;
+pub mod scores;
+pub mod session;
+pub mod simd;
+mod step;
+pub mod weights;
+
+pub use generate::{Finish, Generation, generate};
+pub use model::{Engine, LoadOptions, Model};
+pub use program::{Checked, CpuProgram};
+pub use sample::{Sampler, Sampling};
+pub use session::{Logits, Observation, RunError, Session, Which};
+pub use weights::{TensorView, WeightError, Weights};

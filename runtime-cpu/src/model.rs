@@ -1,0 +1,145 @@
+//! A program with its weights packed and its row functions compiled: everything that sessions share.
+
+use crate::attention::alibi_slopes;
+use crate::pack::Packed;
+use crate::program::{Checked, CpuProgram, KeyOp, Mask, RowFn, Step};
+use crate::rotation::turn;
+use crate::rows::{Jit, Kernel, Turn};
+use crate::session::{RunError, Session};
+use crate::simd::Isa;
+use crate::weights::{WeightError, Weights};
+use thiserror::Error;
+
+/// How row functions run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Compiled to machine code where the processor is supported, interpreted elsewhere.
+    #[default]
+    Compiled,
+    /// Interpreted.
+    Interpreted,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Threads, the caller's included.
+    pub jobs: usize,
+    /// How row functions run.
+    pub engine: Engine,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { jobs: 1, engine: Engine::Compiled }
+    }
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// A weight cannot be used.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
+    /// Threads cannot be started.
+    #[error("starting {jobs} threads: {why}")]
+    Threads {
+        /// Threads asked for.
+        jobs: usize,
+        /// What the system said.
+        why: String,
+    },
+}
+
+/// What belongs to one step besides the program: its compiled function, slopes of its heads, its body.
+pub(crate) struct Planned {
+    pub kernel: Option<Kernel>,
+    pub slopes: Vec<f32>,
+    pub body: Vec<Planned>,
+}
+
+/// A program ready to run.
+pub struct Model {
+    pub(crate) program: Checked<CpuProgram>,
+    pub(crate) packed: Packed,
+    pub(crate) plan: Vec<Planned>,
+    pub(crate) pool: rayon::ThreadPool,
+    pub(crate) jobs: usize,
+    pub(crate) isa: Isa,
+}
+
+impl Model {
+    /// Packs the weights and compiles the row functions.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape, or threads or memory cannot be had.
+    pub fn load(program: Checked<CpuProgram>, weights: &dyn Weights, options: LoadOptions) -> Result<Model, LoadError> {
+        let jobs = options.jobs.max(1);
+        let threads = |e: rayon::ThreadPoolBuildError| LoadError::Threads { jobs, why: e.to_string() };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().map_err(threads)?;
+        let packed = pool.install(|| Packed::load(&program, weights))?;
+        let turns: Vec<Turn> = program.rotations.iter().map(turn).collect();
+        let mut jit = if options.engine == Engine::Compiled { Jit::new() } else { None };
+        let plan = plan(&program.body, &turns, &mut jit);
+        Ok(Model { program, packed, plan, pool, jobs, isa: Isa::detect() })
+    }
+
+    /// The program.
+    pub fn program(&self) -> &CpuProgram {
+        &self.program
+    }
+
+    /// Instruction set of the inner loops.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The packed weights.
+    pub fn packed(&self) -> &Packed {
+        &self.packed
+    }
+
+    /// Row functions in all, and how many of them were compiled.
+    pub fn kernels(&self) -> (usize, usize) {
+        fn count(plan: &[Planned]) -> (usize, usize) {
+            plan.iter().fold((0, 0), |(all, compiled), p| {
+                let inside = count(&p.body);
+                let own = p.kernel.as_ref();
+                let all = all + inside.0 + own.iter().count();
+                (all, compiled + inside.1 + own.filter(|k| k.is_compiled()).iter().count())
+            })
+        }
+        count(&self.plan)
+    }
+
+    /// Room for `sequences` sequences of at most `positions` tokens each.
+    ///
+    /// # Errors
+    /// When the model was not built for so many positions, or the cache is larger than memory can be.
+    pub fn session(&self, sequences: usize, positions: usize) -> Result<Session<'_>, RunError> {
+        Session::new(self, sequences, positions)
+    }
+}
+
+fn plan(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
+    let mut planned = Vec::with_capacity(steps.len());
+    for step in steps {
+        let mut kernel = |function: &RowFn| Some(Kernel::new(function, turns, jit.as_mut()));
+        let none = Planned { kernel: None, slopes: Vec::new(), body: Vec::new() };
+        planned.push(match step {
+            Step::Rows { function, .. } | Step::Linear { function, .. } => Planned { kernel: kernel(function), ..none },
+            Step::Attention { heads, mask, .. } => Planned { slopes: slopes(*heads, mask), ..none },
+            Step::Keys { heads, op: KeyOp::Mask(mask), .. } => Planned { slopes: slopes(*heads, mask), ..none },
+            Step::Repeat { body, .. } => Planned { body: plan(body, turns, jit), ..none },
+            Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } => none,
+        });
+    }
+    planned
+}
+
+fn slopes(heads: u64, mask: &Mask) -> Vec<f32> {
+    match mask.alibi {
+        Some(factor) => alibi_slopes(heads as usize).into_iter().map(|s| s * factor as f32).collect(),
+        None => Vec::new(),
+    }
+}

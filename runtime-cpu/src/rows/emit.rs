@@ -1,0 +1,1 @@
+//! Emits machine code for a row function.

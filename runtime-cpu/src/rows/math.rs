@@ -1,0 +1,1 @@
+//! Functions of four lanes that Cranelift has no instruction for.
