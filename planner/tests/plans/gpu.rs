@@ -133,7 +133,7 @@ fn degrees_that_do_not_divide_are_kept_with_the_reason() {
 
 #[test]
 fn a_model_that_cannot_fit_gives_the_nearest_plan_and_more_devices() {
-    let model = support::gpt3(96);
+    let model = support::gpt3();
     let single = machine("a100-80gb").unwrap();
     let document = run(&PlanRequest { global_batch: Some(8), ..PlanRequest::new(&model, &single) });
     assert_eq!((document.chosen.as_deref(), document.counts.feasible), (None, 0));

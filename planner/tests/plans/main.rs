@@ -1,5 +1,6 @@
 //! Plans by machine, and the work they are priced from.
 
+mod everything;
 mod gpu;
 mod support;
 mod wafer;

@@ -49,7 +49,7 @@ fn a_layer_of_amber_is_seven_kernels() {
 
 #[test]
 fn a_gpt_layer_keeps_32_bytes_a_token_and_feature() {
-    let spec = support::gpt3(96);
+    let spec = support::gpt3();
     let (graph, list) = layer(&spec);
     let kept = kept(&graph, graph.layer(), &list);
     let tokens = DIMS.tokens() as f64;
