@@ -1,0 +1,76 @@
+//! Who makes and who uses each value of a function.
+
+use crate::fusion::traffic::Set;
+use lapidary_models::{Function, Node, Op, TensorType, ValueId};
+use std::collections::BTreeMap;
+
+/// A function with its uses.
+pub struct Flow<'f> {
+    /// The function.
+    pub function: &'f Function,
+    makers: BTreeMap<ValueId, usize>,
+    users: BTreeMap<ValueId, Vec<usize>>,
+}
+
+impl<'f> Flow<'f> {
+    /// Finds the maker and the users of every value.
+    pub fn new(function: &'f Function) -> Flow<'f> {
+        let mut makers = BTreeMap::new();
+        let mut users: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
+        for (index, node) in function.nodes.iter().enumerate() {
+            makers.insert(node.output, index);
+            for input in &node.inputs {
+                let known = users.entry(*input).or_default();
+                if known.last() != Some(&index) {
+                    known.push(index);
+                }
+            }
+        }
+        Flow { function, makers, users }
+    }
+
+    /// A node by index.
+    pub fn node(&self, index: usize) -> &'f Node {
+        &self.function.nodes[index]
+    }
+
+    /// The op of a node.
+    pub fn op(&self, index: usize) -> &'f Op {
+        &self.node(index).op
+    }
+
+    /// The type of a node's result.
+    pub fn result(&self, index: usize) -> &'f TensorType {
+        self.function.ty(self.node(index).output)
+    }
+
+    /// The node that makes a value; none for arguments.
+    pub fn maker(&self, value: ValueId) -> Option<usize> {
+        self.makers.get(&value).copied()
+    }
+
+    /// Nodes that read a value.
+    pub fn users(&self, value: ValueId) -> &[usize] {
+        self.users.get(&value).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether one of the nodes makes the value.
+    pub fn made_in(&self, value: ValueId, nodes: &Set) -> bool {
+        self.maker(value).is_some_and(|maker| nodes.contains(&maker))
+    }
+
+    /// Whether a value is needed by anyone but the nodes. A value nobody uses does not escape.
+    pub fn escapes(&self, value: ValueId, nodes: &Set) -> bool {
+        self.function.results.contains(&value) || self.users(value).iter().any(|user| !nodes.contains(user))
+    }
+
+    /// Nodes that must run before a node: those that make its operands, and earlier writes of the same cache.
+    pub fn before(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
+        let made = self.node(index).inputs.iter().filter_map(|value| self.maker(*value));
+        made.chain((0..index).filter(move |earlier| same_cache(self.op(*earlier), self.op(index))))
+    }
+}
+
+fn same_cache(a: &Op, b: &Op) -> bool {
+    matches!((a, b), (Op::KvAppend { cache: a, .. }, Op::KvAppend { cache: b, .. }) if a == b)
+}

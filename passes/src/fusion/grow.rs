@@ -1,0 +1,196 @@
+//! Grows regions by merging, the most saved bytes first.
+//!
+//! Every op starts as a region. Candidates are regions joined by a value, and siblings that read the same value;
+//! the legal one that saves most is merged, and all is looked at again, until no merge is left. Ties go to
+//! what follows a contraction (its epilogue is free) and last to what precedes one, then to the smaller kernel (it
+//! needs fewer registers), then to the earlier ops, so the result depends on nothing but the function and the rules.
+
+use crate::fusion::class::{Class, class};
+use crate::fusion::flow::Flow;
+use crate::fusion::legality::{Anchor, kernel};
+use crate::fusion::reason;
+use crate::fusion::rules::{Rule, Rules};
+use crate::fusion::schedule::{Step, schedule};
+use crate::fusion::traffic::{Set, traffic};
+use lapidary_models::Op;
+use std::collections::BTreeSet;
+
+/// A merge that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// The rule that allows it.
+    pub rule: Rule,
+    /// The ops of both sides, earlier region first.
+    pub sides: [Vec<String>; 2],
+    /// Bytes that the merge saves.
+    pub saved_bytes: u64,
+    /// What is saved, in words.
+    pub reason: String,
+}
+
+/// A merge that would save memory traffic and is not allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The ops of both sides, earlier region first.
+    pub sides: [Vec<String>; 2],
+    /// Bytes that it would save.
+    pub saved_bytes: u64,
+    /// Why not.
+    pub reason: String,
+}
+
+/// Regions that cannot grow further, and how they came about.
+pub struct Grown {
+    /// Sets of nodes with their anchors, in an order in which they can run.
+    pub regions: Vec<(Set, Anchor)>,
+    /// The same order with the nodes in no region between them.
+    pub steps: Vec<Step>,
+    /// Merges, in the order they were made.
+    pub merges: Vec<Merge>,
+    /// Merges that were refused at the end, most bytes first.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Two regions that might become one.
+struct Candidate {
+    saved: u64,
+    pair: [usize; 2],
+    union: Set,
+}
+
+/// Merges until nothing legal saves a byte.
+pub fn grow(flow: &Flow, rules: &Rules) -> Grown {
+    let single = |n: usize| (class(flow.op(n)) != Class::Outside).then(|| Set::from([n]));
+    let mut parts: Vec<Set> = (0..flow.function.nodes.len()).filter_map(single).collect();
+    let mut merges = Vec::new();
+    let refusals = loop {
+        let mut refusals = Vec::new();
+        let mut legal = None;
+        for candidate in candidates(flow, &parts) {
+            match judge(flow, rules, &parts, &candidate) {
+                Ok(rule) => {
+                    legal = Some((candidate, rule));
+                    break;
+                }
+                Err(why) => refusals.push(refusal(flow, &parts, &candidate, why)),
+            }
+        }
+        let Some((candidate, rule)) = legal else { break refusals };
+        merges.push(merge(flow, &parts, &candidate, rule));
+        let [a, b] = candidate.pair;
+        parts[a] = candidate.union;
+        parts.remove(b);
+    };
+    let (regions, steps) = ordered(flow, parts);
+    Grown { regions, steps, merges, refusals }
+}
+
+/// Regions renumbered in the order in which they run.
+fn ordered(flow: &Flow, parts: Vec<Set>) -> (Vec<(Set, Anchor)>, Vec<Step>) {
+    let sets: Vec<&Set> = parts.iter().collect();
+    let mut steps = schedule(flow, &sets).unwrap_or_default();
+    let mut regions = Vec::with_capacity(parts.len());
+    for step in &mut steps {
+        if let Step::Region(part) = step {
+            let nodes = parts[*part].clone();
+            *part = regions.len();
+            let anchor = kernel(flow, &nodes).unwrap_or(Anchor::Elementwise);
+            regions.push((nodes, anchor));
+        }
+    }
+    (regions, steps)
+}
+
+/// Pairs that share a value, the best first.
+fn candidates(flow: &Flow, parts: &[Set]) -> Vec<Candidate> {
+    let pairs: BTreeSet<[usize; 2]> = (0..parts.len())
+        .flat_map(|a| (a + 1..parts.len()).map(move |b| [a, b]))
+        .filter(|[a, b]| joined(flow, &parts[*a], &parts[*b]) || siblings(flow, &parts[*a], &parts[*b]))
+        .collect();
+    let weigh = |pair: [usize; 2]| {
+        let [a, b] = pair.map(|part| &parts[part]);
+        let union: Set = a.union(b).copied().collect();
+        let apart = traffic(flow, a).saturating_add(traffic(flow, b));
+        Candidate { saved: apart.saturating_sub(traffic(flow, &union)), pair, union }
+    };
+    let mut found: Vec<Candidate> = pairs.into_iter().map(weigh).filter(|c| c.saved > 0).collect();
+    let rank = |c: &Candidate| match c.pair.map(|part| contracts(flow, &parts[part])) {
+        [true, _] => 0,
+        [false, false] => 1,
+        [false, true] => 2,
+    };
+    found.sort_by_key(|c| (std::cmp::Reverse(c.saved), rank(c), c.union.len(), c.pair));
+    found
+}
+
+/// Whether a value goes from one to the other.
+fn joined(flow: &Flow, a: &Set, b: &Set) -> bool {
+    let into =
+        |from: &Set, to: &Set| to.iter().any(|n| flow.node(*n).inputs.iter().any(|v| flow.made_in(*v, from)));
+    into(a, b) || into(b, a)
+}
+
+/// Whether both read the same rows: linears over one left operand, or row kernels over one value.
+fn siblings(flow: &Flow, a: &Set, b: &Set) -> bool {
+    let lefts = |part: &Set, wanted: fn(&Op) -> bool| -> BTreeSet<_> {
+        part.iter().filter(|n| wanted(flow.op(**n))).map(|n| flow.node(*n).inputs[0]).collect()
+    };
+    let share = |wanted: fn(&Op) -> bool| !lefts(a, wanted).is_disjoint(&lefts(b, wanted));
+    share(|op| *op == Op::Linear) || share(|op| class(op) == Class::Row)
+}
+
+/// The rule that allows a merge, or why there is none.
+fn judge(flow: &Flow, rules: &Rules, parts: &[Set], candidate: &Candidate) -> Result<Rule, String> {
+    let anchor = kernel(flow, &candidate.union)?;
+    let rule = rule_of(flow, parts, candidate, anchor);
+    if !rules.allows(rule) {
+        return Err(format!("rule `{rule}` is off"));
+    }
+    let [a, b] = candidate.pair;
+    let others =
+        parts.iter().enumerate().filter(|(part, _)| *part != a && *part != b).map(|(_, nodes)| nodes);
+    let merged: Vec<&Set> = others.chain([&candidate.union]).collect();
+    match schedule(flow, &merged) {
+        Some(_) => Ok(rule),
+        None => Err("a path leaves the kernel and comes back into it".into()),
+    }
+}
+
+fn rule_of(flow: &Flow, parts: &[Set], candidate: &Candidate, anchor: Anchor) -> Rule {
+    let [a, b] = candidate.pair.map(|part| &parts[part]);
+    let only = |part: &Set, wanted: Class| part.iter().all(|n| class(flow.op(*n)) == wanted);
+    if only(a, Class::Store) || only(b, Class::Store) {
+        return Rule::Cache;
+    }
+    match anchor {
+        Anchor::Attention => Rule::Attention,
+        Anchor::Gather => Rule::Gather,
+        Anchor::Row => Rule::Row,
+        Anchor::Elementwise => Rule::Elementwise,
+        Anchor::Matmul if contracts(flow, a) && contracts(flow, b) => Rule::Siblings,
+        Anchor::Matmul if contracts(flow, b) && joined(flow, a, b) && a.last() < b.first() => Rule::Prologue,
+        Anchor::Matmul => Rule::Epilogue,
+    }
+}
+
+fn contracts(flow: &Flow, part: &Set) -> bool {
+    part.iter().any(|n| class(flow.op(*n)) == Class::Contraction)
+}
+
+fn sides(flow: &Flow, parts: &[Set], pair: [usize; 2]) -> [Vec<String>; 2] {
+    pair.map(|part| parts[part].iter().map(|n| flow.node(*n).name.clone()).collect())
+}
+
+fn merge(flow: &Flow, parts: &[Set], candidate: &Candidate, rule: Rule) -> Merge {
+    let [a, b] = candidate.pair.map(|part| &parts[part]);
+    Merge {
+        rule,
+        sides: sides(flow, parts, candidate.pair),
+        saved_bytes: candidate.saved,
+        reason: reason::of_merge(flow, a, b, candidate.saved),
+    }
+}
+
+fn refusal(flow: &Flow, parts: &[Set], candidate: &Candidate, reason: String) -> Refusal {
+    Refusal { sides: sides(flow, parts, candidate.pair), saved_bytes: candidate.saved, reason }
+}

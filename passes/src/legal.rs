@@ -1,0 +1,74 @@
+//! Which ops may stand in a module after a pass: written down here, enforced after every pass.
+
+use crate::pass::diagnostic;
+use lapidary_ir::{Diagnostic, Op};
+
+/// Ops of a model's graph, as the import makes them.
+const GRAPH: &[&str] = &[
+    "nn.param",
+    "nn.embed",
+    "nn.position",
+    "nn.linear",
+    "nn.bias",
+    "nn.add",
+    "nn.mul",
+    "nn.scale",
+    "nn.activation",
+    "nn.norm",
+    "nn.rope",
+    "nn.kv_append",
+    "nn.scores",
+    "nn.mask",
+    "nn.softmax",
+    "nn.values",
+    "nn.last_token",
+    "nn.repeat",
+];
+
+/// What stands between kernels once everything is fused.
+const KERNELS: &[&str] = &["nn.param", "nn.repeat", "nn.fused"];
+
+/// What every function has.
+const FRAME: &[&str] = &["builtin.module", "func.func", "func.return", "nn.yield"];
+
+/// What a pass leaves behind.
+pub struct Legal {
+    /// The pass.
+    pub after: &'static str,
+    /// Ops allowed in functions, beside their frame.
+    pub in_functions: &'static [&'static str],
+    /// Ops allowed in kernels.
+    pub in_kernels: &'static [&'static str],
+    /// Roles that no scale may have any more.
+    pub roles_gone: &'static [&'static str],
+}
+
+/// What passes promise. Passes without a row promise to add no kind of op.
+pub const LEGAL: &[Legal] = &[
+    Legal {
+        after: "mup-fold",
+        in_functions: GRAPH,
+        in_kernels: &[],
+        roles_gone: &["mup.embedding", "mup.output", "mup.attention"],
+    },
+    Legal { after: "hoist-scales", in_functions: GRAPH, in_kernels: &[], roles_gone: &[] },
+    Legal { after: "fuse", in_functions: KERNELS, in_kernels: GRAPH, roles_gone: &[] },
+];
+
+/// Every op that should not be there after a pass.
+pub fn check(after: &str, module: Op<'_>) -> Vec<Diagnostic> {
+    let Some(legal) = LEGAL.iter().find(|legal| legal.after == after) else { return Vec::new() };
+    module.walk().into_iter().filter_map(|op| fault(legal, op)).collect()
+}
+
+fn fault(legal: &Legal, op: Op<'_>) -> Option<Diagnostic> {
+    let name = op.name();
+    let in_kernel = op.parent().is_some_and(|parent| parent.is("nn.fused"));
+    let allowed = if in_kernel { legal.in_kernels } else { legal.in_functions };
+    let place = if in_kernel { "in a kernel" } else { "in a function" };
+    if !FRAME.contains(&name) && !allowed.contains(&name) {
+        return Some(diagnostic(op, format!("{name} is not legal {place} after {}", legal.after)));
+    }
+    let role = op.text("role").filter(|role| name == "nn.scale" && legal.roles_gone.contains(role))?;
+    Some(diagnostic(op, format!("a scale of role {role} is not legal after {}", legal.after)))
+}

@@ -1,0 +1,187 @@
+//! Pipelines: lists of passes that one can read aloud.
+
+use crate::pass::Pass;
+use crate::registry::{PassKind, PassRow, find};
+use lapidary_ir::pipeline::parse_pipeline;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A pass of a pipeline with its options.
+pub struct Step {
+    /// Which pass.
+    pub row: &'static PassRow,
+    /// As written, such as `fuse{only=attention}`.
+    pub text: String,
+    /// The pass itself, where it is ours.
+    pub pass: Option<Arc<dyn Pass>>,
+}
+
+/// Passes in order.
+pub struct Pipeline {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// Why a pipeline is none.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("pipeline `{text}`: {why}")]
+pub struct PipelineError {
+    /// The whole text.
+    pub text: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// What a module is compiled for, as far as pipelines differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Kernels for a GPU: everything is fused.
+    Gpu,
+    /// A wafer program: ops are placed one by one, so nothing is fused.
+    Wafer,
+    /// The host interprets the ops one by one.
+    Cpu,
+}
+
+/// What happens to muP's multipliers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mup {
+    /// Folded into weights: inference.
+    #[default]
+    Fold,
+    /// Left as ops: training, or to see them.
+    Keep,
+}
+
+/// What happens to fusion.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Fusion {
+    /// Every rule is on.
+    #[default]
+    On,
+    /// Each op is a kernel.
+    Off,
+    /// The options of `fuse`, such as `without=attention`.
+    Options(String),
+}
+
+/// The passes for a goal.
+///
+/// # Errors
+/// [`PipelineError`] for fusion options that are none.
+pub fn pipeline(goal: Goal, mup: Mup, fusion: &Fusion) -> Result<Pipeline, PipelineError> {
+    Pipeline::parse(&pipeline_text(goal, mup, fusion))
+}
+
+/// The same as text.
+pub fn pipeline_text(goal: Goal, mup: Mup, fusion: &Fusion) -> String {
+    let fuse = match fusion {
+        Fusion::On => "fuse".to_string(),
+        Fusion::Off => "fuse{off}".to_string(),
+        Fusion::Options(options) => format!("fuse{{{options}}}"),
+    };
+    let mut passes = vec!["canonicalize", "cse"];
+    if mup == Mup::Fold {
+        passes.push("mup-fold");
+    }
+    passes.extend(["hoist-scales", "canonicalize", "cse", "symbol-dce"]);
+    if goal == Goal::Gpu {
+        passes.push(&fuse);
+    }
+    passes.join(",")
+}
+
+impl Pipeline {
+    /// Reads `canonicalize,fuse{only=attention}`, with or without MLIR's `builtin.module(..)` around it.
+    ///
+    /// # Errors
+    /// [`PipelineError`] for text that is no pipeline, passes that do not exist, and options they do not take.
+    pub fn parse(text: &str) -> Result<Pipeline, PipelineError> {
+        let fault = |why: String| PipelineError { text: text.to_string(), why };
+        let elements = parse_pipeline(text).map_err(|error| fault(error.to_string()))?;
+        let steps =
+            elements.iter().map(|element| step(&element.name, &element.text, element.options.as_deref()));
+        Ok(Pipeline { steps: steps.collect::<Result<_, _>>().map_err(fault)? })
+    }
+
+    /// The passes as text; parses back to the same pipeline.
+    pub fn text(&self) -> String {
+        self.steps.iter().map(|step| step.text.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The passes up to and with the last one of this name.
+    ///
+    /// # Errors
+    /// [`PipelineError`] when the pass is not in the pipeline.
+    pub fn until(mut self, name: &str) -> Result<Pipeline, PipelineError> {
+        let last = self.steps.iter().rposition(|step| step.row.name == name);
+        let Some(last) = last else {
+            let known: Vec<&str> = self.steps.iter().map(|step| step.row.name).collect();
+            let why = format!("has no pass `{name}`; it has {}", known.join(", "));
+            return Err(PipelineError { text: self.text(), why });
+        };
+        self.steps.truncate(last + 1);
+        Ok(self)
+    }
+}
+
+fn step(name: &str, text: &str, options: Option<&str>) -> Result<Step, String> {
+    let row = find(name)?;
+    let pass = match row.kind {
+        PassKind::Mlir => None,
+        PassKind::Ours(make) => Some(Arc::from(make(&split(options.unwrap_or("")))?)),
+    };
+    Ok(Step { row, text: text.to_string(), pass })
+}
+
+/// `only=a,b without=c off` as keys and values.
+fn split(options: &str) -> Vec<(String, String)> {
+    let pair = |word: &str| {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        (key.to_string(), value.to_string())
+    };
+    options.split_whitespace().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_writes() {
+        for text in
+            ["canonicalize,cse", "fuse{only=attention,epilogue}", "fuse{without=siblings off},symbol-dce", ""]
+        {
+            assert_eq!(Pipeline::parse(text).unwrap().text(), text);
+        }
+        assert_eq!(Pipeline::parse("builtin.module( cse, fuse{off} )").unwrap().text(), "cse,fuse{off}");
+    }
+
+    #[test]
+    fn says_what_exists() {
+        let why = |text: &str| Pipeline::parse(text).err().map(|error| error.why).unwrap_or_default();
+        assert!(why("fuze").starts_with("unknown pass `fuze`; the passes are canonicalize, cse"));
+        assert!(
+            why("fuse{only=magic}").starts_with("unknown fusion rule `magic`; the rules are elementwise")
+        );
+        assert_eq!(why("mup-fold{x}"), "mup-fold takes no option `x`");
+        assert!(why("fuse{only=row").contains("do not match"));
+    }
+
+    #[test]
+    fn pipelines_read_aloud() {
+        let gpu = pipeline_text(Goal::Gpu, Mup::Fold, &Fusion::On);
+        assert_eq!(gpu, "canonicalize,cse,mup-fold,hoist-scales,canonicalize,cse,symbol-dce,fuse");
+        let wafer = pipeline_text(Goal::Wafer, Mup::Keep, &Fusion::Off);
+        assert_eq!(wafer, "canonicalize,cse,hoist-scales,canonicalize,cse,symbol-dce");
+        assert!(pipeline(Goal::Gpu, Mup::Fold, &Fusion::Options("only=row".into())).is_ok());
+    }
+
+    #[test]
+    fn stops_after_the_last_of_a_name() {
+        let gpu = || pipeline(Goal::Gpu, Mup::Fold, &Fusion::On).unwrap();
+        assert_eq!(gpu().until("mup-fold").unwrap().text(), "canonicalize,cse,mup-fold");
+        assert_eq!(gpu().until("cse").unwrap().steps.len(), 6);
+        assert!(gpu().until("lower").is_err());
+    }
+}

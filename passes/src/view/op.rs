@@ -1,0 +1,118 @@
+//! An `nn` operation as an [`Op`].
+
+use lapidary_ir::Op as IrOp;
+use lapidary_models::Op;
+use lapidary_models::op::{Cache, ScaleRole};
+use lapidary_models::spec::{Activation, NormKind, Pairing, RopeScaling};
+
+/// Reads an operation; `params` is the index that a parameter gets.
+///
+/// # Errors
+/// A sentence, when the operation is no part of a model's graph.
+pub fn read(op: IrOp<'_>, symbols: &[&str], params: usize) -> Result<Op, String> {
+    match op.name() {
+        "nn.param" => Ok(Op::Param { param: params }),
+        "nn.embed" => Ok(Op::Embed),
+        "nn.position" => Ok(Op::Position { offset: length(op, "offset") }),
+        "nn.linear" => Ok(Op::Linear),
+        "nn.bias" => Ok(Op::Bias),
+        "nn.add" => Ok(Op::Add),
+        "nn.mul" => Ok(Op::Mul),
+        "nn.scale" => Ok(Op::Scale { by: op.f64("by").unwrap_or(1.0), role: role(op)? }),
+        "nn.activation" => activation(op).map(Op::Activation),
+        "nn.norm" => Ok(Op::Norm { kind: norm(op)?, eps: op.f64("eps").unwrap_or(0.0) }),
+        "nn.rope" => rope(op),
+        "nn.kv_append" => Ok(Op::KvAppend { cache: cache(op)?, cached: length(op, "cached") }),
+        "nn.scores" => Ok(Op::Scores { heads: length(op, "heads"), kv_heads: length(op, "kv_heads") }),
+        "nn.mask" => Ok(mask(op)),
+        "nn.softmax" => Ok(Op::Softmax),
+        "nn.values" => Ok(Op::Values { heads: length(op, "heads"), kv_heads: length(op, "kv_heads") }),
+        "nn.last_token" => Ok(Op::LastToken),
+        "nn.repeat" => repeat(op, symbols),
+        other => Err(format!("{other} is no part of a model's graph")),
+    }
+}
+
+/// A length that the verifier has found to be at least 0; absent means 0.
+fn length(op: IrOp<'_>, name: &str) -> u64 {
+    op.i64(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(0)
+}
+
+fn known<T>(op: IrOp<'_>, name: &str, cases: &[(&str, T)]) -> Result<T, String>
+where
+    T: Copy,
+{
+    let word = op.text(name).or_else(|| op.word(name)).unwrap_or_default();
+    let found = cases.iter().find(|(case, _)| *case == word);
+    found.map(|(_, value)| *value).ok_or_else(|| format!("{name} `{word}` is not known"))
+}
+
+fn role(op: IrOp<'_>) -> Result<ScaleRole, String> {
+    let roles = [
+        ScaleRole::MupEmbedding,
+        ScaleRole::MupOutput,
+        ScaleRole::MupAttention,
+        ScaleRole::Attention,
+        ScaleRole::Embedding,
+        ScaleRole::Output,
+        ScaleRole::Residual,
+    ];
+    known(op, "role", &roles.map(|role| (role.name(), role)))
+}
+
+fn activation(op: IrOp<'_>) -> Result<Activation, String> {
+    let functions =
+        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
+    known(op, "fn", &functions.map(|function| (function.name(), function)))
+}
+
+fn norm(op: IrOp<'_>) -> Result<NormKind, String> {
+    known(op, "kind", &[("rms", NormKind::Rms), ("layer", NormKind::Layer)])
+}
+
+fn cache(op: IrOp<'_>) -> Result<Cache, String> {
+    known(op, "cache", &[("k", Cache::Key), ("v", Cache::Value)])
+}
+
+fn rope(op: IrOp<'_>) -> Result<Op, String> {
+    let real = |name: &str| op.f64(name).unwrap_or(1.0);
+    let scaling = match op.word("scaling").unwrap_or("none") {
+        "linear" => RopeScaling::Linear { factor: real("factor") },
+        "llama3" => RopeScaling::Llama3 {
+            factor: real("factor"),
+            low_freq: real("low_freq"),
+            high_freq: real("high_freq"),
+            original_max: length(op, "original"),
+        },
+        _ => RopeScaling::None,
+    };
+    Ok(Op::Rope {
+        head_dim: length(op, "head_dim"),
+        rot_dims: length(op, "rot_dims"),
+        pairing: known(op, "pairing", &[("half", Pairing::Half), ("interleaved", Pairing::Interleaved)])?,
+        theta: real("theta"),
+        scaling,
+        offset: length(op, "offset"),
+    })
+}
+
+fn mask(op: IrOp<'_>) -> Op {
+    Op::Mask {
+        causal: op.flag("causal"),
+        window: length(op, "window"),
+        alibi: op.flag("alibi").then(|| op.f64("alibi_scaling").unwrap_or(1.0)),
+        offset: length(op, "offset"),
+    }
+}
+
+fn repeat(op: IrOp<'_>, symbols: &[&str]) -> Result<Op, String> {
+    let body = op.symbol("body").unwrap_or_default();
+    let function = symbols
+        .iter()
+        .position(|name| *name == body)
+        .ok_or_else(|| format!("there is no function @{body}"))?;
+    if op.operand_count() != 1 {
+        return Err(format!("a repeat of {} values; passes know repeats of one", op.operand_count()));
+    }
+    Ok(Op::Repeat { function, times: length(op, "times") })
+}

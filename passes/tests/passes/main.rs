@@ -1,0 +1,3 @@
+//! Everything of this crate that needs MLIR, in one binary: linking is what takes time.
+
+mod golden;
