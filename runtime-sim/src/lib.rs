@@ -13,6 +13,7 @@ mod network;
 mod price;
 pub mod program;
 pub mod report;
+pub mod text;
 
 pub use check::{CheckError, Checked, check};
 pub use fabric::FabricSpec;

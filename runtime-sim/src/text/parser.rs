@@ -1,0 +1,535 @@
+//! Text to programs: one function per construct, stopping at the first mistake.
+
+use super::ParseError;
+use super::lexer::{Spanned, Token, tokens};
+use crate::program::{
+    Affine, Buffer, Class, Colour, Command, Dest, Direction, HostStream, Lifetime, OpKind, Operand, Port,
+    Position, Region, Route, Slice, Stmt, Task, TensorDecl, TensorMap, Trigger, Var, VectorOp, WaferProgram,
+    Wire,
+};
+use lapidary_models::dtype::DType;
+
+/// Reads a program; `file` is the name to show in errors.
+pub fn parse(text: &str, file: &str) -> Result<WaferProgram, ParseError> {
+    let tokens = tokens(text).map_err(|(line, column, what)| ParseError {
+        file: file.into(),
+        line,
+        column,
+        message: format!("cannot read {what}"),
+        hint: "see the grammar of .wafer files".into(),
+    })?;
+    Parser { tokens, at: 0, file, depth: 0 }.program()
+}
+
+/// Blocks nested deeper than this are refused, so that a hostile text cannot exhaust the stack.
+const DEEPEST: usize = 64;
+
+struct Parser<'a> {
+    tokens: Vec<Spanned>,
+    at: usize,
+    file: &'a str,
+    depth: usize,
+}
+
+type Parsed<T> = Result<T, ParseError>;
+
+impl Parser<'_> {
+    fn peek(&self) -> &Token {
+        &self.tokens[self.at.min(self.tokens.len() - 1)].token
+    }
+
+    fn next(&mut self) -> Token {
+        let token = self.peek().clone();
+        self.at += 1;
+        token
+    }
+
+    /// An error at the current token.
+    fn expected<T>(&self, what: &str, hint: &str) -> Parsed<T> {
+        let place = &self.tokens[self.at.min(self.tokens.len() - 1)];
+        let message = format!("expected {what}, found {}", place.token.describe());
+        let (line, column) = (place.line, place.column);
+        Err(ParseError { file: self.file.into(), line, column, message, hint: hint.into() })
+    }
+
+    fn is_word(&self, word: &str) -> bool {
+        matches!(self.peek(), Token::Word(w) if w == word)
+    }
+
+    fn is_sign(&self, sign: &str) -> bool {
+        matches!(self.peek(), Token::Sign(s) if *s == sign)
+    }
+
+    fn eat_word(&mut self, word: &str) -> bool {
+        let found = self.is_word(word);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn eat(&mut self, sign: &str) -> bool {
+        let found = self.is_sign(sign);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn sign(&mut self, sign: &str) -> Parsed<()> {
+        if self.eat(sign) {
+            Ok(())
+        } else {
+            self.expected(&format!("`{sign}`"), "check the line against the grammar")
+        }
+    }
+
+    fn word(&mut self, word: &str) -> Parsed<()> {
+        if self.eat_word(word) {
+            Ok(())
+        } else {
+            self.expected(&format!("`{word}`"), "check the line against the grammar")
+        }
+    }
+
+    fn name(&mut self) -> Parsed<String> {
+        match self.peek().clone() {
+            Token::Word(w) | Token::Quoted(w) => {
+                self.at += 1;
+                Ok(w)
+            }
+            _ => self.expected("a name", "quote names that are not plain words"),
+        }
+    }
+
+    fn int<T: TryFrom<i64>>(&mut self, what: &str) -> Parsed<T> {
+        if let Token::Int(n) = *self.peek()
+            && let Ok(value) = T::try_from(n)
+        {
+            self.at += 1;
+            return Ok(value);
+        }
+        self.expected(what, "write a whole number in range")
+    }
+
+    fn program(&mut self) -> Parsed<WaferProgram> {
+        self.word("wafer")?;
+        let width = self.int("the width")?;
+        self.word("x")?;
+        let height = self.int("the height")?;
+        let mut program = WaferProgram::new(width, height);
+        while *self.peek() != Token::End {
+            if self.eat_word("tensor") {
+                let name = self.name()?;
+                self.sign("[")?;
+                let elements = self.int("the number of elements")?;
+                self.sign("]")?;
+                program.tensors.insert(name, TensorDecl { elements });
+            } else if self.eat_word("phase") {
+                program.phases.push(self.name()?);
+            } else if self.eat_word("class") {
+                program.classes.push(self.class()?);
+            } else if self.eat_word("host") {
+                program.host.push(self.host()?);
+            } else {
+                return self
+                    .expected("`tensor`, `phase`, `class` or `host`", "one of them begins every item");
+            }
+        }
+        Ok(program)
+    }
+
+    fn class(&mut self) -> Parsed<Class> {
+        let mut class = Class { name: self.name()?, ..Class::default() };
+        self.word("at")?;
+        class.regions.push(self.region()?);
+        while self.eat(",") {
+            class.regions.push(self.region()?);
+        }
+        self.sign("{")?;
+        while !self.eat("}") {
+            if self.eat_word("buffer") {
+                let name = self.name()?;
+                let buffer = self.buffer()?;
+                class.buffers.insert(name, buffer);
+            } else if self.eat_word("route") {
+                let colour = self.colour()?;
+                self.sign(":")?;
+                let route = self.route()?;
+                class.routes.insert(colour, route);
+            } else if self.eat_word("task") {
+                class.tasks.push(self.task()?);
+            } else {
+                return self.expected(
+                    "`buffer`, `route`, `task` or `}`",
+                    "one of them begins every item of a class",
+                );
+            }
+        }
+        Ok(class)
+    }
+
+    fn region(&mut self) -> Parsed<Region> {
+        self.sign("(")?;
+        let x = self.int("a column")?;
+        self.sign(",")?;
+        let mut region = Region::pe(x, self.int("a row")?);
+        self.sign(")")?;
+        if matches!(self.peek(), Token::Int(_)) {
+            region.columns = self.int("the number of columns")?;
+            self.word("x")?;
+            region.rows = self.int("the number of rows")?;
+        }
+        if self.eat_word("step") {
+            region.step_x = self.int("the distance of columns")?;
+            self.word("x")?;
+            region.step_y = self.int("the distance of rows")?;
+        }
+        Ok(region)
+    }
+
+    fn buffer(&mut self) -> Parsed<Buffer> {
+        self.sign(":")?;
+        let dtype = self.dtype()?;
+        self.sign("[")?;
+        let elements = self.int("the number of elements")?;
+        self.sign("]")?;
+        self.sign("@")?;
+        let mut buffer = Buffer::new(dtype, elements, self.int("the first byte")?);
+        loop {
+            if self.eat_word("alive") {
+                let first = self.name()?;
+                self.sign("..")?;
+                buffer.alive = Some(Lifetime { first, last: self.name()? });
+            } else if self.eat_word("load") {
+                buffer.load = Some(self.tensor_map()?);
+            } else if self.eat_word("store") {
+                buffer.store = Some(self.tensor_map()?);
+            } else {
+                return Ok(buffer);
+            }
+        }
+    }
+
+    fn dtype(&mut self) -> Parsed<DType> {
+        for dtype in [DType::F32, DType::F16, DType::Bf16, DType::I32] {
+            if self.eat_word(dtype.name()) {
+                return Ok(dtype);
+            }
+        }
+        self.expected("a dtype", "f32, f16 or bf16")
+    }
+
+    fn tensor_map(&mut self) -> Parsed<TensorMap> {
+        let tensor = self.name()?;
+        self.word("dims")?;
+        let dims = self.list()?;
+        self.word("at")?;
+        Ok(TensorMap { tensor, dims, index: self.affine()? })
+    }
+
+    fn list(&mut self) -> Parsed<Vec<Affine>> {
+        let mut list = vec![self.affine()?];
+        while self.eat(",") {
+            list.push(self.affine()?);
+        }
+        Ok(list)
+    }
+
+    fn affine(&mut self) -> Parsed<Affine> {
+        let mut sum = Affine::constant(0);
+        let mut sign = if self.eat("-") { -1 } else { 1 };
+        loop {
+            sum = sum + self.term()? * sign;
+            sign = match (self.eat("+"), self.is_sign("-")) {
+                (true, _) => 1,
+                (false, true) => {
+                    self.at += 1;
+                    -1
+                }
+                (false, false) => return Ok(sum),
+            };
+        }
+    }
+
+    /// `3`, `x`, `2*x` or `x*2`.
+    fn term(&mut self) -> Parsed<Affine> {
+        if matches!(self.peek(), Token::Int(_)) {
+            let n: i64 = self.int("a number")?;
+            return if self.eat("*") { Ok(Affine::term(self.var()?, n)) } else { Ok(Affine::constant(n)) };
+        }
+        let var = self.var()?;
+        let factor = if self.eat("*") { self.int("a number")? } else { 1 };
+        Ok(Affine::term(var, factor))
+    }
+
+    fn var(&mut self) -> Parsed<Var> {
+        let hint = "use x, y, x/n, y/n, t, i0.. (loops) or d0.. (dimensions)";
+        let Token::Word(word) = self.peek().clone() else {
+            return self.expected("a number or variable", hint);
+        };
+        let Ok(var) = word.parse::<Var>() else { return self.expected("a number or variable", hint) };
+        self.at += 1;
+        if !(matches!(var, Var::X | Var::Y) && self.eat("/")) {
+            return Ok(var);
+        }
+        match self.int::<u32>("a divisor")? {
+            0 => {
+                self.at -= 1;
+                self.expected("a divisor", "divide by 1 or more")
+            }
+            n => Ok(if var == Var::X { Var::XOver(n) } else { Var::YOver(n) }),
+        }
+    }
+
+    fn colour(&mut self) -> Parsed<Colour> {
+        Ok(Colour(self.int("a colour")?))
+    }
+
+    fn port(&mut self) -> Parsed<Port> {
+        for port in [Port::Ramp, Port::North, Port::East, Port::South, Port::West] {
+            if self.eat_word(port.name()) {
+                return Ok(port);
+            }
+        }
+        self.expected("a port", "ramp, north, east, south or west")
+    }
+
+    fn route(&mut self) -> Parsed<Route> {
+        let mut positions = Vec::new();
+        loop {
+            let from = self.port()?;
+            self.sign("->")?;
+            let mut to = vec![self.port()?];
+            while self.eat(",") {
+                to.push(self.port()?);
+            }
+            positions.push(Position { from, to });
+            if !self.eat("|") {
+                return Ok(Route { positions });
+            }
+        }
+    }
+
+    fn task(&mut self) -> Parsed<Task> {
+        let name = self.name()?;
+        let trigger = self.trigger()?;
+        let times = match self.eat_word("times") {
+            true => self.affine()?,
+            false if trigger == Trigger::Start => Affine::constant(1),
+            false => return self.expected("`times`", "say how often the task runs"),
+        };
+        Ok(Task { name, trigger, times, body: self.block()? })
+    }
+
+    fn trigger(&mut self) -> Parsed<Trigger> {
+        if self.eat_word("start") {
+            return Ok(Trigger::Start);
+        }
+        if self.eat_word("local") {
+            return Ok(Trigger::Local);
+        }
+        if self.eat_word("data") {
+            let (colour, wire) = self.wire_of()?;
+            self.sign(")")?;
+            return Ok(Trigger::Data { colour, wire });
+        }
+        if self.eat_word("control") {
+            self.sign("(")?;
+            let colour = self.colour()?;
+            self.sign(")")?;
+            return Ok(Trigger::Control { colour });
+        }
+        self.expected("a trigger", "start, data(colour: wire), control(colour) or local")
+    }
+
+    /// `(colour` or `(colour: wire`, without the closing parenthesis.
+    fn wire_of(&mut self) -> Parsed<(Colour, Wire)> {
+        self.sign("(")?;
+        let colour = self.colour()?;
+        let wire = if self.eat(":") { self.wire()? } else { Wire::F32 };
+        Ok((colour, wire))
+    }
+
+    fn wire(&mut self) -> Parsed<Wire> {
+        for wire in [Wire::F32, Wire::F16, Wire::Bf16, Wire::F16x2, Wire::Bf16x2] {
+            if self.eat_word(wire.name()) {
+                return Ok(wire);
+            }
+        }
+        self.expected("a wire", "f32, f16, bf16, f16x2 or bf16x2")
+    }
+
+    fn block(&mut self) -> Parsed<Vec<Stmt>> {
+        self.sign("{")?;
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return self.expected("fewer nested blocks", "write flatter code");
+        }
+        let mut body = Vec::new();
+        while !self.eat("}") {
+            body.push(self.stmt()?);
+        }
+        self.depth -= 1;
+        Ok(body)
+    }
+
+    fn stmt(&mut self) -> Parsed<Stmt> {
+        if self.eat_word("loop") {
+            let count = self.affine()?;
+            return Ok(Stmt::Loop { count, body: self.block()? });
+        }
+        if self.eat_word("par") {
+            self.sign("{")?;
+            let mut ops = Vec::new();
+            while !self.eat("}") {
+                ops.push(self.op()?);
+            }
+            return Ok(Stmt::Par(ops));
+        }
+        if self.eat_word("control") {
+            let colour = self.colour()?;
+            return Ok(Stmt::Control { colour, command: self.command()? });
+        }
+        if self.eat_word("activate") {
+            return Ok(Stmt::Activate(self.name()?));
+        }
+        if self.eat_word("phase") {
+            return Ok(Stmt::Phase(self.name()?));
+        }
+        Ok(Stmt::Op(self.op()?))
+    }
+
+    fn command(&mut self) -> Parsed<Command> {
+        for command in [Command::Advance, Command::Reset, Command::Nothing] {
+            if self.eat_word(super::print::command(command)) {
+                return Ok(command);
+            }
+        }
+        self.expected("a command", "advance, reset or nothing")
+    }
+
+    fn op(&mut self) -> Parsed<VectorOp> {
+        let Some(kind) = OpKind::ALL.into_iter().find(|k| self.is_word(k.name())) else {
+            return self
+                .expected("a statement", "an op such as `mov`, or loop, par, control, activate, phase");
+        };
+        self.at += 1;
+        let dst = self.dest()?;
+        self.sign("<-")?;
+        let mut src = vec![self.operand()?];
+        while self.eat(",") {
+            src.push(self.operand()?);
+        }
+        if src.len() != kind.arity() {
+            let what = format!("{} operands of `{}`", kind.arity(), kind.name());
+            return self.expected(&what, "operands are separated by commas and end at `len`");
+        }
+        self.word("len")?;
+        Ok(VectorOp { kind, dst, src, dims: self.list()? })
+    }
+
+    fn dest(&mut self) -> Parsed<Dest> {
+        if !self.eat_word("out") {
+            return Ok(Dest::Mem(self.slice()?));
+        }
+        let (colour, wire) = self.wire_of()?;
+        let then = if self.eat(",") { Some(self.command()?) } else { None };
+        self.sign(")")?;
+        Ok(match then {
+            Some(then) => Dest::OutThen { colour, wire, then },
+            None => Dest::Out { colour, wire },
+        })
+    }
+
+    fn operand(&mut self) -> Parsed<Operand> {
+        let negative = self.eat("-");
+        let sign = if negative { -1.0 } else { 1.0 };
+        let constant = match *self.peek() {
+            Token::Int(n) => Some(n as f32),
+            Token::Float(v) => Some(v),
+            Token::Word(ref w) if w == "inf" => Some(f32::INFINITY),
+            Token::Word(ref w) if w == "nan" => Some(f32::NAN),
+            _ => None,
+        };
+        if let Some(value) = constant {
+            self.at += 1;
+            return Ok(Operand::Const(sign * value));
+        }
+        if negative {
+            return self.expected("a number", "only numbers can be negative here");
+        }
+        if self.eat_word("trigger") {
+            return Ok(Operand::Trigger);
+        }
+        for stream in [true, false] {
+            if self.eat_word(if stream { "in" } else { "scalar" }) {
+                let (colour, wire) = self.wire_of()?;
+                self.sign(")")?;
+                return Ok(if stream {
+                    Operand::In { colour, wire }
+                } else {
+                    Operand::Scalar { colour, wire }
+                });
+            }
+        }
+        Ok(Operand::Mem(self.slice()?))
+    }
+
+    fn slice(&mut self) -> Parsed<Slice> {
+        let mut slice = Slice { buffer: self.name()?, at: Affine::constant(0), strides: Vec::new() };
+        if !self.eat("[") {
+            return Ok(slice);
+        }
+        slice.at = self.affine()?;
+        if self.eat(";") {
+            slice.strides.push(self.stride()?);
+            while self.eat(",") {
+                slice.strides.push(self.stride()?);
+            }
+        }
+        self.sign("]")?;
+        Ok(slice)
+    }
+
+    fn stride(&mut self) -> Parsed<i64> {
+        let sign = if self.eat("-") { -1 } else { 1 };
+        Ok(sign * self.int::<i64>("a stride")?)
+    }
+
+    fn host(&mut self) -> Parsed<HostStream> {
+        let name = self.name()?;
+        let direction = match self.next() {
+            Token::Word(w) if w == "in" => Direction::In,
+            Token::Word(w) if w == "out" => Direction::Out,
+            _ => {
+                self.at -= 1;
+                return self.expected("`in` or `out`", "say whether words enter or leave the wafer");
+            }
+        };
+        let edge = self.port()?;
+        self.word("lanes")?;
+        let first = self.int("the first lane")?;
+        self.sign("..")?;
+        let lanes = self.int("the number of lanes")?;
+        let step = if self.eat_word("step") { self.int("the distance of lanes")? } else { 1 };
+        self.word("colour")?;
+        let colour = self.colour()?;
+        let wire = if self.eat(":") { self.wire()? } else { Wire::F32 };
+        self.word("tensor")?;
+        let TensorMap { tensor, dims, index } = self.tensor_map()?;
+        let interval = if self.eat_word("interval") { self.int("cycles per word")? } else { 1 };
+        let then = if self.eat_word("then") { Some(self.command()?) } else { None };
+        Ok(HostStream {
+            name,
+            direction,
+            edge,
+            first,
+            lanes,
+            step,
+            colour,
+            wire,
+            tensor,
+            dims,
+            index,
+            then,
+            interval,
+        })
+    }
+}
