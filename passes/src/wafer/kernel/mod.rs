@@ -1,0 +1,78 @@
+//! Kernels: the statements of one PE for one placed op, the scratch memory they need and the channels they use.
+
+pub mod attention;
+mod linear;
+mod map;
+mod norm;
+mod rope;
+mod stream;
+
+use super::channel::Channel;
+use super::error::WaferError;
+use super::placed::{OpKind, Path, Placed, PlacedOp};
+use super::site::Site;
+use lapidary_models::dtype::DType;
+use lapidary_runtime_sim::program::{Stmt, TensorMap};
+
+/// A buffer that an op needs beside its values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scratch {
+    /// Name within the op.
+    pub name: &'static str,
+    /// Element type.
+    pub dtype: DType,
+    /// Number of elements; nothing is made of none.
+    pub elements: u32,
+    /// A constant table that is there from the beginning.
+    pub load: Option<TensorMap>,
+}
+
+impl Scratch {
+    fn new(name: &'static str, dtype: DType, elements: u32) -> Self {
+        Scratch { name, dtype, elements, load: None }
+    }
+}
+
+/// Name of a scratch buffer of an op in the program.
+pub fn scratch_name(op: &str, name: &str) -> String {
+    format!("{op}.{name}")
+}
+
+/// Statements of the PE for the op.
+pub fn code(site: &Site, op: &PlacedOp) -> Result<Vec<Stmt>, WaferError> {
+    match &op.kind {
+        OpKind::Linear(linear) => linear::code(site, op, linear),
+        OpKind::Norm(norm) => norm::code(site, op, norm),
+        OpKind::Map(map) => map::code(site, op, map),
+        OpKind::Rope(rope) => rope::code(site, op, rope),
+        OpKind::Attention(attention) => attention::code(site, op, attention),
+        OpKind::Input { value, path: Path::Stream, .. } => stream::enter(site, op, value),
+        OpKind::Output { value, path: Path::Stream, .. } => stream::leave(site, op, value),
+        OpKind::Input { .. } | OpKind::Output { .. } => Ok(vec![]),
+    }
+}
+
+/// Scratch buffers of the PE for the op.
+pub fn scratch(site: &Site, op: &PlacedOp) -> Result<Vec<Scratch>, WaferError> {
+    match &op.kind {
+        OpKind::Linear(linear) => linear::scratch(site, op, linear),
+        OpKind::Norm(norm) => norm::scratch(site, op, norm),
+        OpKind::Map(map) => map::scratch(site, op, map),
+        OpKind::Rope(rope) => rope::scratch(site, op, rope),
+        OpKind::Attention(_) => attention::scratch(site, op),
+        OpKind::Input { .. } | OpKind::Output { .. } => Ok(vec![]),
+    }
+}
+
+/// Channels that the op uses.
+pub fn channels(placed: &Placed, op: &PlacedOp) -> Vec<Channel> {
+    let row_ring = [Channel::East(0), Channel::East(1), Channel::Wrap];
+    match &op.kind {
+        OpKind::Linear(_) => [vec![Channel::Weights], row_ring.to_vec()].concat(),
+        OpKind::Norm(_) => vec![Channel::Weights, Channel::East(0), Channel::East(1), Channel::Back],
+        OpKind::Attention(_) => attention::channels(placed),
+        OpKind::Input { path: Path::Stream, .. } => vec![Channel::Enter(0), Channel::Enter(1)],
+        OpKind::Output { path: Path::Stream, .. } => vec![Channel::Leave(0), Channel::Leave(1)],
+        OpKind::Input { .. } | OpKind::Output { .. } | OpKind::Map(_) | OpKind::Rope(_) => vec![],
+    }
+}

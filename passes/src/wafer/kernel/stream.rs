@@ -1,0 +1,48 @@
+//! Activations that enter at the north edge or leave at the south edge, passed on from row to row.
+//!
+//! Tokens go by in their order; a row keeps (or adds) its own and passes the others on. Which tokens those are needs no
+//! switches: counts are affine in the row.
+
+use crate::wafer::channel::Channel;
+use crate::wafer::code::{from, op, send, strided, to, words};
+use crate::wafer::error::WaferError;
+use crate::wafer::placed::{Layout, PlacedOp};
+use crate::wafer::site::Site;
+use lapidary_runtime_sim::program::{Affine, OpKind, Stmt};
+
+/// Keeps the tokens of this row, then passes on those of the rows below.
+pub fn enter(site: &Site, at: &PlacedOp, value: &str) -> Result<Vec<Stmt>, WaferError> {
+    let (features, tokens) = shape(site, at, value)?;
+    let come = || words(site.channel(Channel::Enter(site.north_parity())), site.wire());
+    let on = send(site.channel(Channel::Enter(site.parity())), site.wire());
+    let own = to(strided(value, 0, &[1, tokens]));
+    let below = Affine::constant(site.placed.tokens.total() as i64 - tokens) - site.first_token();
+    let mut body = vec![op(OpKind::Mov, own, [come()], vec![tokens.into(), features.into()])];
+    if site.at.y + 1 < site.placed.rows() {
+        body.push(op(OpKind::Mov, on, [come()], vec![below, features.into()]));
+    }
+    Ok(body)
+}
+
+/// Passes on the tokens of the rows above, then sends those of this row.
+pub fn leave(site: &Site, at: &PlacedOp, value: &str) -> Result<Vec<Stmt>, WaferError> {
+    let (features, tokens) = shape(site, at, value)?;
+    let come = words(site.channel(Channel::Leave(site.north_parity())), site.wire());
+    let on = || send(site.channel(Channel::Leave(site.parity())), site.wire());
+    let own = from(strided(value, 0, &[1, tokens]));
+    let mut body = Vec::new();
+    if site.at.y > 0 {
+        body.push(op(OpKind::Mov, on(), [come], vec![site.first_token(), features.into()]));
+    }
+    body.push(op(OpKind::Mov, on(), [own], vec![tokens.into(), features.into()]));
+    Ok(body)
+}
+
+fn shape(site: &Site, at: &PlacedOp, value: &str) -> Result<(i64, i64), WaferError> {
+    let layout = site.placed.layout(at, value)?;
+    if !matches!(layout, Layout::Columns { .. }) {
+        let detail = format!("{value} must lie over all columns to enter or leave");
+        return Err(WaferError::Layout { op: at.name.clone(), detail });
+    }
+    Ok((i64::from(site.features(layout).0), i64::from(site.tokens())))
+}

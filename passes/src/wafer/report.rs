@@ -1,0 +1,138 @@
+//! What a placement uses: memory by class, colours, words and arithmetic by phase.
+
+use super::channel::Channel;
+use super::placed::{OpKind, Placed};
+use lapidary_runtime_sim::program::{Direction, HostStream};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Account of a generated program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlacementReport {
+    /// Columns of PEs.
+    pub width: u32,
+    /// Rows of PEs in use.
+    pub rows: u32,
+    /// Tokens on the wafer at once.
+    pub tokens: u64,
+    /// Tokens of the fullest row.
+    pub tokens_per_row: u32,
+    /// Bytes of a PE that buffers may use.
+    pub sram_bytes: u64,
+    /// Highest byte in use in any PE, plus one.
+    pub sram_peak_bytes: u64,
+    /// By class.
+    pub classes: Vec<ClassReport>,
+    /// Colours in use and what for.
+    pub colours: Vec<ColourReport>,
+    /// By phase, in order.
+    pub phases: Vec<PhaseReport>,
+}
+
+/// Memory of a class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassReport {
+    /// Its name.
+    pub name: String,
+    /// How many PEs.
+    pub pes: u64,
+    /// Highest byte in use, plus one.
+    pub sram_peak_bytes: u64,
+    /// Bytes alive in the fullest phase.
+    pub alive_bytes: u64,
+    /// The fullest phase.
+    pub fullest_phase: String,
+}
+
+/// Uses of a colour.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ColourReport {
+    /// Its number.
+    pub colour: u8,
+    /// Channels and the phases that use them.
+    pub channels: Vec<(Channel, Vec<String>)>,
+}
+
+/// Work of a phase.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// Its name.
+    pub name: String,
+    /// Kind of the op.
+    pub kind: String,
+    /// Words that enter the wafer.
+    pub words_in: u64,
+    /// Words that leave the wafer.
+    pub words_out: u64,
+    /// Words through the busiest lane, which bound the time from below.
+    pub words_busiest_lane: u64,
+    /// Multiply-accumulates of linear layers and attention (causal).
+    pub macs: u64,
+}
+
+impl PhaseReport {
+    /// An account without traffic yet.
+    pub fn new(placed: &Placed, phase: usize) -> Self {
+        let op = &placed.ops[phase];
+        PhaseReport {
+            name: op.name.clone(),
+            kind: op.kind.name().into(),
+            words_in: 0,
+            words_out: 0,
+            words_busiest_lane: 0,
+            macs: macs(placed, &op.kind),
+        }
+    }
+
+    /// Adds the words of a stream.
+    pub fn add(&mut self, stream: &HostStream) {
+        let constant = |n: &lapidary_runtime_sim::program::Affine| n.as_constant().unwrap_or(0).max(0) as u64;
+        let elements: u64 = stream.dims.iter().map(constant).product();
+        let words = elements / u64::from(stream.wire.lanes());
+        match stream.direction {
+            Direction::In => self.words_in += words * u64::from(stream.lanes),
+            Direction::Out => self.words_out += words * u64::from(stream.lanes),
+        }
+        self.words_busiest_lane = self.words_busiest_lane.max(words);
+    }
+}
+
+fn macs(placed: &Placed, kind: &OpKind) -> u64 {
+    let features =
+        |value: &str| placed.values.get(value).map_or(0, |layout| u64::from(placed.features(*layout)));
+    let tokens = placed.tokens;
+    match kind {
+        OpKind::Linear(linear) => {
+            let outputs: u64 = linear.outputs.iter().map(|s| features(&s.value)).sum();
+            features(&linear.input) * outputs * tokens.total()
+        }
+        OpKind::Attention(attention) => {
+            let length = u64::from(tokens.length);
+            features(&attention.query) * length * (length + 1) * u64::from(tokens.sequences)
+        }
+        _ => 0,
+    }
+}
+
+impl fmt::Display for PlacementReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} x {} PEs, {} tokens at once, up to {} a row",
+            self.width, self.rows, self.tokens, self.tokens_per_row
+        )?;
+        writeln!(
+            f,
+            "{} classes, {} colours, SRAM peak {} of {} bytes",
+            self.classes.len(),
+            self.colours.len(),
+            self.sram_peak_bytes,
+            self.sram_bytes
+        )?;
+        for phase in &self.phases {
+            write!(f, "  {:<24} {:<10}", phase.name, phase.kind)?;
+            writeln!(f, " {:>12} words in  {:>16} MACs", phase.words_in, phase.macs)?;
+        }
+        Ok(())
+    }
+}

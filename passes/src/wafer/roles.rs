@@ -1,0 +1,108 @@
+//! PEs that get the same code: columns of one role crossed with rows of one role.
+//!
+//! A role is the list of everything about a line that the kernels ask and that is not affine: whether it is first or last,
+//! its parity, whether its tiles are the larger or the smaller ones, where its head block begins and ends.
+
+use super::placed::{Layout, OpKind, Path, Placed};
+use super::tile::{Tiles, progressions};
+use lapidary_runtime_sim::program::{Coord, Region};
+use std::collections::BTreeMap;
+
+/// PEs of one role.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Role {
+    /// Name, by the numbers of the column role and the row role.
+    pub name: String,
+    /// One of the PEs.
+    pub sample: Coord,
+    /// All of them.
+    pub regions: Vec<Region>,
+}
+
+/// All roles of a placed computation, in the order of their first columns and rows.
+pub fn roles(placed: &Placed) -> Vec<Role> {
+    let columns = group(placed.width, |x| column_role(placed, x));
+    let rows = group(placed.rows(), |y| row_role(placed, y));
+    let pair = |(j, rows): (usize, &Vec<u32>)| -> Vec<Role> {
+        let cross = |(i, columns): (usize, &Vec<u32>)| Role {
+            name: format!("column{i}.row{j}"),
+            sample: Coord { x: columns[0], y: rows[0] },
+            regions: regions(columns, rows),
+        };
+        columns.iter().enumerate().map(cross).collect()
+    };
+    rows.iter().enumerate().flat_map(pair).collect()
+}
+
+/// Lines by role, each role a sorted list, ordered by their first line.
+fn group(lines: u32, role: impl Fn(u32) -> Vec<u32>) -> Vec<Vec<u32>> {
+    let mut by_role: BTreeMap<Vec<u32>, Vec<u32>> = BTreeMap::new();
+    for line in 0..lines {
+        by_role.entry(role(line)).or_default().push(line);
+    }
+    let mut groups: Vec<_> = by_role.into_values().collect();
+    groups.sort();
+    groups
+}
+
+/// The cross of columns and rows as regions.
+fn regions(columns: &[u32], rows: &[u32]) -> Vec<Region> {
+    let across = |(y, rows, step_y): (u32, u32, u32)| {
+        let region =
+            move |(x, columns, step_x): (u32, u32, u32)| Region { x, y, columns, rows, step_x, step_y };
+        progressions(columns).into_iter().map(region).collect::<Vec<_>>()
+    };
+    progressions(rows).into_iter().flat_map(across).collect()
+}
+
+fn column_role(placed: &Placed, x: u32) -> Vec<u32> {
+    let last = placed.width - 1;
+    let mut role = vec![u32::from(x == 0), u32::from(x == last), x % 2];
+    for layout in placed.values.values() {
+        if let Layout::Columns { features } = layout {
+            let tiles = Tiles::new(*features, placed.width);
+            let before = x.checked_sub(1).unwrap_or(last);
+            role.extend([tiles.size(x), u32::from(tiles.is_large(x)), tiles.size(before)]);
+        }
+    }
+    role.extend(head_role(placed, x));
+    role
+}
+
+fn head_role(placed: &Placed, x: u32) -> Vec<u32> {
+    let Some(heads) = placed.heads else { return vec![] };
+    let blocks = heads.column_blocks();
+    if !blocks.contains(x) {
+        return vec![0, u32::from(x == blocks.lines())];
+    }
+    let column = blocks.local(x);
+    let mut role = vec![1, u32::from(column == 0), u32::from(column + 1 == heads.columns)];
+    let row = placed.tokens.tiles();
+    let tilings =
+        [row.base(), row.largest(), heads.query_features()].map(|items| Tiles::new(items, heads.columns));
+    for tiles in tilings {
+        role.extend([tiles.is_large(column), column > 0 && tiles.is_large(column - 1)].map(u32::from));
+    }
+    role
+}
+
+fn row_role(placed: &Placed, y: u32) -> Vec<u32> {
+    let (row, rows) = (placed.tokens.blocks().local(y), placed.tokens.rows);
+    let last = y + 1 == placed.rows();
+    let mut role = vec![u32::from(placed.tokens.tiles().is_large(row)), u32::from(last)];
+    let is = |test: fn(&OpKind) -> bool| placed.ops.iter().any(|op| test(&op.kind));
+    let streams = is(|op| {
+        matches!(op, OpKind::Input { path: Path::Stream, .. } | OpKind::Output { path: Path::Stream, .. })
+    });
+    let attends = is(|op| matches!(op, OpKind::Attention(_))) && rows > 1;
+    if streams {
+        role.push(u32::from(y == 0));
+    }
+    if attends {
+        role.extend([u32::from(row == 0), u32::from(row + 1 == rows)]);
+    }
+    if streams || attends {
+        role.push(y % 2);
+    }
+    role
+}

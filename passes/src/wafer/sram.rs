@@ -1,0 +1,130 @@
+//! Where each buffer of a PE lies.
+//!
+//! Buffers are alive from a first to a last phase; those that share a phase must not overlap. Large ones are placed
+//! first, each at the lowest address that is free in all its phases. Operands of one vector op that lie in banks 4 apart
+//! (or in one bank) halve its rate, so a buffer avoids the banks of its partners where there is room.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A buffer to be placed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Name.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// First phase it is alive in.
+    pub first: usize,
+    /// Last phase it is alive in.
+    pub last: usize,
+}
+
+impl Request {
+    fn meets(&self, other: &Request) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// Pairs of buffers read by one vector op, each in alphabetical order.
+pub type Partners = BTreeSet<(String, String)>;
+
+/// Memory of a PE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes for buffers.
+    pub bytes: u64,
+    /// Bytes of a bank.
+    pub bank: u64,
+}
+
+/// Every buffer starts at a multiple of this: the width of the widest access.
+const ALIGNMENT: u64 = 8;
+
+/// Addresses by name, and the highest byte in use, which may be beyond the memory.
+pub fn plan(requests: &[Request], partners: &Partners, memory: Memory) -> (BTreeMap<String, u64>, u64) {
+    let mut order: Vec<&Request> = requests.iter().collect();
+    order.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.first.cmp(&b.first)).then(a.name.cmp(&b.name)));
+    let mut placed: Vec<(&Request, u64)> = Vec::new();
+    for request in order {
+        let avoided = avoided_banks(request, &placed, partners, memory);
+        let candidates = candidates(request, &placed, memory);
+        let fits = |at: &&u64| {
+            **at + request.bytes <= memory.bytes && !avoided.contains(&((**at / memory.bank) % 4))
+        };
+        let at = candidates.iter().find(fits).or(candidates.first()).copied().unwrap_or(0);
+        placed.push((request, at));
+    }
+    let top = placed.iter().map(|(request, at)| at + request.bytes).max().unwrap_or(0);
+    (placed.into_iter().map(|(request, at)| (request.name.clone(), at)).collect(), top)
+}
+
+/// Free addresses for a request, lowest first: behind a buffer that is alive with it, or at the start of a bank.
+fn candidates(request: &Request, placed: &[(&Request, u64)], memory: Memory) -> Vec<u64> {
+    let alive: Vec<_> = placed.iter().filter(|(other, _)| other.meets(request)).collect();
+    let behind = alive.iter().map(|(other, at)| (at + other.bytes).next_multiple_of(ALIGNMENT));
+    let banks = (0..memory.bytes.div_ceil(memory.bank)).map(|bank| bank * memory.bank);
+    let free = |at: &u64| {
+        alive.iter().all(|(other, start)| at + request.bytes <= *start || start + other.bytes <= *at)
+    };
+    behind.chain(banks).collect::<BTreeSet<_>>().into_iter().filter(free).collect()
+}
+
+/// Banks modulo 4 of the partners placed so far.
+fn avoided_banks(
+    request: &Request,
+    placed: &[(&Request, u64)],
+    partners: &Partners,
+    memory: Memory,
+) -> BTreeSet<u64> {
+    let pair =
+        |a: &str, b: &str| if a < b { (a.to_owned(), b.to_owned()) } else { (b.to_owned(), a.to_owned()) };
+    let partner = |(other, _): &&(&Request, u64)| partners.contains(&pair(&request.name, &other.name));
+    placed.iter().filter(partner).map(|(_, at)| (at / memory.bank) % 4).collect()
+}
+
+/// The phase with the most bytes alive, and how many.
+pub fn fullest_phase(requests: &[Request]) -> (usize, u64) {
+    let last = requests.iter().map(|r| r.last).max().unwrap_or(0);
+    let alive =
+        |phase: usize| requests.iter().filter(|r| r.first <= phase && phase <= r.last).map(|r| r.bytes).sum();
+    (0..=last)
+        .map(|phase| (phase, alive(phase)))
+        .max_by_key(|(phase, bytes): &(usize, u64)| (*bytes, usize::MAX - phase))
+        .unwrap_or((0, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(name: &str, bytes: u64, first: usize, last: usize) -> Request {
+        Request { name: name.into(), bytes, first, last }
+    }
+
+    const MEMORY: Memory = Memory { bytes: 49152, bank: 6144 };
+
+    #[test]
+    fn buffers_of_different_phases_share_memory() {
+        let requests = [request("a", 1000, 0, 1), request("b", 800, 2, 3), request("c", 600, 1, 2)];
+        let (at, top) = plan(&requests, &Partners::new(), MEMORY);
+        assert_eq!((at["a"], at["b"], at["c"]), (0, 0, 1000));
+        assert_eq!(top, 1600);
+        assert_eq!(fullest_phase(&requests), (1, 1600));
+    }
+
+    #[test]
+    fn partners_lie_in_banks_that_do_not_conflict() {
+        let requests = [request("x", 1000, 0, 0), request("sum", 500, 0, 0)];
+        let partners = Partners::from([("sum".into(), "x".into())]);
+        let (at, _) = plan(&requests, &partners, MEMORY);
+        assert_eq!((at["x"], at["sum"]), (0, 6144));
+    }
+
+    #[test]
+    fn without_room_a_conflict_is_taken() {
+        let requests = [request("x", 1000, 0, 0), request("sum", 500, 0, 0)];
+        let partners = Partners::from([("sum".into(), "x".into())]);
+        let (at, _) = plan(&requests, &partners, Memory { bytes: 2000, bank: 6144 });
+        assert_eq!(at["sum"], 1000);
+    }
+}
