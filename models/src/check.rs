@@ -5,7 +5,9 @@
 
 use crate::dtype::DType;
 use crate::fault::{FaultKind, suggestion};
-use crate::spec::{AttentionScale, GateHalf, ModelSpec, NormKind, Position, Residual, RopeScaling};
+use crate::spec::{
+    AttentionScale, GateHalf, ModelSpec, NormKind, Position, QkvLayout, Residual, RopeScaling,
+};
 use crate::weights;
 
 /// Largest accepted sizes, in elements.
@@ -291,6 +293,12 @@ fn tokens(spec: &ModelSpec) -> Vec<Violation> {
 
 fn forms(spec: &ModelSpec) -> Vec<Violation> {
     let mut found = Vec::new();
+    if spec.weights.qkv == QkvLayout::PerHead && spec.n_kv_heads != spec.n_heads {
+        let message =
+            "query, key and value of each head stand together only where every head has its own".to_string();
+        let hint = Some("use qkv = \"split\" or \"concat\"".to_string());
+        found.extend(rule(&["weights.qkv", "n_kv_heads", "n_heads"], message, hint));
+    }
     let names = weights::scheme_names();
     if !names.contains(&spec.weights.names.as_str()) {
         let message = format!("no naming scheme is called \"{}\"", spec.weights.names);

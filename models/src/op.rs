@@ -3,6 +3,7 @@
 //! Shapes are written B batch, S query length, L key length, D width, H heads, K key-value heads, d head
 //! width, N and K the output and input widths of a linear. Heads stay flattened: queries are `[B, S, H·d]`.
 
+use crate::dtype::DType;
 use crate::graph::TensorType;
 use crate::spec::{Activation, NormKind, Pairing, RopeScaling};
 
@@ -200,9 +201,8 @@ impl Op {
                 operands[1..].iter().try_fold(operands[0].clone(), |x, w| last_axis(&x, w, "weight"))
             }
             Op::Add | Op::Mul => same(operands[0], operands[1]),
-            Op::Scale { .. } | Op::Activation(_) | Op::Softmax | Op::Mask { .. } | Op::Repeat { .. } => {
-                Ok(operands[0].clone())
-            }
+            Op::Mask { .. } => rank(operands[0], 4, "scores").map(|()| operands[0].clone()),
+            Op::Scale { .. } | Op::Activation(_) | Op::Softmax | Op::Repeat { .. } => Ok(operands[0].clone()),
             Op::Rope { head_dim, rot_dims, .. } => rope(operands[0], *head_dim, *rot_dims),
             Op::KvAppend { cached, .. } => grown(operands[0], *cached),
             Op::Scores { heads, kv_heads } => scores(operands[0], operands[1], *heads, *kv_heads),
@@ -240,8 +240,13 @@ fn rank(t: &TensorType, wanted: usize, what: &str) -> Result<(), String> {
     expect(t.shape.len() == wanted, || format!("{what} has rank {}, expected {wanted}", t.shape.len()))
 }
 
+fn one_type(x: &TensorType, w: &TensorType, what: &str) -> Result<(), String> {
+    expect(x.dtype == w.dtype, || format!("x is {} but {what} is {}", x.dtype, w.dtype))
+}
+
 fn embed(ids: &TensorType, table: &TensorType) -> Result<TensorType, String> {
     rank(ids, 2, "ids")?;
+    expect(ids.dtype == DType::I32, || format!("ids are {}, expected i32", ids.dtype))?;
     rank(table, 2, "table")?;
     Ok(TensorType::new(table.dtype, [ids.shape[0], ids.shape[1], table.shape[1]]))
 }
@@ -252,7 +257,7 @@ fn position(x: &TensorType, table: &TensorType, offset: u64) -> Result<TensorTyp
     expect(x.shape[2] == table.shape[1], || {
         format!("x D = {} but table D = {}", x.shape[2], table.shape[1])
     })?;
-    let end = offset + x.shape[1];
+    let end = offset.saturating_add(x.shape[1]);
     expect(end <= table.shape[0], || {
         format!("positions reach {end} but the table has {} rows", table.shape[0])
     })?;
@@ -261,6 +266,7 @@ fn position(x: &TensorType, table: &TensorType, offset: u64) -> Result<TensorTyp
 
 fn linear(x: &TensorType, w: &TensorType) -> Result<TensorType, String> {
     rank(w, 2, "weight")?;
+    one_type(x, w, "weight")?;
     let k = x.last()?;
     expect(k == w.shape[1], || format!("contraction mismatch: x K = {k} but weight K = {}", w.shape[1]))?;
     let mut shape = x.shape.clone();
@@ -270,6 +276,7 @@ fn linear(x: &TensorType, w: &TensorType) -> Result<TensorType, String> {
 
 fn last_axis(x: &TensorType, w: &TensorType, what: &str) -> Result<TensorType, String> {
     rank(w, 1, what)?;
+    one_type(x, w, what)?;
     let n = x.last()?;
     expect(n == w.shape[0], || format!("x N = {n} but {what} N = {}", w.shape[0]))?;
     Ok(x.clone())
@@ -293,7 +300,7 @@ fn rope(x: &TensorType, head_dim: u64, rot_dims: u64) -> Result<TensorType, Stri
 
 fn grown(x: &TensorType, cached: u64) -> Result<TensorType, String> {
     rank(x, 3, "x")?;
-    Ok(TensorType::new(x.dtype, [x.shape[0], cached + x.shape[1], x.shape[2]]))
+    Ok(TensorType::new(x.dtype, [x.shape[0], cached.saturating_add(x.shape[1]), x.shape[2]]))
 }
 
 fn head_width(width: u64, heads: u64, what: &str) -> Result<u64, String> {
@@ -322,10 +329,94 @@ fn values(p: &TensorType, v: &TensorType, heads: u64, kv_heads: u64) -> Result<T
     expect(p.shape[0] == v.shape[0], || format!("p B = {} but v B = {}", p.shape[0], v.shape[0]))?;
     expect(p.shape[3] == v.shape[1], || format!("p L = {} but v L = {}", p.shape[3], v.shape[1]))?;
     let d = head_width(v.shape[2], kv_heads, "v")?;
-    Ok(TensorType::new(v.dtype, [p.shape[0], p.shape[2], heads * d]))
+    Ok(TensorType::new(v.dtype, [p.shape[0], p.shape[2], heads.saturating_mul(d)]))
 }
 
 fn last_token(x: &TensorType) -> Result<TensorType, String> {
     rank(x, 3, "x")?;
     Ok(TensorType::new(x.dtype, [x.shape[0], 1, x.shape[2]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(shape: &[u64]) -> TensorType {
+        TensorType::new(DType::F32, shape)
+    }
+
+    fn refusal(op: &Op, operands: &[TensorType]) -> String {
+        op.result(&operands.iter().collect::<Vec<_>>()).unwrap_err()
+    }
+
+    const ROPE: Op = Op::Rope {
+        head_dim: 8,
+        rot_dims: 4,
+        pairing: Pairing::Half,
+        theta: 1e4,
+        scaling: RopeScaling::None,
+        offset: 0,
+    };
+
+    #[test]
+    fn every_shape_rule_names_the_relation_that_fails() {
+        let scores = Op::Scores { heads: 4, kv_heads: 2 };
+        let values = Op::Values { heads: 4, kv_heads: 2 };
+        let cases: [(&Op, &[TensorType], &str); 15] = [
+            (&Op::Linear, &[t(&[2, 3, 8]), t(&[5, 7])], "contraction mismatch: x K = 8 but weight K = 7"),
+            (&Op::Linear, &[t(&[8])], "linear takes 2..=2 operands, found 1"),
+            (&Op::Linear, &[t(&[]), t(&[5, 7])], "a scalar has no last axis"),
+            (&Op::Bias, &[t(&[2, 8]), t(&[7])], "x N = 8 but bias N = 7"),
+            (&Op::Add, &[t(&[2, 8]), t(&[2, 7])], "operands differ: tensor<2x8xf32> and tensor<2x7xf32>"),
+            (&Op::Embed, &[t(&[2, 3]), t(&[9, 8])], "ids are f32, expected i32"),
+            (
+                &Op::Position { offset: 2 },
+                &[t(&[1, 3, 8]), t(&[4, 8])],
+                "positions reach 5 but the table has 4 rows",
+            ),
+            (&ROPE, &[t(&[1, 3, 12])], "width 12 is not a multiple of head_dim 8"),
+            (&scores, &[t(&[1, 3, 32]), t(&[1, 5, 8])], "q head width 8 but k head width 4"),
+            (&scores, &[t(&[1, 3, 32]), t(&[2, 5, 16])], "q B = 1 but k B = 2"),
+            (
+                &Op::Scores { heads: 4, kv_heads: 3 },
+                &[t(&[1, 3, 32]), t(&[1, 5, 24])],
+                "4 heads do not share 3 key heads evenly",
+            ),
+            (&values, &[t(&[1, 4, 3, 5]), t(&[1, 6, 16])], "p L = 5 but v L = 6"),
+            (
+                &Op::Mask { causal: true, window: 0, alibi: None, offset: 0 },
+                &[t(&[3, 5])],
+                "scores has rank 2, expected 4",
+            ),
+            (&Op::LastToken, &[t(&[3, 5])], "x has rank 2, expected 3"),
+            (
+                &Op::Norm { kind: NormKind::Rms, eps: 1e-5 },
+                &[t(&[3, 5]), t(&[6])],
+                "x N = 5 but weight N = 6",
+            ),
+        ];
+        for (op, operands, wanted) in cases {
+            assert_eq!(refusal(op, operands), wanted, "{}", op.name());
+        }
+        let half = TensorType::new(DType::Bf16, [5, 8]);
+        assert_eq!(refusal(&Op::Linear, &[t(&[2, 8]), half]), "x is f32 but weight is bf16");
+    }
+
+    #[test]
+    fn shapes_follow_from_the_operands() {
+        let result =
+            |op: Op, operands: &[TensorType]| op.result(&operands.iter().collect::<Vec<_>>()).unwrap().shape;
+        assert_eq!(result(Op::Linear, &[t(&[2, 3, 8]), t(&[5, 8])]), [2, 3, 5]);
+        assert_eq!(
+            result(Op::Scores { heads: 4, kv_heads: 2 }, &[t(&[1, 3, 32]), t(&[1, 5, 16])]),
+            [1, 4, 3, 5]
+        );
+        assert_eq!(
+            result(Op::Values { heads: 4, kv_heads: 2 }, &[t(&[1, 4, 3, 5]), t(&[1, 5, 16])]),
+            [1, 3, 32]
+        );
+        assert_eq!(result(Op::KvAppend { cache: Cache::Key, cached: 7 }, &[t(&[2, 1, 16])]), [2, 8, 16]);
+        assert_eq!(result(Op::LastToken, &[t(&[2, 9, 16])]), [2, 1, 16]);
+        assert_eq!(result(ROPE, &[t(&[2, 3, 16])]), [2, 3, 16]);
+    }
 }

@@ -462,12 +462,12 @@ impl ModelSpec {
 
     /// Width of the concatenated query heads.
     pub fn q_width(&self) -> u64 {
-        self.n_heads * self.head_dim
+        self.n_heads.saturating_mul(self.head_dim)
     }
 
     /// Width of the concatenated key (or value) heads.
     pub fn kv_width(&self) -> u64 {
-        self.n_kv_heads * self.head_dim
+        self.n_kv_heads.saturating_mul(self.head_dim)
     }
 
     /// Rows of the embedding table.

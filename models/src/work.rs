@@ -2,7 +2,8 @@
 //!
 //! A multiply-add counts as two operations, as in the peak rates that vendors print. Pointwise
 //! transcendentals count as one operation each: their cost is in the traffic. Bytes assume that every operand
-//! is read once and the result written once, which is what an unfused kernel does.
+//! is read once and the result written once, which is what an unfused kernel does. A causal mask saves nothing here:
+//! scores are computed in full, as an unfused kernel computes them.
 
 use crate::graph::TensorType;
 use crate::op::Op;
@@ -109,4 +110,54 @@ impl Op {
 
 fn product<const N: usize>(factors: [u64; N]) -> u64 {
     factors.iter().fold(1, |product: u64, f| product.saturating_mul(*f))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::spec::{NormKind, Pairing, RopeScaling};
+
+    fn work(op: &Op, shapes: &[&[u64]]) -> Work {
+        let operands: Vec<TensorType> =
+            shapes.iter().map(|shape| TensorType::new(DType::Bf16, *shape)).collect();
+        let operands: Vec<&TensorType> = operands.iter().collect();
+        op.work(&operands, &op.result(&operands).unwrap())
+    }
+
+    fn expect(work: Work, [matmul_flops, vector_flops, bytes_read, bytes_written]: [u64; 4]) {
+        assert_eq!(work, Work { matmul_flops, vector_flops, bytes_read, bytes_written });
+    }
+
+    /// Derived by hand; two bytes each.
+    #[test]
+    fn each_op_counts_what_it_does_and_moves() {
+        expect(work(&Op::Linear, &[&[2, 3, 8], &[5, 8]]), [2 * 6 * 5 * 8, 0, 2 * (48 + 40), 2 * 30]);
+        let scores = Op::Scores { heads: 4, kv_heads: 2 };
+        expect(work(&scores, &[&[1, 3, 32], &[1, 5, 16]]), [2 * 4 * 3 * 5 * 8, 0, 2 * (96 + 80), 2 * 60]);
+        let values = Op::Values { heads: 4, kv_heads: 2 };
+        expect(work(&values, &[&[1, 4, 3, 5], &[1, 5, 16]]), [2 * 96 * 5, 0, 2 * (60 + 80), 2 * 96]);
+        expect(work(&Op::Softmax, &[&[1, 4, 3, 5]]), [0, 4 * 60, 120, 120]);
+        expect(work(&Op::Norm { kind: NormKind::Rms, eps: 1e-5 }, &[&[2, 8], &[8]]), [0, 64, 2 * 24, 32]);
+        let (head_dim, rot_dims, theta, offset) = (8, 4, 1e4, 0);
+        let (pairing, scaling) = (Pairing::Half, RopeScaling::None);
+        let rope = Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset };
+        expect(work(&rope, &[&[1, 3, 16]]), [0, 3 * 6 * 4, 96, 96]);
+    }
+
+    /// The old rows of a cache stay where they are; a position table is read once for the whole batch.
+    #[test]
+    fn what_stays_in_place_is_not_moved() {
+        let append = Op::KvAppend { cache: crate::op::Cache::Key, cached: 1000 };
+        expect(work(&append, &[&[2, 1, 16]]), [0, 0, 64, 64]);
+        expect(work(&Op::Position { offset: 0 }, &[&[4, 3, 8], &[10, 8]]), [0, 96, 2 * (96 + 24), 2 * 96]);
+        expect(work(&Op::LastToken, &[&[2, 9, 16]]), [0, 0, 64, 64]);
+    }
+
+    #[test]
+    fn sums_saturate_instead_of_wrapping() {
+        let huge = Work { matmul_flops: u64::MAX, vector_flops: 1, bytes_read: u64::MAX, bytes_written: 1 };
+        assert_eq!((huge + huge).flops(), u64::MAX);
+        assert_eq!((huge * 3).bytes(), u64::MAX);
+    }
 }

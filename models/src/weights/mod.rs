@@ -115,17 +115,33 @@ impl Source {
         if published.len() as u64 != wanted {
             return Err(format!("{}: expected {wanted} elements, found {}", self.published, published.len()));
         }
+        Ok(self.places().map(|place| published[place]).collect())
+    }
+
+    /// Puts canonical values where the published tensor has them: the inverse of [`Source::extract`].
+    ///
+    /// # Errors
+    /// A sentence when either has another number of elements.
+    pub fn place<T: Copy>(&self, values: &[T], published: &mut [T]) -> Result<(), String> {
+        let wanted: (u64, u64) = (self.shape.iter().product(), self.published_shape.iter().product());
+        let found = (values.len() as u64, published.len() as u64);
+        if found != wanted {
+            return Err(format!("{}: expected {wanted:?} elements, found {found:?}", self.published));
+        }
+        self.places().zip(values).for_each(|(place, value)| published[place] = *value);
+        Ok(())
+    }
+
+    /// Index into the published values of each canonical value, in canonical order.
+    fn places(&self) -> impl Iterator<Item = usize> {
         let columns = self.shape.get(1).copied().unwrap_or(1);
-        let all_rows = wanted / columns.max(1);
-        let at = |row: u64, column: u64| match self.transposed {
-            true => published[(column * all_rows + row) as usize],
-            false => published[(row * columns + column) as usize],
+        let all_rows = self.published_shape.iter().product::<u64>() / columns.max(1);
+        let transposed = self.transposed;
+        let place = move |row: u64, column: u64| match transposed {
+            true => (column * all_rows + row) as usize,
+            false => (row * columns + column) as usize,
         };
-        let rows = self.rows.indices();
-        Ok(rows
-            .flat_map(|row| (0..columns).map(move |column| (row, column)))
-            .map(|(r, c)| at(r, c))
-            .collect())
+        self.rows.indices().flat_map(move |row| (0..columns).map(move |column| place(row, column)))
     }
 }
 
@@ -204,12 +220,11 @@ fn rows(spec: &ModelSpec, stem: &str, own: u64) -> (Rows, u64) {
         Some("v") => 2,
         _ => return (Rows::range(0, own), own),
     };
+    let all = q.saturating_add(kv.saturating_mul(2));
     match spec.weights.qkv {
         QkvLayout::Split => (Rows::range(0, own), own),
-        QkvLayout::Concat => (Rows::range([0, q, q + kv][third as usize], own), q + 2 * kv),
-        QkvLayout::PerHead => {
-            (Rows { start: third * d, len: d, stride: 3 * d, count: spec.n_heads }, q + 2 * kv)
-        }
+        QkvLayout::Concat => (Rows::range([0, q, q + kv][third as usize], own), all),
+        QkvLayout::PerHead => (Rows { start: third * d, len: d, stride: 3 * d, count: spec.n_heads }, all),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Laws over random valid specifications.
 
+use lapidary_models::spec::{QkvLayout, WeightLayout, Weights};
 use lapidary_models::testing::specs;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec, import_config, parse_model, to_toml, validate, weights};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 /// Parameters counted from the specification alone, without a graph.
 fn counted(spec: &ModelSpec) -> u64 {
@@ -20,6 +22,35 @@ fn counted(spec: &ModelSpec) -> u64 {
         + when(learned, spec.max_seq * d)
         + when(spec.norm.final_norm, norm)
         + head
+}
+
+const CONFIGS: [&str; 4] = [
+    include_str!("../data/crystal-tiny.json"),
+    include_str!("../data/llama32-tiny.json"),
+    include_str!("../data/pythia-tiny.json"),
+    include_str!("../data/jais-13b.json"),
+];
+
+/// Small, at the limits, or anything.
+fn any_size() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => 1u64..200, 1 => (0u32..28).prop_map(|bits| 1 << bits), 1 => any::<u64>(), 1 => Just(0)]
+}
+
+/// A naming scheme, an order of axes and a form of the query, key and value projections.
+fn forms() -> impl Strategy<Value = (&'static str, WeightLayout, QkvLayout)> {
+    let names = proptest::sample::select(weights::scheme_names());
+    let layouts = proptest::sample::select(vec![WeightLayout::OutIn, WeightLayout::InOut]);
+    (names, layouts, proptest::sample::select(vec![QkvLayout::Split, QkvLayout::Concat, QkvLayout::PerHead]))
+}
+
+fn formed(spec: ModelSpec, (names, layout, qkv): (&str, WeightLayout, QkvLayout)) -> ModelSpec {
+    let per_head = qkv == QkvLayout::PerHead;
+    let n_kv_heads = if per_head { spec.n_heads } else { spec.n_kv_heads };
+    ModelSpec {
+        n_kv_heads,
+        weights: Weights { names: names.into(), layout, qkv, ..Weights::default() },
+        ..spec
+    }
 }
 
 proptest! {
@@ -58,6 +89,51 @@ proptest! {
         let sources = weights::sources(&spec).unwrap();
         let elements: u64 = sources.iter().map(|source| source.shape.iter().product::<u64>()).sum();
         prop_assert_eq!(elements, spec.parameters());
+    }
+
+    /// Values placed into published tensors come back, and together they fill every published element once.
+    #[test]
+    fn published_forms_hold_every_value_once(spec in specs(), form in forms()) {
+        let spec = formed(spec, form);
+        let Ok(sources) = weights::sources(&spec) else { return Ok(()) };
+        let mut published: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+        let mut next = 1;
+        for source in &sources {
+            let size: u64 = source.published_shape.iter().product();
+            let tensor = published.entry(&source.published).or_insert_with(|| vec![0; size as usize]);
+            let values: Vec<u64> = (0..source.shape.iter().product::<u64>()).map(|i| next + i).collect();
+            next += values.len() as u64;
+            source.place(&values, tensor).unwrap();
+            prop_assert_eq!(source.extract(tensor).unwrap(), values);
+        }
+        let mut all: Vec<u64> = published.into_values().flatten().collect();
+        all.sort_unstable();
+        prop_assert!(all.iter().copied().eq(1..next));
+    }
+
+    /// Any numbers at all are judged without overflow, and what is judged sound builds.
+    #[test]
+    fn no_sizes_make_the_rules_or_the_graph_panic(spec in specs(), sizes in proptest::array::uniform9(any_size())) {
+        let [vocab, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff, max_seq, batch] = sizes;
+        let spec = ModelSpec { vocab, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff, max_seq, ..spec };
+        let sound = validate(&spec).is_empty();
+        let built = Graph::build(&spec, Mode::Decode, Dims { batch, seq: 1, cached: max_seq.saturating_sub(1) });
+        if let Ok(graph) = &built {
+            let _ = (graph.work(), graph.parameters());
+        }
+        prop_assert!(!sound || batch > 4 || batch == 0 || built.is_ok(), "{:?}", built.err());
+        let _ = to_toml(&spec);
+    }
+
+    /// A published config with a piece replaced is read or refused, and never panics.
+    #[test]
+    fn no_damaged_config_makes_the_importer_panic(which in 0usize..4, at in 0usize..1200, len in 0usize..30, with in "[ -~]{0,12}") {
+        let mut text = CONFIGS[which].to_string();
+        let at = at.min(text.len());
+        text.replace_range(at..(at + len).min(text.len()), &with);
+        if let Ok(import) = import_config(&text, "config.json") {
+            prop_assert_eq!(validate(&import.spec), []);
+        }
     }
 
     #[test]
