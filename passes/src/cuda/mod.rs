@@ -1,1 +1,237 @@
-//! Emission of CUDA C++ kernels and GPU programs from the fused module.
+//! Emission of CUDA C++ kernels and GPU programs from fused regions.
+//!
+//! Plain data in ([`spec::KernelSpec`], [`assemble::ModuleSpec`]), text and a program out; nothing here knows MLIR.
+//!
+//! ```text
+//! KernelSpec --lower_kernel--> Choice: a generated kernel (or two), or a library product with the reason
+//! ModuleSpec --lower--------> GpuProgram (buffers, memory plan, steps) + one .cu text per generated kernel
+//! ```
+//!
+//! All kernels share one evaluator of a region's operations ([`dag`]): it writes code that computes a run of neighbouring
+//! columns of one row in f32 registers. Row kernels, the epilogue of matrix products and of matrix-vector products are
+//! that same code around different loops; the loops themselves are the texts in `device/`.
+use lapidary_runtime_gpu::program::{Access, Dtype, Packing, RowOrder};
+
+pub mod assemble;
+mod attention;
+mod dag;
+mod matmul;
+mod matmul_source;
+mod row;
+mod source;
+pub mod spec;
+mod work;
+
+pub use assemble::{KernelSource, Lowered, ModuleSpec, Node, ValueSpec, lower};
+pub use spec::{Anchor, KernelOp, KernelSpec, OpSpec, TensorType};
+
+/// What a caller may choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Whether plain, bias-only and residual-only products become library calls. Small products never do.
+    pub library: bool,
+    /// Multiprocessors of the target, to size split work (108 on the A100).
+    pub processors: u64,
+    /// The tile of products that are not small, as an index into the list of tiles; chosen by size when absent.
+    pub tile: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { library: true, processors: 108, tile: None }
+    }
+}
+
+/// Why a region cannot become a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CudaError {
+    /// The region is well formed but no kernel form holds it.
+    #[error("kernel `{kernel}`: {what}; {hint}")]
+    Unsupported {
+        /// The region's name.
+        kernel: String,
+        /// What it asks for.
+        what: String,
+        /// What would help.
+        hint: String,
+    },
+    /// The region contradicts itself.
+    #[error("kernel `{kernel}`: {what}")]
+    Malformed {
+        /// The region's name.
+        kernel: String,
+        /// The contradiction.
+        what: String,
+    },
+    /// The program that came out fails its own check.
+    #[error("the program does not pass its check: {}", faults.join("; "))]
+    Unchecked {
+        /// What the check found.
+        faults: Vec<String>,
+    },
+}
+
+/// How a region is carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Choice {
+    /// Kernels to launch in order.
+    Generated(Generated),
+    /// One library product.
+    Library(Box<LibraryProduct>),
+}
+
+/// Kernels made from one region.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// In launch order.
+    pub kernels: Vec<GeneratedKernel>,
+    /// Temporary tensors between them.
+    pub scratch: Vec<TensorType>,
+    /// Order of the columns within a head of each output.
+    pub output_orders: Vec<RowOrder>,
+}
+
+/// One kernel: text and how to launch it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GeneratedKernel {
+    /// Name and entry point.
+    pub name: String,
+    /// The whole `.cu` text.
+    pub source: String,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared_bytes: u64,
+    /// Static shared memory in bytes.
+    pub static_shared_bytes: u64,
+    /// Parameters of the entry point, in order.
+    pub args: Vec<KernelArg>,
+    /// Floating-point operations of a launch.
+    pub flops: u64,
+    /// Bytes that a launch must move.
+    pub bytes: u64,
+    /// Why this form.
+    pub reason: String,
+}
+
+/// A pointer parameter of a kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KernelArg {
+    /// What it points to.
+    pub operand: Operand,
+    /// What the kernel does with it.
+    pub access: Access,
+}
+
+/// What a kernel's pointer points to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operand {
+    /// Input `i` of the region (an activation).
+    Input(usize),
+    /// A device parameter assembled at load time.
+    Param(Packing, Dtype),
+    /// Output `i` of the region.
+    Output(usize),
+    /// Scratch tensor `i`.
+    Scratch(usize),
+    /// The cached length, one i32 in device memory.
+    Position,
+}
+
+/// A product left to cuBLASLt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LibraryProduct {
+    /// Rows, columns, depth.
+    pub mnk: [u64; 3],
+    /// Element type.
+    pub dtype: Dtype,
+    /// Input index of the left side.
+    pub a: usize,
+    /// The packed weight.
+    pub w: Packing,
+    /// The packed bias.
+    pub bias: Option<Packing>,
+    /// Input index of the residual.
+    pub residual: Option<usize>,
+    /// Factor of the product.
+    pub alpha: f64,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Why the library.
+    pub reason: String,
+}
+
+/// Turns one region into kernels or a library call.
+pub fn lower_kernel(spec: &KernelSpec, options: &Options) -> Result<Choice, CudaError> {
+    spec.validate()?;
+    match spec.anchor {
+        Anchor::Row | Anchor::Elementwise | Anchor::Gather => row::lower(spec).map(Choice::Generated),
+        Anchor::Matmul => matmul::lower(spec, options),
+        Anchor::Attention => attention::lower(spec, options).map(Choice::Generated),
+    }
+}
+
+impl KernelSpec {
+    /// An error about something no kernel form holds.
+    pub(crate) fn unsupported(&self, what: impl Into<String>, hint: impl Into<String>) -> CudaError {
+        CudaError::Unsupported { kernel: self.name.clone(), what: what.into(), hint: hint.into() }
+    }
+
+    /// An error about a contradiction.
+    pub(crate) fn malformed(&self, what: impl Into<String>) -> CudaError {
+        CudaError::Malformed { kernel: self.name.clone(), what: what.into() }
+    }
+
+    /// Checks what the emitters rely on: the name, operand order and count, shapes within 2^30 columns and 2^46 elements.
+    fn validate(&self) -> Result<(), CudaError> {
+        let identifier = self.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            && self.name.starts_with(|c: char| c.is_ascii_alphabetic());
+        if !identifier {
+            return Err(self.malformed("the name is not a C identifier"));
+        }
+        for id in self.results() {
+            let Some(op) = self.op(id) else { continue };
+            if let Some(late) = op.operands.iter().find(|&&operand| operand >= id) {
+                return Err(self.malformed(format!("value {id} reads value {late}, which comes later")));
+            }
+            let wanted = operand_counts(&op.op);
+            if !wanted.contains(&op.operands.len()) {
+                let found = op.operands.len();
+                return Err(self.malformed(format!("{} has {found} operands, not {wanted:?}", op.op.word())));
+            }
+        }
+        if let Some(bad) = self.outputs.iter().find(|&&id| id < self.inputs.len() || id >= self.results().end) {
+            return Err(self.malformed(format!("output {bad} is not computed here")));
+        }
+        if self.outputs.is_empty() {
+            return Err(self.malformed("there are no outputs"));
+        }
+        (0..self.results().end).try_for_each(|id| self.validate_type(id))
+    }
+
+    fn validate_type(&self, id: usize) -> Result<(), CudaError> {
+        let ty = self.ty(id);
+        let elements = ty.shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
+        if ty.shape.contains(&0) {
+            return Err(self.malformed(format!("value {id} has an empty dimension: {:?}", ty.shape)));
+        }
+        if ty.cols() >= 1 << 30 || ty.shape.iter().any(|&d| d >= 1 << 31) || elements.is_none_or(|n| n >= 1 << 46) {
+            return Err(self.unsupported(format!("{:?} is too large", ty.shape), "split the model over more machines"));
+        }
+        Ok(())
+    }
+}
+
+fn operand_counts(op: &KernelOp) -> &'static [usize] {
+    match op {
+        KernelOp::Embed | KernelOp::Position { .. } | KernelOp::Linear | KernelOp::Bias => &[2],
+        KernelOp::Add | KernelOp::Mul | KernelOp::Scores { .. } | KernelOp::Values { .. } => &[2],
+        KernelOp::Norm { .. } => &[2, 3],
+        KernelOp::Scale { .. } | KernelOp::Activation(_) | KernelOp::Rope(_) | KernelOp::KvAppend { .. } => &[1],
+        KernelOp::Mask(_) | KernelOp::Softmax | KernelOp::LastToken => &[1],
+    }
+}

@@ -1,0 +1,133 @@
+//! Kernels of the built-in models compile for sm_80 without spills, and use the instructions they were written for.
+//!
+//! Needs NVRTC and cuobjdump in the project's `.deps/cuda` (`make setup`); without them the tests say so and pass.
+#[path = "cuda_emulation/models.rs"]
+mod models;
+#[path = "cuda_emulation/region.rs"]
+mod region;
+
+use lapidary_passes::cuda::spec::*;
+use lapidary_passes::cuda::{Lowered, Options, lower};
+use lapidary_runtime_gpu::compile::{Compiled, CompileOptions, Nvrtc, Source, apply, compile_all, library_folder};
+use lapidary_runtime_gpu::program::KernelKind;
+use models::{Model, Run};
+use std::path::PathBuf;
+use std::process::Command;
+
+const PREFILL: Run = Run { batch: 8, new: 2048, cached: 0 };
+const DECODE: Run = Run { batch: 1, new: 1, cached: 2047 };
+
+fn wheels() -> Option<PathBuf> {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().map(|folder| folder.join(".deps/cuda")).find(|folder| folder.is_dir())
+}
+
+/// Compiles all kernels; none where NVRTC is not there.
+fn compiled(lowered: &mut Lowered) -> Option<Vec<(String, Compiled)>> {
+    let Some(wheels) = wheels() else {
+        eprintln!("skipped: no .deps/cuda; `make setup` fetches NVRTC");
+        return None;
+    };
+    let nvrtc = Nvrtc::open(&library_folder(&wheels)).expect("NVRTC opens where its wheel is");
+    let source = |s: &lapidary_passes::cuda::KernelSource| Source { name: s.name.clone(), text: s.text.clone() };
+    let sources: Vec<Source> = lowered.sources.iter().map(source).collect();
+    let options = CompileOptions { jobs: 2, ..CompileOptions::new("sm_80") };
+    let results = compile_all(&nvrtc, &sources, &options);
+    let results = sources.iter().zip(results).map(|(source, result)| {
+        let result = result.unwrap_or_else(|e| panic!("{e}"));
+        apply(&mut lowered.program, &source.name, &result.resources);
+        (source.name.clone(), result)
+    });
+    Some(results.collect())
+}
+
+fn sass(compiled: &Compiled) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("k.cubin");
+    std::fs::write(&file, &compiled.cubin).expect("a file");
+    let tool = wheels().expect("the wheels").join("nvidia/cu13/bin/cuobjdump");
+    let out = Command::new(tool).arg("-sass").arg(&file).output().expect("cuobjdump runs");
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Compiles a model for prefill and decode and holds every kernel to the rules.
+fn check(model: &Model, runs: &[Run]) {
+    for &run in runs {
+        let mut lowered = lower(&model.module(run), &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        let Some(results) = compiled(&mut lowered) else { return };
+        for (name, result) in &results {
+            let r = &result.resources;
+            println!("{name:32} {:3} registers {:6} shared {:4} stack {} spilled", r.registers, r.shared_bytes, r.stack_bytes, r.spill_stores + r.spill_loads);
+        }
+        for (name, result) in &results {
+            assert_eq!(result.resources.spill_stores + result.resources.spill_loads, 0, "{name} spills");
+            assert!(result.resources.registers <= 255);
+            uses_its_instructions(&lowered, name, result, model);
+        }
+        let generated = lowered.program.kernels.iter().filter(|kernel| kernel.kind == KernelKind::Generated);
+        assert!(generated.into_iter().all(|kernel| kernel.spill_bytes == Some(0) && kernel.registers.is_some()));
+        lowered.program.check().expect("the program holds with its registers known");
+    }
+}
+
+fn uses_its_instructions(lowered: &Lowered, name: &str, result: &Compiled, model: &Model) {
+    let kernel = lowered.program.kernel(name).expect("a kernel");
+    let text = sass(result);
+    let tensor = kernel.shared_bytes > 20_000;
+    match kernel.anchor.as_str() {
+        "matmul" | "attention" if tensor => {
+            assert!(text.contains("HMMA.16816.F32.BF16") && text.contains("LDGSTS") && text.contains("LDSM"), "{name}");
+        }
+        "row" | "gather" if model.d % 8 == 0 => assert!(text.contains("LDG.E.128") && text.contains("STG.E.128"), "{name}"),
+        "matmul" => assert!(text.contains("LDG.E.128"), "{name}"),
+        _ => {}
+    }
+    assert!(!text.contains("LDL") && !text.contains("STL"), "{name} touches local memory");
+}
+
+fn amber() -> Model {
+    Model { name: "amber", vocab: 32000, d: 4096, layers: 32, heads: 32, kv_heads: 32, head_dim: 128, ff: 11008, rope: Some((Pairing::Half, 128)), ..Model::tiny() }
+}
+
+fn crystal() -> Model {
+    Model { name: "crystal", vocab: 32032, ff: 10922, norm: NormKind::Layer, bias: true, rope: Some((Pairing::Interleaved, 32)), tied: true, ..amber() }
+}
+
+#[test]
+fn amber_prefill_and_decode() {
+    check(&amber(), &[PREFILL, DECODE]);
+}
+
+#[test]
+fn crystalcoder_prefill_and_decode() {
+    check(&crystal(), &[PREFILL, DECODE]);
+}
+
+#[test]
+fn grouped_heads_of_llama_3_and_the_window_of_mistral() {
+    let llama = Model { name: "llama3", vocab: 128256, kv_heads: 8, ff: 14336, ..amber() };
+    check(&llama, &[PREFILL, DECODE, Run { batch: 64, new: 1, cached: 1000 }]);
+    check(&Model { name: "mistral", vocab: 32000, window: 4096, ..llama }, &[Run { batch: 1, new: 8192, cached: 0 }]);
+}
+
+#[test]
+fn slopes_of_jais_and_btlm_with_head_width_80() {
+    let jais = Model { name: "jais", vocab: 84992, d: 5120, heads: 40, kv_heads: 40, ff: 13653, rope: None, alibi: true, ..crystal() };
+    check(&jais, &[PREFILL, DECODE]);
+    let btlm = Model { name: "btlm", vocab: 50257, d: 2560, heads: 32, kv_heads: 32, head_dim: 80, ff: 6826, ..jais };
+    check(&btlm, &[PREFILL, DECODE]);
+}
+
+#[test]
+fn learned_positions_of_cerebras_gpt() {
+    let gpt = Model { name: "cerebras", vocab: 50257, d: 768, heads: 12, kv_heads: 12, head_dim: 64, ff: 3072, plain: Some(ActivationFn::Gelu), rope: None, learned: true, ..crystal() };
+    check(&gpt, &[PREFILL, DECODE]);
+}
+
+#[test]
+fn parallel_residuals_of_pythia_and_gpt_j() {
+    let pythia = Model { name: "pythia", vocab: 50432, ff: 16384, plain: Some(ActivationFn::Gelu), rope: Some((Pairing::Half, 32)), parallel: true, tied: false, ..crystal() };
+    check(&pythia, &[PREFILL, DECODE]);
+    let gptj = Model { name: "gptj", vocab: 50400, heads: 16, kv_heads: 16, head_dim: 256, plain: Some(ActivationFn::GeluTanh), rope: Some((Pairing::Interleaved, 64)), ..pythia };
+    check(&gptj, &[PREFILL, DECODE]);
+}

@@ -1,0 +1,68 @@
+//! Attention: blocks of queries, single queries, split keys.
+use crate::harness::Case;
+use crate::region::Region;
+use lapidary_passes::cuda::Options;
+use lapidary_passes::cuda::spec::*;
+use lapidary_runtime_gpu::program::Dtype::{self, Bf16, F32};
+
+struct Sizes {
+    b: u64,
+    s: u64,
+    heads: u64,
+    kv: u64,
+    d: u64,
+    offset: u64,
+}
+
+fn attention(dtype: Dtype, z: &Sizes, window: u64, alibi: bool) -> KernelSpec {
+    let mut r = Region::new("attention", Anchor::Attention, dtype);
+    let l = z.offset + z.s;
+    let q = r.input(&[z.b, z.s, z.heads * z.d]);
+    let (k, v) = (r.input(&[z.b, l, z.kv * z.d]), r.input(&[z.b, l, z.kv * z.d]));
+    let x = r.op(KernelOp::Scores { heads: z.heads, kv_heads: z.kv }, &[q, k]);
+    let x = r.op(KernelOp::Scale { by: 1.0 / (z.d as f64).sqrt() }, &[x]);
+    let mask = Mask { causal: true, window, alibi, alibi_scaling: 1.5, offset: z.offset };
+    let x = r.op(KernelOp::Mask(mask), &[x]);
+    let x = r.op(KernelOp::Softmax, &[x]);
+    let x = r.op(KernelOp::Values { heads: z.heads, kv_heads: z.kv }, &[x, v]);
+    r.finish(&[x])
+}
+
+fn check(dtype: Dtype, z: Sizes, window: u64, alibi: bool, processors: u64) -> usize {
+    let spec = attention(dtype, &z, window, alibi);
+    Case::new(&spec, 3).check(&Options { processors, ..Options::default() }).kernels.len()
+}
+
+#[test]
+fn blocks_of_queries_causal_with_grouped_heads() {
+    check(Bf16, Sizes { b: 1, s: 150, heads: 2, kv: 1, d: 64, offset: 0 }, 0, false, 1);
+    check(Bf16, Sizes { b: 2, s: 17, heads: 2, kv: 2, d: 80, offset: 0 }, 0, false, 1);
+    check(Bf16, Sizes { b: 1, s: 65, heads: 1, kv: 1, d: 128, offset: 0 }, 0, false, 1);
+    check(Bf16, Sizes { b: 1, s: 70, heads: 1, kv: 1, d: 8, offset: 0 }, 0, false, 1);
+}
+
+#[test]
+fn blocks_of_wide_heads() {
+    check(Bf16, Sizes { b: 1, s: 20, heads: 1, kv: 1, d: 256, offset: 0 }, 0, false, 1);
+    check(Bf16, Sizes { b: 1, s: 33, heads: 1, kv: 1, d: 96, offset: 0 }, 0, false, 1);
+}
+
+#[test]
+fn blocks_of_queries_behind_a_cache_with_a_window_and_slopes() {
+    check(Bf16, Sizes { b: 1, s: 40, heads: 3, kv: 3, d: 16, offset: 100 }, 0, true, 1);
+    check(Bf16, Sizes { b: 1, s: 140, heads: 1, kv: 1, d: 16, offset: 30 }, 37, false, 1);
+}
+
+#[test]
+fn single_queries_in_one_part_and_in_several() {
+    assert_eq!(check(Bf16, Sizes { b: 2, s: 1, heads: 4, kv: 2, d: 64, offset: 200 }, 0, false, 1), 1);
+    assert_eq!(check(Bf16, Sizes { b: 1, s: 1, heads: 3, kv: 1, d: 80, offset: 300 }, 0, true, 108), 2);
+    assert_eq!(check(Bf16, Sizes { b: 1, s: 3, heads: 5, kv: 1, d: 128, offset: 260 }, 50, false, 108), 2);
+    assert_eq!(check(Bf16, Sizes { b: 1, s: 1, heads: 1, kv: 1, d: 256, offset: 129 }, 0, false, 108), 2);
+}
+
+#[test]
+fn single_precision_and_odd_head_widths() {
+    check(F32, Sizes { b: 2, s: 12, heads: 2, kv: 1, d: 10, offset: 0 }, 0, false, 1);
+    check(F32, Sizes { b: 1, s: 5, heads: 2, kv: 2, d: 7, offset: 4 }, 0, true, 1);
+}

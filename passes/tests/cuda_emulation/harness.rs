@@ -1,0 +1,239 @@
+//! Runs the generated text of a region on the host and holds it against the reference.
+use crate::reference::{Tensor, evaluate};
+use lapidary_passes::cuda::spec::*;
+use lapidary_passes::cuda::{Choice, Generated, GeneratedKernel, Operand, Options, lower_kernel};
+use lapidary_runtime_gpu::program::{Dtype, Packing, RowOrder};
+use std::path::Path;
+use std::process::Command;
+
+/// Numbers from a seed, about uniform in [-1, 1].
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as f64 / (1u64 << 30) as f64 - 1.0
+    }
+}
+
+fn round(dtype: Dtype, x: f64) -> f64 {
+    match dtype {
+        Dtype::Bf16 => f32::from_bits(u32::from(to_bf16(x)) << 16).into(),
+        Dtype::F32 => (x as f32).into(),
+        Dtype::I32 => x.round(),
+    }
+}
+
+fn to_bf16(x: f64) -> u16 {
+    let bits = (x as f32).to_bits();
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// The bytes of a row-major image; every element starts as NaN.
+struct Image {
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+impl Image {
+    fn poisoned(dtype: Dtype, elements: u64) -> Image {
+        Image { dtype, bytes: vec![0xff; (elements * dtype.bytes()) as usize] }
+    }
+
+    fn set(&mut self, at: usize, x: f64) {
+        match self.dtype {
+            Dtype::Bf16 => self.bytes[at * 2..at * 2 + 2].copy_from_slice(&to_bf16(x).to_le_bytes()),
+            Dtype::F32 => self.bytes[at * 4..at * 4 + 4].copy_from_slice(&(x as f32).to_le_bytes()),
+            Dtype::I32 => self.bytes[at * 4..at * 4 + 4].copy_from_slice(&(x as i32).to_le_bytes()),
+        }
+    }
+
+    fn get(&self, at: usize) -> f64 {
+        let b = &self.bytes;
+        match self.dtype {
+            Dtype::Bf16 => f32::from_bits(u32::from(u16::from_le_bytes([b[at * 2], b[at * 2 + 1]])) << 16).into(),
+            Dtype::F32 => f32::from_le_bytes([b[at * 4], b[at * 4 + 1], b[at * 4 + 2], b[at * 4 + 3]]).into(),
+            Dtype::I32 => i32::from_le_bytes([b[at * 4], b[at * 4 + 1], b[at * 4 + 2], b[at * 4 + 3]]).into(),
+        }
+    }
+}
+
+fn activation_image(ty: &TensorType, tensor: &Tensor) -> Image {
+    let (cols, pitch) = (ty.cols() as usize, ty.pitch() as usize);
+    let mut image = Image::poisoned(ty.dtype, ty.rows() * ty.pitch());
+    for (i, &x) in tensor.data.iter().enumerate() {
+        image.set(i / cols * pitch + i % cols, x);
+    }
+    image
+}
+
+fn packed_image(spec: &KernelSpec, inputs: &[Tensor], packing: &Packing, dtype: Dtype) -> Image {
+    let mut image = Image::poisoned(dtype, packing.rows * packing.pitch);
+    (0..(packing.rows * packing.pitch) as usize).for_each(|i| image.set(i, 0.0));
+    for row in 0..packing.rows {
+        let Some((source, from)) = packing.source(row) else { continue };
+        let index = spec.inputs.iter().position(|input| matches!(&input.source, Source::Param { name, .. } if *name == source.name));
+        let tensor = &inputs[index.expect("the packing names an input")];
+        let vector = tensor.shape.len() == 1;
+        for col in 0..packing.cols {
+            let at = if vector { source.order.source_row(col) } else { from * packing.cols + col };
+            image.set((row * packing.pitch + col) as usize, tensor.data[at as usize] * source.scale);
+        }
+    }
+    image
+}
+
+/// A region with its inputs, its caches and what should come out.
+pub struct Case<'a> {
+    spec: &'a KernelSpec,
+    inputs: Vec<Tensor>,
+    caches: Vec<(String, Tensor)>,
+    values: Vec<Tensor>,
+}
+
+impl<'a> Case<'a> {
+    /// Random inputs; ids below the table's rows, norm weights around one.
+    pub fn new(spec: &'a KernelSpec, seed: u64) -> Case<'a> {
+        let mut random = Random(seed);
+        let inputs: Vec<Tensor> = (0..spec.inputs.len()).map(|i| input(spec, i, &mut random)).collect();
+        let mut caches = Vec::new();
+        for op in &spec.ops {
+            if let KernelOp::KvAppend { cache, cached } = &op.op {
+                let mut past = Tensor::zeros(&op.ty);
+                let (d, l) = (past.cols(), past.shape[1]);
+                let known = |i: usize| i / d % l < *cached as usize;
+                for i in 0..past.data.len() {
+                    past.data[i] = if known(i) { round(op.ty.dtype, random.next()) } else { f64::NAN };
+                }
+                caches.push((cache.clone(), past));
+            }
+        }
+        let values = evaluate(spec, &inputs, &caches);
+        Case { spec, inputs, caches, values }
+    }
+
+    /// Lowers the region and runs its kernels, once with threads in order and once backwards.
+    pub fn check(&self, options: &Options) -> Generated {
+        let choice = lower_kernel(self.spec, options).unwrap_or_else(|e| panic!("{e}"));
+        let Choice::Generated(generated) = choice else { panic!("{} became a library call", self.spec.name) };
+        for backwards in [false, true] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            self.prepare(&generated, folder.path());
+            for kernel in &generated.kernels {
+                self.run(kernel, folder.path(), backwards);
+            }
+            for (j, &value) in self.spec.outputs.iter().enumerate() {
+                self.compare(value, generated.output_orders[j], &folder.path().join(format!("output{j}")));
+            }
+        }
+        generated
+    }
+
+    fn prepare(&self, generated: &Generated, folder: &Path) {
+        let write = |name: String, image: Image| std::fs::write(folder.join(name), image.bytes).expect("a file");
+        for (i, input) in self.spec.inputs.iter().enumerate() {
+            if input.source == Source::Activation {
+                write(format!("input{i}"), activation_image(&input.ty, &self.inputs[i]));
+            }
+        }
+        for (j, &value) in self.spec.outputs.iter().enumerate() {
+            let ty = self.spec.ty(value);
+            let image = match self.spec.op(value).map(|op| &op.op) {
+                Some(KernelOp::KvAppend { cache, .. }) => {
+                    let past = &self.caches.iter().find(|(name, _)| name == cache).expect("a cache").1;
+                    activation_image(ty, past)
+                }
+                _ => Image::poisoned(ty.dtype, ty.rows() * ty.pitch()),
+            };
+            write(format!("output{j}"), image);
+        }
+        for (i, ty) in generated.scratch.iter().enumerate() {
+            write(format!("scratch{i}"), Image::poisoned(ty.dtype, ty.rows() * ty.pitch()));
+        }
+        let mut position = Image::poisoned(Dtype::I32, 1);
+        position.set(0, self.spec.cached().unwrap_or(0) as f64);
+        write("position".into(), position);
+        for kernel in &generated.kernels {
+            for (i, arg) in kernel.args.iter().enumerate() {
+                if let Operand::Param(packing, dtype) = &arg.operand {
+                    write(format!("{}.param{i}", kernel.name), packed_image(self.spec, &self.inputs, packing, *dtype));
+                }
+            }
+        }
+    }
+
+    fn run(&self, kernel: &GeneratedKernel, folder: &Path, backwards: bool) {
+        let shim = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda_emulation/shim.h");
+        let casts: Vec<String> = (0..kernel.args.len()).map(|i| format!("Any{{p[{i}]}}")).collect();
+        let program = format!(
+            "#include \"{shim}\"\n{}\nstruct Any {{ void* p; template <typename T> operator T*() const {{ return (T*)p; }} }};\n\
+             static void call_kernel(void** p) {{ {}({}); }}\n",
+            kernel.source, kernel.name, casts.join(", ")
+        );
+        let (text, binary) = (folder.join("kernel.cpp"), folder.join(&kernel.name));
+        std::fs::write(&text, program).expect("a file");
+        if !binary.exists() {
+            let out = Command::new("g++").args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-o"]).arg(&binary).arg(&text).output();
+            let out = out.expect("g++ runs");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        }
+        let mut command = Command::new(&binary);
+        command.args(kernel.grid.iter().chain(&kernel.block).map(|n| n.to_string()));
+        command.arg(kernel.shared_bytes.to_string()).arg(u8::from(backwards).to_string());
+        for (i, arg) in kernel.args.iter().enumerate() {
+            command.arg(folder.join(match &arg.operand {
+                Operand::Input(i) => format!("input{i}"),
+                Operand::Output(j) => format!("output{j}"),
+                Operand::Scratch(s) => format!("scratch{s}"),
+                Operand::Position => "position".into(),
+                Operand::Param(..) => format!("{}.param{i}", kernel.name),
+            }));
+        }
+        let out = command.output().expect("the emulation runs");
+        assert!(out.status.success(), "{}: {} {}", kernel.name, out.status, String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// Every element within 1 % of itself and of the tensor's size (bf16), 10^-4 for f32.
+    fn compare(&self, value: usize, order: RowOrder, file: &Path) {
+        let ty = self.spec.ty(value);
+        let image = Image { dtype: ty.dtype, bytes: std::fs::read(file).expect("the output") };
+        let wanted = &self.values[value];
+        let finite: Vec<f64> = wanted.data.iter().copied().filter(|x| x.is_finite()).collect();
+        let rms = (finite.iter().map(|x| x * x).sum::<f64>() / finite.len().max(1) as f64).sqrt();
+        let tolerance = if ty.dtype == Dtype::F32 { 1e-4 } else { 1e-2 };
+        let (cols, pitch) = (ty.cols() as usize, ty.pitch() as usize);
+        let cached = match self.spec.op(value).map(|op| &op.op) {
+            Some(KernelOp::KvAppend { cached, .. }) => *cached as usize,
+            _ => 0,
+        };
+        for row in 0..ty.rows() as usize {
+            for col in 0..cols {
+                let kept = cached > 0 && row % wanted.shape[1] < cached;
+                let from = if kept { col } else { order.source_row(col as u64) as usize };
+                let (found, right) = (image.get(row * pitch + col), wanted.data[row * cols + from]);
+                let close = (found - right).abs() <= tolerance * (right.abs() + rms) || (found.is_nan() && right.is_nan());
+                assert!(close, "{}: value {value} [{row}, {col}] is {found}, not {right}", self.spec.name);
+            }
+        }
+    }
+}
+
+fn input(spec: &KernelSpec, i: usize, random: &mut Random) -> Tensor {
+    let ty = &spec.inputs[i].ty;
+    let mut tensor = Tensor::zeros(ty);
+    let table_rows = spec.ops.iter().find_map(|op| match op.op {
+        KernelOp::Embed if op.operands[0] == i => Some(spec.ty(op.operands[1]).shape[0] as f64),
+        _ => None,
+    });
+    let weight = spec.ops.iter().any(|op| matches!(op.op, KernelOp::Norm { .. }) && op.operands[1] == i);
+    for x in &mut tensor.data {
+        let raw = random.next();
+        let value = match table_rows {
+            Some(rows) => ((raw + 1.0) / 2.0 * rows).floor().clamp(0.0, rows - 1.0),
+            None if weight => 1.0 + 0.5 * raw,
+            None => raw,
+        };
+        *x = round(ty.dtype, value);
+    }
+    tensor
+}
