@@ -14,6 +14,8 @@ mod code;
 mod error;
 mod host;
 mod kernel;
+mod layout;
+mod place;
 mod placed;
 mod report;
 mod roles;
@@ -28,6 +30,8 @@ pub use placed::{
     Activation, Attention, Heads, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Path, Placed,
     PlacedOp, Rope, Segment, Step, Tokens,
 };
+pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
+pub use place::{Workload, place_layer};
 pub use report::{ClassReport, ColourReport, PhaseReport, PlacementReport};
 pub use tile::{Blocks, Tiles};
 
@@ -186,28 +190,64 @@ fn build_class(
         body.push(Stmt::Phase(op.name.clone()));
         body.extend(code::prune(kernel::code(&site(phase), op)?));
     }
-    let buffers = buffers(placed, &site(0))?;
-    let requests: Vec<Request> = buffers.iter().map(|wanted| wanted.request.clone()).collect();
-    let memory = Memory { bytes: spec.buffer_bytes(), bank: (spec.sram_bytes / spec.banks.max(1)).max(1) };
-    let (addresses, peak) = sram::plan(&requests, &partners(&body), memory);
-    let (fullest, alive) = sram::fullest_phase(&requests);
-    if peak > memory.bytes {
-        return Err(over(placed, spec, &site(0), &class.name, &requests));
-    }
-    for Wish { request, mut buffer } in buffers {
-        buffer.offset = addresses.get(&request.name).copied().unwrap_or(0) as u32;
+    let memory = ClassMemory::plan(placed, spec, &site(0), &class.name, &partners(&body))?;
+    for Wish { request, mut buffer } in memory.wishes {
+        buffer.offset = memory.addresses.get(&request.name).copied().unwrap_or(0) as u32;
         class.buffers.insert(request.name, buffer);
     }
     class.routes = colours.routes(placed, role.sample);
     let report = ClassReport {
         name: class.name.clone(),
         pes: class.count(),
-        sram_peak_bytes: peak,
-        alive_bytes: alive,
-        fullest_phase: placed.ops.get(fullest).map(|op| op.name.clone()).unwrap_or_default(),
+        sram_peak_bytes: memory.peak,
+        alive_bytes: memory.alive,
+        fullest_phase: placed.ops.get(memory.fullest).map(|op| op.name.clone()).unwrap_or_default(),
     };
     class.start("run", body);
     Ok((class, report))
+}
+
+/// Highest byte in use in any PE, plus one, without a look at banks.
+///
+/// # Errors
+/// [`WaferError::Memory`] where that is more than there is; faults of the placement.
+pub fn memory_peak(placed: &Placed, spec: &WaferSpec) -> Result<u64, WaferError> {
+    check(placed)?;
+    let colours = Colours::default();
+    let peak = |role: Role| {
+        let site = Site { placed, colours: &colours, at: role.sample, phase: 0 };
+        ClassMemory::plan(placed, spec, &site, &role.name, &Partners::new()).map(|memory| memory.peak)
+    };
+    roles(placed).into_iter().try_fold(0, |most, role| Ok(most.max(peak(role)?)))
+}
+
+/// Memory of a class.
+struct ClassMemory {
+    wishes: Vec<Wish>,
+    addresses: BTreeMap<String, u64>,
+    peak: u64,
+    fullest: usize,
+    alive: u64,
+}
+
+impl ClassMemory {
+    fn plan(
+        placed: &Placed,
+        spec: &WaferSpec,
+        site: &Site,
+        class: &str,
+        partners: &Partners,
+    ) -> Result<Self, WaferError> {
+        let wishes = buffers(placed, site)?;
+        let requests: Vec<Request> = wishes.iter().map(|wish| wish.request.clone()).collect();
+        let bank = (spec.sram_bytes / spec.banks.max(1)).max(1);
+        let (addresses, peak) = sram::plan(&requests, partners, Memory { bytes: spec.buffer_bytes(), bank });
+        let (fullest, alive) = sram::fullest_phase(&requests);
+        if peak > spec.buffer_bytes() {
+            return Err(over(placed, spec, site, class, &requests));
+        }
+        Ok(ClassMemory { wishes, addresses, peak, fullest, alive })
+    }
 }
 
 /// A buffer and what the memory plan has to know about it.

@@ -438,3 +438,36 @@ fn query_heads_may_share_keys_and_values() {
     attention_case(8, 4, tokens(21, 4), Half { heads: 8, kv: 2, dim: 4, pairing: Pairing::Half });
     attention_case(3, 2, tokens(7, 2), Half { heads: 8, kv: 4, dim: 4, pairing: Pairing::Interleaved });
 }
+
+#[test]
+fn too_many_tokens_are_refused_with_the_number_that_fits() {
+    let (mut placed, ..) = mlp(16, 16, 16 * 900, 64, 170);
+    let Err(WaferError::Memory { fitting, tokens, .. }) = generate(&placed, &SPEC) else { panic!("it fits") };
+    assert_eq!(tokens, 900);
+    placed.tokens.length = 16 * fitting;
+    let generated = generate(&placed, &SPEC).unwrap();
+    assert!(generated.report.sram_peak_bytes <= 49152 - 4096);
+    placed.tokens.length = 16 * (fitting + 1);
+    let message = generate(&placed, &SPEC).unwrap_err().to_string();
+    assert!(message.contains("45056 are there (49152 less 4096 for code)"), "{message}");
+    assert!(message.contains(&format!("at most {fitting} tokens a row instead of {}", fitting + 1)), "{message}");
+}
+
+#[test]
+fn a_crystalcoder_layer_fits_the_whole_wafer() {
+    let model = lapidary_models::builtin("crystalcoder").unwrap();
+    let machine = lapidary_hardware::builtin::machine("cs2").unwrap();
+    let wafer = machine.wafer().unwrap();
+    let spec = WaferSpec::of(wafer, wafer.clock());
+    for (width, height) in [(750, 994), (994, 750)] {
+        let work = Workload { width, height, sequences: 66, length: 2048, dtype: DType::F16 };
+        let placed = place_layer(&model, work, &spec).unwrap();
+        assert_eq!(placed.tokens.sequences, 66);
+        let generated = generate(&placed, &spec).unwrap();
+        let linear: u64 = generated.report.phases.iter().filter(|p| p.kind == "linear").map(|p| p.macs).sum();
+        assert_eq!(linear, (4 * 4096 * 4096 + 3 * 4096 * 10922) * 66 * 2048);
+        assert!(generated.report.colours.len() <= 24);
+        println!("{}", generated.report);
+        check_program(&generated.program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
+    }
+}
