@@ -9,6 +9,7 @@ pub mod fuse;
 pub mod fusion;
 pub mod hoist_scales;
 pub mod legal;
+pub mod lower_to_cuda;
 pub mod mup;
 pub mod mup_fold;
 pub mod opt;

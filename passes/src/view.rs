@@ -12,6 +12,14 @@ use lapidary_models::{Function, Node, Op, ValueId};
 mod name;
 mod op;
 
+/// Reads a single operation that is neither a parameter nor a repeat.
+///
+/// # Errors
+/// A sentence, when the operation is no part of a model's graph.
+pub fn read_op(op: IrOp<'_>) -> Result<Op, String> {
+    op::read(op, &[], 0)
+}
+
 /// A parameter as the module names it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamView {

@@ -1,3 +1,5 @@
 //! Everything of this crate that needs MLIR, in one binary: linking is what takes time.
 
 mod golden;
+mod gpu;
+mod models;

@@ -1,0 +1,187 @@
+//! One `nn.fused` as the plain data that the CUDA emitters take.
+
+use crate::cuda::Anchor;
+use crate::cuda::spec::{
+    ActivationFn, Input, KernelOp, KernelSpec, Mask, NormKind, OpSpec, Pairing, Rope, RopeScaling, Source,
+    TensorType, ValueId,
+};
+use crate::pass::PassError;
+use crate::view::read_op;
+use lapidary_ir::{Op as IrOp, Value as IrValue};
+use lapidary_models::spec::{self, Activation};
+use lapidary_models::{DType, Op};
+use lapidary_runtime_gpu::program::Dtype;
+
+/// A kernel and the IR values that its activation inputs stand for.
+pub struct Region<'c> {
+    /// The `nn.fused`.
+    pub op: IrOp<'c>,
+    /// What it computes.
+    pub spec: KernelSpec,
+    /// One value of the function per activation input.
+    pub activations: Vec<IrValue<'c>>,
+}
+
+/// Reads an `nn.fused`; `name` is a C identifier.
+///
+/// # Errors
+/// [`PassError::Refused`] at ops and types that GPU programs do not know.
+pub fn region<'c>(op: IrOp<'c>, name: String) -> Result<Region<'c>, PassError> {
+    let Some(block) = op.region_block(0) else { return Err(PassError::at(op, "a kernel without a body")) };
+    let mut reader = Reader::default();
+    for (outer, inner) in op.operands().into_iter().zip(block.arguments()) {
+        reader.input(op, outer, inner)?;
+    }
+    let (terminator, body): (Vec<IrOp<'c>>, Vec<IrOp<'c>>) =
+        block.ops().into_iter().partition(|op| op.is("nn.yield"));
+    body.into_iter().try_for_each(|inner| reader.op(inner))?;
+    let yielded = terminator.iter().flat_map(|op| op.operands());
+    let outputs = yielded.filter_map(|value| reader.find(value)).collect();
+    let reason = op.text("reason").unwrap_or_default().to_string();
+    let spec =
+        KernelSpec { name, anchor: anchor(op), inputs: reader.inputs, ops: reader.ops, outputs, reason };
+    Ok(Region { op, spec, activations: reader.activations })
+}
+
+#[derive(Default)]
+struct Reader<'c> {
+    known: Vec<IrValue<'c>>,
+    inputs: Vec<Input>,
+    activations: Vec<IrValue<'c>>,
+    ops: Vec<OpSpec>,
+}
+
+impl<'c> Reader<'c> {
+    /// The layer's number is no input of a kernel: launches advance through layers by themselves.
+    fn input(&mut self, op: IrOp<'c>, outer: IrValue<'c>, inner: IrValue<'c>) -> Result<(), PassError> {
+        if inner.tensor().is_none() && inner.shape().is_empty() {
+            return Ok(());
+        }
+        let source = match outer.defining_op().filter(|maker| maker.is("nn.param")) {
+            Some(param) => Source::Param {
+                name: param.text("name").unwrap_or_default().to_string(),
+                scale: param.f64("scale").unwrap_or(1.0),
+            },
+            None => {
+                self.activations.push(outer);
+                Source::Activation
+            }
+        };
+        self.inputs.push(Input { ty: ty(op, inner)?, source });
+        self.known.push(inner);
+        Ok(())
+    }
+
+    fn op(&mut self, op: IrOp<'c>) -> Result<(), PassError> {
+        let kind = read_op(op).map_err(|what| PassError::at(op, what))?;
+        let kind = kernel_op(&kind)
+            .ok_or_else(|| PassError::at(op, format!("{} is no part of a kernel", op.name())))?;
+        let operands: Vec<ValueId> = op.operands().into_iter().filter_map(|value| self.find(value)).collect();
+        let Some(result) = op.result(0) else { return Ok(()) };
+        self.ops.push(OpSpec { op: kind, operands, ty: ty(op, result)? });
+        self.known.push(result);
+        Ok(())
+    }
+
+    fn find(&self, value: IrValue<'c>) -> Option<ValueId> {
+        self.known.iter().position(|known| *known == value)
+    }
+}
+
+fn anchor(op: IrOp<'_>) -> Anchor {
+    match op.word("anchor") {
+        Some("matmul") => Anchor::Matmul,
+        Some("attention") => Anchor::Attention,
+        Some("row") => Anchor::Row,
+        Some("gather") => Anchor::Gather,
+        _ => Anchor::Elementwise,
+    }
+}
+
+/// The type of a value, if GPU programs know it.
+///
+/// # Errors
+/// [`PassError::Refused`] at `op` for other element types.
+pub fn ty(op: IrOp<'_>, value: IrValue<'_>) -> Result<TensorType, PassError> {
+    let tensor = value.tensor();
+    let dtype = tensor.as_ref().and_then(|tensor| match tensor.dtype {
+        DType::Bf16 => Some(Dtype::Bf16),
+        DType::F32 => Some(Dtype::F32),
+        DType::I32 => Some(Dtype::I32),
+        DType::F16 => None,
+    });
+    match (tensor, dtype) {
+        (Some(tensor), Some(dtype)) => Ok(TensorType { dtype, shape: tensor.shape }),
+        _ => Err(PassError::at(op, format!("GPU kernels hold bf16 and f32, found {}", value.ty()))),
+    }
+}
+
+fn kernel_op(op: &Op) -> Option<KernelOp> {
+    Some(match *op {
+        Op::Embed => KernelOp::Embed,
+        Op::Position { offset } => KernelOp::Position { offset },
+        Op::Linear => KernelOp::Linear,
+        Op::Bias => KernelOp::Bias,
+        Op::Add => KernelOp::Add,
+        Op::Mul => KernelOp::Mul,
+        Op::Scale { by, .. } => KernelOp::Scale { by },
+        Op::Activation(function) => KernelOp::Activation(activation(function)),
+        Op::Norm { kind, eps } => KernelOp::Norm { kind: norm(kind), eps },
+        Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset } => KernelOp::Rope(Rope {
+            head_dim,
+            rot_dims,
+            pairing: pairing_of(pairing),
+            theta,
+            offset,
+            scaling: scaling_of(scaling),
+        }),
+        Op::KvAppend { cache, cached } => KernelOp::KvAppend { cache: cache.name().to_string(), cached },
+        Op::Scores { heads, kv_heads } => KernelOp::Scores { heads, kv_heads },
+        Op::Mask { causal, window, alibi, offset } => KernelOp::Mask(Mask {
+            causal,
+            window,
+            alibi: alibi.is_some(),
+            alibi_scaling: alibi.unwrap_or(1.0),
+            offset,
+        }),
+        Op::Softmax => KernelOp::Softmax,
+        Op::Values { heads, kv_heads } => KernelOp::Values { heads, kv_heads },
+        Op::LastToken => KernelOp::LastToken,
+        Op::Param { .. } | Op::Repeat { .. } => return None,
+    })
+}
+
+fn activation(function: Activation) -> ActivationFn {
+    match function {
+        Activation::Silu => ActivationFn::Silu,
+        Activation::Gelu => ActivationFn::Gelu,
+        Activation::GeluTanh => ActivationFn::GeluTanh,
+        Activation::Relu => ActivationFn::Relu,
+        Activation::Relu2 => ActivationFn::Relu2,
+    }
+}
+
+fn norm(kind: spec::NormKind) -> NormKind {
+    match kind {
+        spec::NormKind::Rms => NormKind::Rms,
+        spec::NormKind::Layer => NormKind::Layer,
+    }
+}
+
+fn pairing_of(pairing: spec::Pairing) -> Pairing {
+    match pairing {
+        spec::Pairing::Half => Pairing::Half,
+        spec::Pairing::Interleaved => Pairing::Interleaved,
+    }
+}
+
+fn scaling_of(scaling: spec::RopeScaling) -> RopeScaling {
+    match scaling {
+        spec::RopeScaling::None => RopeScaling::None,
+        spec::RopeScaling::Linear { factor } => RopeScaling::Linear { factor },
+        spec::RopeScaling::Llama3 { factor, low_freq, high_freq, original_max } => {
+            // Context lengths are far below 2^53, where f64 stops counting.
+            RopeScaling::Llama3 { factor, low_freq, high_freq, original: original_max as f64 }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Whole models down to GPU programs.
+
+use lapidary_ir::{IrContext, import::import};
+use lapidary_models::{Dims, Graph, Mode, builtin, builtin_names};
+use lapidary_passes::cuda::{Lowered, Options};
+use lapidary_passes::lower_to_cuda::emit_gpu;
+use lapidary_passes::pipeline::{Fusion, Goal, Mup, pipeline};
+use lapidary_passes::{Watch, run};
+
+fn emitted(name: &str, mode: Mode, dims: Dims, fusion: &Fusion) -> Lowered {
+    let graph = Graph::build(&builtin(name).unwrap(), mode, dims).unwrap();
+    let cx = IrContext::new();
+    let mut module = import(&cx, &graph).unwrap();
+    run(&mut module, &pipeline(Goal::Gpu, Mup::Fold, fusion).unwrap(), Watch::default()).unwrap();
+    emit_gpu(&module, "sm_80", &Options::default())
+        .unwrap_or_else(|error| panic!("{name} {}: {error}", mode.name()))
+}
+
+#[test]
+fn every_builtin_model_becomes_a_checked_program() {
+    for name in builtin_names() {
+        emitted(name, Mode::Forward, Dims { batch: 8, seq: 512, cached: 0 }, &Fusion::On);
+        emitted(name, Mode::Prefill, Dims { batch: 1, seq: 512, cached: 0 }, &Fusion::On);
+        emitted(name, Mode::Decode, Dims { batch: 1, seq: 1, cached: 100 }, &Fusion::On);
+    }
+}
+
+#[test]
+fn amber_decodes_with_seven_kernels_a_layer() {
+    let program = emitted("amber", Mode::Decode, Dims { batch: 1, seq: 1, cached: 100 }, &Fusion::On).program;
+    let kernels: Vec<&str> = program.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    let layer = ["attn_norm", "attn_q_k_v", "attention", "attn_out", "mlp_norm", "mlp_gate_up", "mlp_down"];
+    let layer: Vec<String> = layer.iter().map(|name| format!("layer_{name}")).collect();
+    let layer = layer.iter().map(String::as_str);
+    assert_eq!(kernels, ["embed"].into_iter().chain(layer).chain(["final_norm", "head"]).collect::<Vec<_>>());
+}
