@@ -24,7 +24,9 @@ pub(crate) fn baselines(machine: &HardwareSpec, ranked: &[Evaluated]) -> BTreeMa
         Degrees::Wafer(_) => false,
     };
     let fsdp = |plan: GpuPlan| plan.tp == 1 && plan.pp == 1 && plan.sharding == Sharding::Full;
-    if let Some(index) = first(&|plan| gpu(plan, &fsdp)) {
+    // Where full sharding cannot be built, the plan over all devices as data-parallel ranks says why.
+    let refused = |plan: &Evaluated| matches!(plan.degrees, Degrees::Gpu(p) if p.tp == 1 && p.pp == 1);
+    if let Some(index) = first(&|plan| gpu(plan, &fsdp)).or_else(|| first(&refused)) {
         found.insert(index, "pure-fsdp");
     }
     if let Some(index) = megatron_default(machine, ranked) {

@@ -1,8 +1,8 @@
 //! Ranks plans: search space, memory, price, explanation.
 //!
-//! [`plan`] looks at every way to train a model on a machine, asks a [`CostModel`] for the time of each and
+//! [`plan()`] looks at every way to train a model on a machine, asks a [`CostModel`] for the time of each and
 //! this crate's memory account for what it takes, and returns a [`PlanDocument`] with the best, the
-//! baselines a user knows, and every rejected kind of plan with its reason. [`explain`] sets two side by side.
+//! baselines a user knows, and every rejected kind of plan with its reason. [`explain()`] sets two side by side.
 
 pub mod answer;
 pub mod assumption;

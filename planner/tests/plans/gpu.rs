@@ -124,6 +124,7 @@ fn degrees_that_do_not_divide_are_kept_with_the_reason() {
     let document = run(&request);
     let reason = |name: &str| document.find(name).unwrap().rejected_by.clone().unwrap();
     assert_eq!(reason("tp1pp1dp48"), "a global batch of 64 does not divide by dp 48");
+    assert_eq!(reason("pure-fsdp"), reason("tp1pp1dp48"));
     assert_eq!(reason("tp1pp3dp16"), "32 layers do not divide by pp 3");
     let pins = Pins::parse("tp=3,sharding=full").unwrap();
     let document = run(&PlanRequest { pins, ..request });
@@ -211,6 +212,19 @@ fn a_term_can_be_replaced_by_its_name() {
     assert!(document.candidates.iter().all(|c| c.terms_s.get("dp_comm").is_none_or(|term| *term == 0.0)));
     assert!(document.candidates[0].step_time_s < run(&request).candidates[0].step_time_s);
     assert_eq!(model_without.name(), "roofline");
+}
+
+#[test]
+fn absurd_widths_are_rejected_with_the_tensor_that_is_too_large() {
+    for width in [1 << 40, 1_000_000_000_000, u64::MAX / 4096] {
+        let mut model = support::amber();
+        (model.d_model, model.head_dim) = (width, width / 32);
+        for name in ["dgx-a100", "cg1"] {
+            let machine = machine(name).unwrap();
+            let nearest = run(&PlanRequest::new(&model, &machine)).nearest.unwrap();
+            assert!(nearest.rejected_by.contains("is larger than 1024 TiB"), "{nearest:?}");
+        }
+    }
 }
 
 fn best(model: &ModelSpec, machine: &HardwareSpec) -> f64 {
