@@ -52,8 +52,8 @@ impl Channel {
                 blocks.contains(at.x).then(|| westward(local == 0, local == blocks.size - 1, false))
             }
             Channel::Down(parity) => {
-                let (row, rows) = (placed.tokens.blocks().local(at.y), placed.tokens.rows);
-                southward(at.y, parity, row > 0, row + 1 < rows)
+                let row = placed.tokens.blocks().local(at.y);
+                southward(at.y, parity, true, row + 1 < placed.tokens.rows)
             }
             Channel::Enter(parity) => southward(at.y, parity, true, at.y < last_y),
             Channel::Leave(parity) => southward(at.y, parity, at.y > 0, true),

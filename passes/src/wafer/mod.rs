@@ -26,12 +26,12 @@ mod tile;
 pub use channel::{Channel, Colours};
 pub use error::WaferError;
 pub use host::{Angles, HostData, Packing, Part};
+pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
+pub use place::{Workload, place_layer};
 pub use placed::{
     Activation, Attention, Heads, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Path, Placed,
     PlacedOp, Rope, Segment, Step, Tokens,
 };
-pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
-pub use place::{Workload, place_layer};
 pub use report::{ClassReport, ColourReport, PhaseReport, PlacementReport};
 pub use tile::{Blocks, Tiles};
 
@@ -111,8 +111,7 @@ pub fn generate(placed: &Placed, spec: &WaferSpec) -> Result<Generated, WaferErr
     let mut classes = Vec::new();
     for role in roles {
         let (class, report) = build_class(placed, spec, &colours, role)?;
-        program.classes.push(class);
-        classes.push(report);
+        join(&mut program.classes, &mut classes, class, report);
     }
     let phases = phase_reports(placed, &host);
     program.host = host.streams;
@@ -128,6 +127,23 @@ pub fn generate(placed: &Placed, spec: &WaferSpec) -> Result<Generated, WaferErr
         phases,
     };
     Ok(Generated { program, host: host.tensors, report })
+}
+
+/// Adds a class, to one that is set and programmed alike where there is one.
+fn join(classes: &mut Vec<Class>, reports: &mut Vec<ClassReport>, class: Class, report: ClassReport) {
+    let alike = |other: &Class| {
+        other.routes == class.routes && other.buffers == class.buffers && other.tasks == class.tasks
+    };
+    match classes.iter().position(alike) {
+        Some(at) => {
+            classes[at].regions.extend(class.regions);
+            reports[at].pes += report.pes;
+        }
+        None => {
+            classes.push(class);
+            reports.push(report);
+        }
+    }
 }
 
 /// Sizes and names that no kernel has to look at again.

@@ -1,11 +1,12 @@
 //! Places one layer of a model.
 
+use super::WaferSpec;
 use super::error::WaferError;
 use super::layout::{HeadShape, fit_tokens, place_heads, place_tokens};
 use super::placed::{
-    Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Path, Placed, PlacedOp, Rope, Segment, Step,
+    Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Path, Placed, PlacedOp,
+    Rope, Segment, Step,
 };
-use super::WaferSpec;
 use lapidary_models::dtype::DType;
 use lapidary_models::spec::{self, AttentionScale, ModelSpec, Position, Residual};
 
@@ -107,12 +108,27 @@ impl Layer<'_> {
         };
         let parameter = |part: &str| format!("layers.*.{name}.{part}");
         let (weight, bias) = (parameter("weight"), norm.bias.then(|| parameter("bias")));
-        self.push(name, OpKind::Norm(Norm { input: "x".into(), output: output.into(), kind, eps: norm.eps, weight, bias }));
+        self.push(
+            name,
+            OpKind::Norm(Norm {
+                input: "x".into(),
+                output: output.into(),
+                kind,
+                eps: norm.eps,
+                weight,
+                bias,
+            }),
+        );
     }
 
     fn attention(&mut self) {
         let keys = Layout::HeadTokens { queries: false };
-        self.values.extend([("q", Layout::HeadTokens { queries: true }), ("k", keys), ("v", keys), ("attn", Layout::HeadColumns)]);
+        self.values.extend([
+            ("q", Layout::HeadTokens { queries: true }),
+            ("k", keys),
+            ("v", keys),
+            ("attn", Layout::HeadColumns),
+        ]);
         let bias = self.model.bias;
         let part = |value: &str| segment(value, &format!("layers.*.attn.{value}"), bias.qkv, 1.0);
         let outputs = vec![part("q"), part("k"), part("v")];
@@ -128,7 +144,10 @@ impl Layer<'_> {
         let [query, key, value, output] = ["q", "k", "v", "attn"].map(str::to_owned);
         self.push("attention", OpKind::Attention(Attention { query, key, value, output, scale }));
         let out = segment("x", "layers.*.attn.out", bias.attn_out, self.model.multipliers.residual);
-        self.push("attn_out", OpKind::Linear(Linear { input: "attn".into(), outputs: vec![out], accumulate: true }));
+        self.push(
+            "attn_out",
+            OpKind::Linear(Linear { input: "attn".into(), outputs: vec![out], accumulate: true }),
+        );
     }
 
     fn mlp(&mut self, input: &str) -> Result<(), WaferError> {
@@ -152,7 +171,10 @@ impl Layer<'_> {
         self.push("mlp_in", OpKind::Linear(Linear { input: input.into(), outputs, accumulate: false }));
         self.push("mlp_act", OpKind::Map(Map { input: inner.into(), output: inner.into(), steps }));
         let down = segment("x", "layers.*.mlp.down", bias, self.model.multipliers.residual);
-        self.push("mlp_down", OpKind::Linear(Linear { input: inner.into(), outputs: vec![down], accumulate: true }));
+        self.push(
+            "mlp_down",
+            OpKind::Linear(Linear { input: inner.into(), outputs: vec![down], accumulate: true }),
+        );
         Ok(())
     }
 }

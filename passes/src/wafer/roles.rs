@@ -90,6 +90,7 @@ fn row_role(placed: &Placed, y: u32) -> Vec<u32> {
     let (row, rows) = (placed.tokens.blocks().local(y), placed.tokens.rows);
     let last = y + 1 == placed.rows();
     let mut role = vec![u32::from(placed.tokens.tiles().is_large(row)), u32::from(last)];
+    // The first row of a sequence is set as if the row above sent to it, which it never does.
     let is = |test: fn(&OpKind) -> bool| placed.ops.iter().any(|op| test(&op.kind));
     let streams = is(|op| {
         matches!(op, OpKind::Input { path: Path::Stream, .. } | OpKind::Output { path: Path::Stream, .. })
@@ -99,7 +100,7 @@ fn row_role(placed: &Placed, y: u32) -> Vec<u32> {
         role.push(u32::from(y == 0));
     }
     if attends {
-        role.extend([u32::from(row == 0), u32::from(row + 1 == rows)]);
+        role.push(u32::from(row + 1 == rows));
     }
     if streams || attends {
         role.push(y % 2);

@@ -450,7 +450,10 @@ fn too_many_tokens_are_refused_with_the_number_that_fits() {
     placed.tokens.length = 16 * (fitting + 1);
     let message = generate(&placed, &SPEC).unwrap_err().to_string();
     assert!(message.contains("45056 are there (49152 less 4096 for code)"), "{message}");
-    assert!(message.contains(&format!("at most {fitting} tokens a row instead of {}", fitting + 1)), "{message}");
+    assert!(
+        message.contains(&format!("at most {fitting} tokens a row instead of {}", fitting + 1)),
+        "{message}"
+    );
 }
 
 #[test]
@@ -468,6 +471,7 @@ fn a_crystalcoder_layer_fits_the_whole_wafer() {
         assert_eq!(linear, (4 * 4096 * 4096 + 3 * 4096 * 10922) * 66 * 2048);
         assert!(generated.report.colours.len() <= 24);
         println!("{}", generated.report);
-        check_program(&generated.program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
+        check_program(&generated.program, &FabricSpec::wse2())
+            .unwrap_or_else(|faults| panic!("{}", faults[0]));
     }
 }
