@@ -34,6 +34,8 @@ fn main() {
         }
     }
     compile(&prefix, &out);
+    // The test of ir/docs runs the same generator.
+    println!("cargo::rustc-env=LAPIDARY_LLVM={}", prefix.display());
 }
 
 /// The folder of LLVM, or a message that says how to get it.

@@ -24,7 +24,7 @@ def Cuda_Dialect : Dialect {
 def Cuda_BufferKind : EnumAttr<Cuda_Dialect, Cuda_BufferKindCases, "buffer_kind">;
 def Cuda_KernelKind : EnumAttr<Cuda_Dialect, Cuda_KernelKindCases, "kernel_kind">;
 
-def Cuda_Memory : StaticShapeMemRefOf<[Lapidary_Element, I32]>;
+def Cuda_Memory : StaticShapeMemRefOf<[Lapidary_Element, I32]> { let summary = "memory of known sizes"; }
 def Cuda_Operand : AnyTypeOf<[Cuda_Memory, Index]>;
 
 class Cuda_Op<string mnemonic, list<Trait> traits = []> : Op<Cuda_Dialect, mnemonic, [KnownAttributes] # traits>;

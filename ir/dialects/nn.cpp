@@ -56,7 +56,7 @@ LogicalResult NNDialect::verifyOperationAttribute(Operation *op, NamedAttribute 
 LogicalResult NNDialect::verifyRegionArgAttribute(Operation *op, unsigned, unsigned arg, NamedAttribute attr) {
   if (attr.getName() == "nn.name" && isa<StringAttr>(attr.getValue()))
     return success();
-  return op->emitOpError("argument ") << arg << " does not know the attribute '" << attr.getName() << "'";
+  return op->emitOpError("argument ") << arg << " does not know the attribute '" << attr.getName().strref() << "'";
 }
 
 // --- parameters and gathers ----------------------------------------------------------------------------------------
@@ -68,6 +68,13 @@ LogicalResult ParamOp::verify() {
     return emitOpError("name \"") << getName() << "\" " << (getLayer() ? "has no '*' for" : "needs")
                                   << " the layer index";
   return success();
+}
+
+/// In print, a weight is called by its own name.
+void ParamOp::getAsmResultNames(OpAsmSetValueNameFn setName) {
+  StringRef name = getName();
+  name.consume_front("layers.*.");
+  setName(getResult(), name);
 }
 
 LogicalResult EmbedOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types &results) {

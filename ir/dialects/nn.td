@@ -3,6 +3,7 @@
 #define LAPIDARY_NN_TD
 
 include "nn_base.td"
+include "mlir/IR/OpAsmInterface.td"
 include "mlir/IR/SymbolInterfaces.td"
 include "mlir/Interfaces/ControlFlowInterfaces.td"
 include "mlir/Interfaces/InferTypeOpInterface.td"
@@ -14,7 +15,7 @@ class NN_Inferred<string mnemonic, list<Trait> traits = []> : NN_Op<mnemonic, [I
 
 // --- parameters and gathers --------------------------------------------------------------------------------------
 
-def NN_ParamOp : NN_Op<"param", [Pure]> {
+def NN_ParamOp : NN_Op<"param", [Pure, DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
   let summary = "a weight of the model";
   let description = [{
     `result = scale * weight[name]`. The name is canonical; in the layer function a per-layer name is written with
@@ -22,7 +23,7 @@ def NN_ParamOp : NN_Op<"param", [Pure]> {
     loaded, so it costs nothing at run time.
 
     ```mlir
-    %w = nn.param "layers.*.attn.q.weight"[%layer] scale = 0.0078125 : tensor<4096x4096xbf16>
+    %attn.q.weight = nn.param "layers.*.attn.q.weight"[%layer] scale = 0.0078125 : tensor<4096x4096xbf16>
     ```
   }];
   let arguments = (ins Optional<Index>:$layer, StrAttr:$name, DefaultValuedAttr<F64Attr, "1.0">:$scale);

@@ -29,8 +29,8 @@ def NN_Dialect : Dialect {
 
 // --- types and enums ---------------------------------------------------------------------------------------------
 
-def NN_Tensor : StaticShapeTensorOf<[Lapidary_Element]>;
-def NN_Ids : StaticShapeTensorOf<[I32]>;
+def NN_Tensor : StaticShapeTensorOf<[Lapidary_Element]> { let summary = "float tensor of known sizes"; }
+def NN_Ids : StaticShapeTensorOf<[I32]> { let summary = "i32 tensor of known sizes"; }
 def NN_Value : AnyTypeOf<[NN_Tensor, NN_Ids, Index]>;
 
 def NN_NormKind : EnumAttr<NN_Dialect, NN_NormKindCases, "norm_kind">;

@@ -5,6 +5,7 @@
 #include "llvm/Support/MathExtras.h"
 
 #include <charconv>
+#include <cmath>
 
 using namespace mlir;
 
@@ -106,8 +107,10 @@ void printNumber(OpAsmPrinter &printer, Operation *, FloatAttr number) {
   double value = number.getValueAsDouble();
   if (!std::isfinite(value))
     return printer.printAttributeWithoutType(number);
-  char buffer[32];
-  StringRef text(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr - buffer);
+  bool plain = value == 0 || (std::abs(value) >= 1e-3 && std::abs(value) < 1e9);
+  auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
+  char buffer[64];
+  StringRef text(buffer, std::to_chars(buffer, buffer + sizeof buffer, value, format).ptr - buffer);
   size_t exponent = std::min(text.find('e'), text.size());
   printer << text.take_front(exponent) << (text.contains('.') ? "" : ".0") << text.drop_front(exponent);
 }

@@ -39,7 +39,22 @@ static void printTileSize(AsmPrinter &printer, int64_t tokens, int64_t features,
 #define GET_TYPEDEF_CLASSES
 #include "wafer_typedef_defs.inc"
 
+namespace {
+/// Tiles are long to write and repeat on every line: a printed module names each once, `!tile_16x64xf32`.
+struct TileAliases : OpAsmDialectInterface {
+  using OpAsmDialectInterface::OpAsmDialectInterface;
+  AliasResult getAlias(Type type, raw_ostream &os) const override {
+    auto tile = dyn_cast<TileType>(type);
+    if (!tile)
+      return AliasResult::NoAlias;
+    os << "tile_" << tile.getTokens() << 'x' << tile.getFeatures() << 'x' << tile.getElement();
+    return AliasResult::FinalAlias;
+  }
+};
+} // namespace
+
 void WaferDialect::initialize() {
+  addInterfaces<TileAliases>();
   addAttributes<
 #define GET_ATTRDEF_LIST
 #include "wafer_attrdef_defs.inc"

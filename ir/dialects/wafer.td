@@ -64,8 +64,6 @@ def Wafer_Tile : TypeDef<Wafer_Dialect, "Tile"> {
   }];
 }
 
-def Wafer_Weight : StaticShapeTensorOf<[Lapidary_Element]>;
-def Wafer_Ids : StaticShapeTensorOf<[I32]>;
 
 // --- structure ---------------------------------------------------------------------------------------------------
 
@@ -93,6 +91,7 @@ def Wafer_ProgramOp : Wafer_Op<"program", [IsolatedFromAbove, Symbol, SingleBloc
 
 def Wafer_ReturnOp : Wafer_Op<"return", [Pure, Terminator, HasParent<"ProgramOp">]> {
   let summary = "what a program sends to the host";
+  let description = [{ Ends `wafer.program`; the tiles leave the wafer in this order. }];
   let arguments = (ins Variadic<Wafer_Tile>:$values);
   let assemblyFormat = "attr-dict ($values^ `:` type($values))?";
 }
@@ -114,6 +113,7 @@ def Wafer_RepeatOp : Wafer_Op<"repeat", [SingleBlock, RecursiveMemoryEffects]> {
 
 def Wafer_YieldOp : Wafer_Op<"yield", [Pure, Terminator, HasParent<"RepeatOp">]> {
   let summary = "what a round hands to the next";
+  let description = [{ Ends the body of `wafer.repeat`; the tiles are the next round's arguments. }];
   let arguments = (ins Variadic<Wafer_Tile>:$values);
   let assemblyFormat = "attr-dict ($values^ `:` type($values))?";
 }
@@ -125,7 +125,7 @@ def Wafer_WeightOp : Wafer_Op<"weight", [Pure]> {
     the op that reads it. `scale` is applied by the host. In `wafer.repeat`, `*` stands for the running layer.
   }];
   let arguments = (ins StrAttr:$name, Wafer_Source:$source, DefaultValuedAttr<F64Attr, "1.0">:$scale);
-  let results = (outs Wafer_Weight:$result);
+  let results = (outs NN_Tensor:$result);
   let assemblyFormat = "$name `` $source (`scale` `=` custom<Number>($scale)^)? attr-dict `:` type($result)";
   let hasVerifier = 1;
 }
@@ -141,26 +141,26 @@ class Wafer_Placed<string mnemonic, dag operands, string head, list<Trait> trait
   let arguments = !con(operands, (ins Wafer_Rect:$rect, DefaultValuedAttr<I64Attr, "0">:$sram_bytes,
                                       DefaultValuedAttr<DenseI64ArrayAttr, "{}">:$colours));
   let results = (outs Wafer_Tile:$result);
-  let assemblyFormat = head # " `at` `` $rect (`sram` `=` $sram_bytes^)? (`colours` `=` $colours^)? attr-dict "
+  let assemblyFormat = head # " `at` $rect (`sram` `=` $sram_bytes^)? (`colours` `=` $colours^)? attr-dict "
                             # "`:` functional-type(operands, results)";
   let hasVerifier = 1;
 }
 
 def Wafer_EmbedOp : Wafer_Placed<"embed",
-    (ins Wafer_Ids:$ids, Wafer_Weight:$table), "$ids `,` $table"> {
+    (ins NN_Ids:$ids, NN_Tensor:$table), "$ids `,` $table"> {
   let summary = "table rows of the host's token ids, spread over the rectangle";
   let description = [{ ids [B,S], table [V,D], result T x D with T = B*S, tokens of a sequence in a row. }];
 }
 
 def Wafer_PositionOp : Wafer_Placed<"position",
-    (ins Wafer_Tile:$x, Wafer_Weight:$table, I64Attr:$sequences, DefaultValuedAttr<I64Attr, "0">:$offset),
+    (ins Wafer_Tile:$x, NN_Tensor:$table, I64Attr:$sequences, DefaultValuedAttr<I64Attr, "0">:$offset),
     "$x `,` $table `sequences` `=` $sequences (`offset` `=` $offset^)?"> {
   let summary = "add a learned position";
   let description = [{ x T x D of `sequences` sequences, table [max_seq,D]; token s of a sequence gets row offset + s. }];
 }
 
 def Wafer_LinearOp : Wafer_Placed<"linear",
-    (ins Wafer_Tile:$x, Wafer_Weight:$weight, Optional<Wafer_Weight>:$bias, Optional<Wafer_Tile>:$residual,
+    (ins Wafer_Tile:$x, NN_Tensor:$weight, Optional<NN_Tensor>:$bias, Optional<Wafer_Tile>:$residual,
          TypeAttr:$acc),
     "$x `,` $weight (`bias` $bias^)? (`plus` $residual^)? `acc` $acc", [Pure, AttrSizedOperandSegments]> {
   let summary = "multiply by a weight that passes through";
@@ -172,7 +172,7 @@ def Wafer_LinearOp : Wafer_Placed<"linear",
 }
 
 def Wafer_NormOp : Wafer_Placed<"norm",
-    (ins Wafer_Tile:$x, Wafer_Weight:$weight, Optional<Wafer_Weight>:$bias, NN_NormKind:$kind, F64Attr:$eps),
+    (ins Wafer_Tile:$x, NN_Tensor:$weight, Optional<NN_Tensor>:$bias, NN_NormKind:$kind, F64Attr:$eps),
     "`` $kind $x `,` $weight (`,` $bias^)? `eps` `=` custom<Number>($eps)"> {
   let summary = "normalise every token";
   let description = [{

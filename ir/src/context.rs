@@ -187,7 +187,7 @@ fn read(diagnostic: &melior::diagnostic::Diagnostic<'_>) -> Diagnostic {
 pub(crate) fn place(location: Location<'_>) -> Place {
     if location.is_name() {
         let child = place(location.name_child_location());
-        let own = location.name_value().as_string_ref().as_str().unwrap_or("").to_owned();
+        let own = raw::identifier(location.name_value()).to_owned();
         return Place { node: Some(own), ..child };
     }
     if location.is_call_site() {
@@ -198,7 +198,7 @@ pub(crate) fn place(location: Location<'_>) -> Place {
         return parts.into_iter().find(|part| *part != Place::default()).unwrap_or_default();
     }
     if location.is_file_line_col_range() {
-        let file = location.file_line_col_range_filename().as_string_ref().as_str().unwrap_or("").to_owned();
+        let file = raw::identifier(location.file_line_col_range_filename()).to_owned();
         let start = (location.file_line_col_range_start_line(), location.file_line_col_range_start_column());
         return Place { file: Some((file, start.0, start.1)), node: None };
     }

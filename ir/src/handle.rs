@@ -5,7 +5,7 @@ use crate::error::{IrError, Place};
 use crate::raw::{self, Block, Op, Value};
 use lapidary_models::{DType, TensorType};
 use melior::ir::attribute::{
-    DenseI64ArrayAttribute, FlatSymbolRefAttribute, FloatAttribute, IntegerAttribute, StringAttribute,
+    DenseI64ArrayAttribute, FlatSymbolRefAttribute, FloatAttribute, IntegerAttribute,
 };
 use melior::ir::r#type::{DimSize, IntegerType, RankedTensorType};
 use melior::ir::{ShapedTypeLike, Type, TypeLike};
@@ -63,9 +63,7 @@ impl<'c> Op<'c> {
 
     /// A string attribute.
     pub fn text(self, name: &str) -> Option<&'c str> {
-        self.attribute(name)
-            .and_then(|attribute| StringAttribute::try_from(attribute).ok())
-            .map(|value| value.value())
+        self.attribute(name).and_then(raw::string_value)
     }
 
     /// The symbol that an attribute refers to, without `@`.

@@ -10,7 +10,7 @@
 use crate::context::IrContext;
 use crate::error::PassFailure;
 use melior::StringRef;
-use melior::ir::{Attribute, AttributeLike, Location, Type, TypeLike};
+use melior::ir::{Attribute, AttributeLike, Identifier, Location, Type, TypeLike};
 use mlir_sys as sys;
 use std::any::Any;
 use std::cell::RefCell;
@@ -41,9 +41,13 @@ unsafe extern "C" {
 pub(crate) fn load_dialects(context: &melior::Context) {
     // SAFETY: the handles are static objects of the linked dialects; the context is alive for the call.
     unsafe {
-        for handle in
-            [mlirGetDialectHandle__arith__(), mlirGetDialectHandle__func__(), mlirGetDialectHandle__nn__()]
-        {
+        for handle in [
+            mlirGetDialectHandle__arith__(),
+            mlirGetDialectHandle__func__(),
+            mlirGetDialectHandle__nn__(),
+            mlirGetDialectHandle__wafer__(),
+            mlirGetDialectHandle__cuda__(),
+        ] {
             sys::mlirDialectHandleLoadDialect(handle, context.to_raw());
         }
         lapidaryPointOnly(context.to_raw());
@@ -54,8 +58,36 @@ pub(crate) fn load_dialects(context: &melior::Context) {
 pub(crate) fn enum_word(attribute: Attribute<'_>) -> Option<&'static str> {
     let readers = [lapidaryNnEnumWord, lapidaryWaferEnumWord, lapidaryCudaEnumWord];
     // SAFETY: the attribute is alive; the words are string literals compiled into the dialects.
-    let words = readers.map(|reader| unsafe { StringRef::from_raw(reader(attribute.to_raw())) });
-    words.iter().filter_map(|word| word.as_str().ok()).find(|word| !word.is_empty())
+    let words = readers.map(|reader| unsafe { text_of(reader(attribute.to_raw())) });
+    words.into_iter().find(|word| !word.is_empty())
+}
+
+/// The text behind MLIR's pointer and length, which may be null and zero; text that is not UTF-8 reads as a mark.
+///
+/// # Safety
+/// The bytes must live for `'t`.
+unsafe fn text_of<'t>(text: sys::MlirStringRef) -> &'t str {
+    if text.data.is_null() || text.length == 0 {
+        return "";
+    }
+    // SAFETY: not null, and the caller promises the lifetime.
+    let bytes = unsafe { std::slice::from_raw_parts(text.data.cast::<u8>(), text.length) };
+    std::str::from_utf8(bytes).unwrap_or("\u{fffd}")
+}
+
+/// The text of an identifier, which the context keeps.
+pub(crate) fn identifier<'c>(identifier: Identifier<'c>) -> &'c str {
+    // SAFETY: identifiers are interned in the context, which outlives 'c.
+    unsafe { text_of(sys::mlirIdentifierStr(identifier.to_raw())) }
+}
+
+/// The value of a string attribute.
+pub(crate) fn string_value<'c>(attribute: Attribute<'c>) -> Option<&'c str> {
+    // SAFETY: the attribute is alive, its kind is checked, its text is kept by the context, which outlives 'c.
+    unsafe {
+        sys::mlirAttributeIsAString(attribute.to_raw())
+            .then(|| text_of(sys::mlirStringAttrGetValue(attribute.to_raw())))
+    }
 }
 
 /// x, y, w, h of a `#wafer.rect`.
@@ -127,8 +159,8 @@ impl Eq for Block<'_> {}
 
 unsafe extern "C" fn append_text(text: sys::MlirStringRef, target: *mut c_void) {
     // SAFETY: MLIR passes back the pointer that the printing functions below give it, to a String on their stack.
-    let (target, text) = unsafe { (&mut *target.cast::<String>(), StringRef::from_raw(text)) };
-    target.push_str(text.as_str().unwrap_or("\u{fffd}"));
+    let (target, text) = unsafe { (&mut *target.cast::<String>(), text_of(text)) };
+    target.push_str(text);
 }
 
 fn printed(print: impl FnOnce(sys::MlirStringCallback, *mut c_void)) -> String {
@@ -150,9 +182,7 @@ impl<'c> Op<'c> {
     /// The full name, such as `nn.linear`.
     pub fn name(self) -> &'c str {
         // SAFETY: the operation is alive; its name is interned in the context, which outlives 'c.
-        let name =
-            unsafe { StringRef::from_raw(sys::mlirIdentifierStr(sys::mlirOperationGetName(self.raw))) };
-        name.as_str().unwrap_or("")
+        unsafe { text_of(sys::mlirIdentifierStr(sys::mlirOperationGetName(self.raw))) }
     }
 
     /// Where it comes from.
@@ -238,8 +268,7 @@ impl<'c> Op<'c> {
             (0..sys::mlirOperationGetNumAttributes(self.raw))
                 .map(|index| {
                     let named = sys::mlirOperationGetAttribute(self.raw, index);
-                    let name = StringRef::from_raw(sys::mlirIdentifierStr(named.name));
-                    (name.as_str().unwrap_or(""), Attribute::from_raw(named.attribute))
+                    (text_of(sys::mlirIdentifierStr(named.name)), Attribute::from_raw(named.attribute))
                 })
                 .collect()
         }

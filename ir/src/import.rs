@@ -1,0 +1,152 @@
+//! A graph becomes an `nn` module: one function per graph function, one op per node, named by the node.
+//!
+//! ```text
+//! Graph { layer, main }  ->  func.func @layer(%layer: index, %x) { .. }   func.func @main(%ids) { .. nn.repeat @layer .. }
+//! ```
+//! The location of each op is the node's name (`layers.*.attn.q` in the layer function), so a diagnostic about an op
+//! of an imported module names the part of the model that it comes from.
+
+use crate::at::At;
+use crate::context::IrContext;
+use crate::error::IrError;
+use crate::module::{Module, function, return_values};
+use crate::nn::{self, MaskParameters, RopeParameters};
+use crate::raw::Value;
+use lapidary_models::{Function, Graph, Node, Op, ValueId};
+use melior::ir::Type;
+use std::collections::BTreeMap;
+
+/// Builds and verifies the `nn` module of a graph.
+///
+/// # Errors
+/// [`IrError::Invalid`] if an op refuses its operands; a graph built by `lapidary_models` has none such.
+pub fn import<'c>(cx: &'c IrContext, graph: &Graph) -> Result<Module<'c>, IrError> {
+    let module = Module::new(cx);
+    describe(&module, graph);
+    for body in &graph.functions {
+        Importer::new(&module, graph, body)?.run()?;
+    }
+    module.verify()?;
+    Ok(module)
+}
+
+/// Says on the module what was imported.
+fn describe(module: &Module<'_>, graph: &Graph) {
+    let (op, cx) = (module.op(), module.context());
+    op.set_attribute("nn.model", cx.text(&graph.name));
+    op.set_attribute("nn.mode", cx.text(graph.mode.name()));
+    for (name, value) in
+        [("nn.batch", graph.dims.batch), ("nn.seq", graph.dims.seq), ("nn.cached", graph.dims.cached)]
+    {
+        op.set_attribute(name, cx.i64(i64::try_from(value).unwrap_or(i64::MAX)));
+    }
+}
+
+/// The import of one function.
+struct Importer<'g, 'c> {
+    graph: &'g Graph,
+    body: &'g Function,
+    at: At<'c>,
+    layer: Option<Value<'c>>,
+    values: BTreeMap<ValueId, Value<'c>>,
+}
+
+impl<'g, 'c> Importer<'g, 'c> {
+    fn new(module: &Module<'c>, graph: &'g Graph, body: &'g Function) -> Result<Self, IrError> {
+        let cx = module.context();
+        let types = |ids: &[ValueId]| ids.iter().map(|id| cx.tensor(body.ty(*id))).collect::<Vec<Type<'c>>>();
+        let layer = body.per_layer.then(|| cx.index());
+        let inputs: Vec<_> = layer.into_iter().chain(types(&body.arguments)).collect();
+        let at = At::end_of(module.body()).named(&body.name);
+        let (_, block) = function(at, &body.name, &inputs, &types(&body.results))?;
+        let mut arguments = block.arguments().into_iter();
+        let layer = layer.and_then(|_| arguments.next());
+        let values = body.arguments.iter().copied().zip(arguments).collect();
+        Ok(Importer { graph, body, at: At::end_of(block), layer, values })
+    }
+
+    fn run(mut self) -> Result<(), IrError> {
+        for node in &self.body.nodes {
+            let inputs: Vec<_> = node.inputs.iter().map(|id| self.value(*id)).collect::<Result<_, _>>()?;
+            let result = self.node(node, &inputs)?;
+            self.values.insert(node.output, result);
+        }
+        let results: Vec<_> = self.body.results.iter().map(|id| self.value(*id)).collect::<Result<_, _>>()?;
+        return_values(self.at.named(&self.body.name), &results).map(|_| ())
+    }
+
+    fn value(&self, id: ValueId) -> Result<Value<'c>, IrError> {
+        let missing = || IrError::Missing { op: self.body.name.clone(), what: format!("value {}", id.0) };
+        self.values.get(&id).copied().ok_or_else(missing)
+    }
+
+    /// The operand at `index`, for a node of a graph that was not built by `lapidary_models`.
+    fn operand(node: &Node, inputs: &[Value<'c>], index: usize) -> Result<Value<'c>, IrError> {
+        let missing = || IrError::Missing { op: node.name.clone(), what: format!("operand {index}") };
+        inputs.get(index).copied().ok_or_else(missing)
+    }
+
+    fn node(&self, node: &Node, inputs: &[Value<'c>]) -> Result<Value<'c>, IrError> {
+        let prefix = if self.body.per_layer { "layers.*." } else { "" };
+        let at = self.at.named(&format!("{prefix}{}", node.name));
+        let x = |index| Self::operand(node, inputs, index);
+        match &node.op {
+            Op::Param { param } => self.param(at, node, *param),
+            Op::Embed => nn::embed(at, x(0)?, x(1)?),
+            Op::Position { offset } => nn::position(at, x(0)?, x(1)?, *offset),
+            Op::Linear => nn::linear(at, x(0)?, x(1)?),
+            Op::Bias => nn::bias(at, x(0)?, x(1)?),
+            Op::Add => nn::add(at, x(0)?, x(1)?),
+            Op::Mul => nn::mul(at, x(0)?, x(1)?),
+            Op::Scale { by, role } => nn::scale(at, x(0)?, *by, *role),
+            Op::Activation(fun) => nn::activation(at, x(0)?, *fun),
+            Op::Norm { kind, eps } => nn::norm(at, x(0)?, x(1)?, inputs.get(2).copied(), *kind, *eps),
+            Op::Softmax => nn::softmax(at, x(0)?),
+            Op::LastToken => nn::last_token(at, x(0)?),
+            Op::Repeat { function, times } => self.repeat(at, node, *function, *times, inputs),
+            _ => self.attention(at, node, inputs),
+        }
+    }
+
+    /// The ops with parameters that only attention has.
+    fn attention(&self, at: At<'c>, node: &Node, inputs: &[Value<'c>]) -> Result<Value<'c>, IrError> {
+        let x = |index| Self::operand(node, inputs, index);
+        match node.op {
+            Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset } => {
+                nn::rope(at, x(0)?, &RopeParameters { head_dim, rot_dims, pairing, theta, scaling, offset })
+            }
+            Op::KvAppend { cache, cached } => nn::kv_append(at, x(0)?, self.layer(node)?, cache, cached),
+            Op::Scores { heads, kv_heads } => nn::scores(at, x(0)?, x(1)?, heads, kv_heads),
+            Op::Values { heads, kv_heads } => nn::values(at, x(0)?, x(1)?, heads, kv_heads),
+            Op::Mask { causal, window, alibi, offset } => {
+                nn::mask(at, x(0)?, &MaskParameters { causal, window, alibi, offset })
+            }
+            _ => Err(IrError::Missing { op: node.op.name().into(), what: "import".into() }),
+        }
+    }
+
+    fn layer(&self, node: &Node) -> Result<Value<'c>, IrError> {
+        self.layer.ok_or_else(|| IrError::Missing { op: node.name.clone(), what: "layer index".into() })
+    }
+
+    fn param(&self, at: At<'c>, node: &Node, index: usize) -> Result<Value<'c>, IrError> {
+        let missing = || IrError::Missing { op: node.name.clone(), what: format!("parameter {index}") };
+        let param = self.graph.params.get(index).ok_or_else(missing)?;
+        let layer = param.per_layer.then(|| self.layer(node)).transpose()?;
+        nn::param(at, &param.name, layer, 1.0, &param.ty)
+    }
+
+    fn repeat(
+        &self,
+        at: At<'c>,
+        node: &Node,
+        body: usize,
+        times: u64,
+        inputs: &[Value<'c>],
+    ) -> Result<Value<'c>, IrError> {
+        let missing = |what: &str| IrError::Missing { op: node.name.clone(), what: what.into() };
+        let body = self.graph.functions.get(body).ok_or_else(|| missing("body"))?;
+        let results = nn::repeat(at, &body.name, times, inputs)?;
+        results.first().copied().ok_or_else(|| missing("result"))
+    }
+}
