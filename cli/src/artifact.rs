@@ -52,6 +52,16 @@ impl Artifact {
         fs::rename(&whole, place).map_err(|error| refused(format!("cannot write: {error}")))
     }
 
+    /// Adds the files to a folder that may hold others.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write_into(&self, place: &Path) -> Result<(), Failure> {
+        self.write_files(place).map_err(|error| {
+            Failure::new(Exit::InvalidInput, format!("{}: cannot write: {error}", place.display()))
+        })
+    }
+
     fn write_files(&self, root: &Path) -> std::io::Result<()> {
         fs::create_dir_all(root)?;
         for (path, bytes) in &self.files {

@@ -64,9 +64,18 @@ pub fn read(path: &Path) -> Result<String, Failure> {
     let refused = |what: String| Failure::new(Exit::InvalidInput, format!("{}: {what}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| refused(format!("cannot read: {error}")))?;
     String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        let line =
+            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
         refused(format!("line {}: not UTF-8 text", line + 1))
     })
+}
+
+/// Reads a text file, or stdin for `-`.
+///
+/// # Errors
+/// Exit 3 when it cannot be read.
+pub fn text(path: &Path) -> Result<String, Failure> {
+    if path == Path::new("-") { stdin() } else { read(path) }
 }
 
 fn stdin() -> Result<String, Failure> {
@@ -104,7 +113,7 @@ fn import(text: &str, name: &str, folder: Option<String>) -> Result<Model, Failu
 fn model_failure(found: lapidary_models::Faults, text: &str) -> Failure {
     let unsupported = found.faults.iter().all(|fault| fault.kind == FaultKind::Unsupported);
     let exit = if unsupported { Exit::Unsupported } else { Exit::InvalidInput };
-    let source = found.source;
+    let source = found.source_name;
     let faults = found.faults.into_iter().map(|fault| Fault {
         message: placed(&source, fault.line, fault.column, &fault.key, &fault.message),
         source: Some((source.clone(), text.to_string())),

@@ -6,10 +6,12 @@ mod commands;
 mod failure;
 mod input;
 mod opt;
+mod output;
 mod progress;
 mod show;
+mod toolchain;
 
-use args::{Cli, Color, Command, Global};
+use args::{Cli, Color, Global};
 use clap::Parser;
 use failure::{Exit, Failure};
 use std::io::IsTerminal;

@@ -35,7 +35,7 @@ fn built_in() -> Result<Vec<HardwareSpec>, Failure> {
 fn list_json(machines: &[HardwareSpec]) -> Result<(), Failure> {
     let rows = machines.iter().map(|m| {
         serde_json::json!({"name": m.name, "description": m.description, "devices": m.devices(),
-                           "device": m.device.product(), "memory_bytes_per_device": m.device.memory().0})
+                           "device": m.device.product(), "memory_bytes_per_device": m.device.memory().0 as u64})
     });
     let rows: Vec<_> = rows.collect();
     print_json(&serde_json::json!({"schema": "lapidary/machines", "version": 1, "machines": rows}))
@@ -43,8 +43,14 @@ fn list_json(machines: &[HardwareSpec]) -> Result<(), Failure> {
 
 fn list(machines: &[HardwareSpec]) -> Result<(), Failure> {
     let rows = machines.iter().map(|m| {
-        let memory = show::bytes(m.device.memory().0);
-        vec![m.name.clone(), m.devices().to_string(), m.device.product().into(), memory, m.description.clone()]
+        let memory = show::bytes(m.device.memory().0 as u64);
+        vec![
+            m.name.clone(),
+            m.devices().to_string(),
+            m.device.product().into(),
+            memory,
+            m.description.clone(),
+        ]
     });
     println!("{}", show::table(&["name", "devices", "device", "memory each", "what it is"], &[1, 3], rows));
     Ok(())
@@ -53,7 +59,12 @@ fn list(machines: &[HardwareSpec]) -> Result<(), Failure> {
 fn print(machine: &HardwareSpec) -> Result<(), Failure> {
     println!("{}: {}\n", machine.name, machine.description);
     let rows = machine.facts.iter().map(|fact| {
-        vec![fact.key.clone(), fact.value.to_string(), fact.unit.clone(), fact.source.clone()]
+        vec![
+            fact.key.clone(),
+            fact.value.iter().map(f64::to_string).collect::<Vec<_>>().join(", "),
+            fact.unit.clone(),
+            fact.source.clone(),
+        ]
     });
     println!("{}", show::table(&["key", "value", "unit", "source"], &[1], rows));
     Ok(())

@@ -61,7 +61,8 @@ fn list() -> Result<(), Failure> {
 }
 
 fn row(spec: &ModelSpec) -> Result<Vec<String>, Failure> {
-    let numbers = [spec.n_layers, spec.d_model, spec.n_heads, spec.n_kv_heads, spec.d_ff, spec.vocab, spec.max_seq];
+    let numbers =
+        [spec.n_layers, spec.d_model, spec.n_heads, spec.n_kv_heads, spec.d_ff, spec.vocab, spec.max_seq];
     let mut row = vec![spec.name.clone(), show::count(graph(spec)?.parameters())];
     row.extend(numbers.iter().map(u64::to_string));
     Ok(row)

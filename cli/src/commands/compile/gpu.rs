@@ -1,0 +1,169 @@
+//! The GPU side of a compilation: program, CUDA C++, PTX and cubin.
+
+use super::front::failed;
+use super::report::Report;
+use super::{Emitted, Job};
+use crate::artifact::Artifact;
+use crate::failure::{Exit, Failure};
+use crate::progress::Progress;
+use crate::{show, toolchain};
+use lapidary_ir::Module;
+use lapidary_passes::cuda::{Lowered, Options};
+use lapidary_passes::lower_to_cuda::emit_gpu;
+use lapidary_runtime_gpu::compile::{
+    CompileError, CompileOptions, Compiled, Nvrtc, Source, apply, compile_all,
+};
+use lapidary_runtime_gpu::program::{BufferKind, GpuProgram};
+
+/// Classes of device memory that a program uses.
+const CLASSES: [(&str, BufferKind); 5] = [
+    ("weights", BufferKind::Param),
+    ("kv_cache", BufferKind::Cache),
+    ("activations", BufferKind::Arena),
+    ("inputs", BufferKind::Input),
+    ("outputs", BufferKind::Output),
+];
+
+/// Emits the program and its kernels into the artifact.
+pub fn emit(
+    job: &Job<'_>,
+    module: &Module<'_>,
+    artifact: &mut Artifact,
+    report: &mut Report,
+    progress: &mut Progress,
+) -> Result<Emitted, Failure> {
+    let lowered = progress
+        .stage("generating kernels", || emit_gpu(module, arch(job), &options(job)))
+        .map_err(|error| failed(false, "kernels", &error.diagnostics(), &error.to_string()))?;
+    let Lowered { mut program, sources } = lowered;
+    account(job, &program, report);
+    if let Some(failure) = over(job, report) {
+        return Ok(Emitted { over: Some(failure) });
+    }
+    for source in sources.iter().filter(|_| job.emit.wants("cuda")) {
+        artifact.add(&source.file, source.text.clone());
+    }
+    let sources: Vec<Source> =
+        sources.iter().map(|s| Source { name: s.name.clone(), text: s.text.clone() }).collect();
+    let compiled = progress.stage("compiling kernels", || machine_code(job, &sources, report))?;
+    for (source, compiled) in sources.iter().zip(compiled) {
+        apply(&mut program, &source.name, &compiled.resources);
+        add(job, artifact, &source.name, compiled);
+    }
+    checked(&program)?;
+    report.kernels = Some(kernels(&program)?);
+    artifact.add_json("program.json", &program)?;
+    Ok(Emitted { over: None })
+}
+
+fn add(job: &Job<'_>, artifact: &mut Artifact, name: &str, compiled: Compiled) {
+    if job.emit.wants("ptx") {
+        artifact.add(format!("kernels/{name}.ptx"), compiled.ptx);
+    }
+    if job.emit.wants("cubin") {
+        artifact.add(format!("kernels/{name}.cubin"), compiled.cubin);
+    }
+}
+
+/// A program that fails its own check is a fault of the compiler.
+fn checked(program: &GpuProgram) -> Result<(), Failure> {
+    program.clone().check().map(drop).map_err(|faults| {
+        let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        Failure::new(Exit::Internal, format!("the program does not pass its check: {}", told.join("; ")))
+    })
+}
+
+/// Architecture of the machine's GPUs.
+fn arch<'j>(job: &'j Job<'_>) -> &'j str {
+    job.machine.gpu().map_or("sm_80", |gpu| gpu.architecture.as_str())
+}
+
+fn options(job: &Job<'_>) -> Options {
+    let processors = job.machine.gpu().map(|gpu| gpu.multiprocessor.count);
+    Options { processors: processors.unwrap_or(Options::default().processors), ..Options::default() }
+}
+
+/// PTX and cubin of every source; nothing, with a warning, where NVRTC is missing and nobody insisted.
+fn machine_code(job: &Job<'_>, sources: &[Source], report: &mut Report) -> Result<Vec<Compiled>, Failure> {
+    let wanted = ["ptx", "cubin"].iter().any(|word| job.emit.wants(word));
+    if !wanted {
+        return Ok(Vec::new());
+    }
+    let insisted = ["ptx", "cubin"].iter().any(|word| job.emit.insists(word));
+    let nvrtc = match toolchain::nvrtc() {
+        Ok(nvrtc) => nvrtc,
+        Err(error) if insisted => return Err(Failure::new(Exit::Missing, error.to_string())),
+        Err(error) => {
+            report.warnings.push(format!("PTX, cubin and resources are left out: {error}"));
+            return Ok(Vec::new());
+        }
+    };
+    compile(job, &nvrtc, sources)
+}
+
+fn compile(job: &Job<'_>, nvrtc: &Nvrtc, sources: &[Source]) -> Result<Vec<Compiled>, Failure> {
+    let options =
+        CompileOptions { cache: toolchain::kernel_cache(), jobs: job.jobs, ..CompileOptions::new(arch(job)) };
+    compile_all(nvrtc, sources, &options).into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| {
+        let exit = match error {
+            CompileError::Missing { .. } => Exit::Missing,
+            CompileError::Cache { .. } => Exit::InvalidInput,
+            _ => Exit::Internal,
+        };
+        Failure::new(exit, error.to_string())
+    })
+}
+
+fn account(job: &Job<'_>, program: &GpuProgram, report: &mut Report) {
+    for (class, kind) in CLASSES {
+        report.memory_bytes.insert(class.to_string(), program.bytes_of(kind));
+    }
+    tracing::info!(
+        "arena {} of {} without reuse, machine {}",
+        show::bytes(program.arena_bytes),
+        show::bytes(program.arena_naive_bytes),
+        job.machine.name
+    );
+}
+
+/// Whether the program exceeds a device, with the smallest change that fits.
+fn over(job: &Job<'_>, report: &mut Report) -> Option<Failure> {
+    let (total, capacity) = (report.memory_bytes.values().sum::<u64>(), report.memory_capacity_bytes);
+    if total <= capacity {
+        return None;
+    }
+    let (class, bytes) = report.memory_bytes.iter().max_by_key(|(_, bytes)| **bytes)?;
+    let reason = format!(
+        "{} needs {} on each {}, {} more than its {}; {class} is the largest part with {}",
+        job.spec.name,
+        show::bytes(total),
+        job.machine.device.product(),
+        show::bytes(total - capacity),
+        show::bytes(capacity),
+        show::bytes(*bytes),
+    );
+    let change = smallest_change(job, report);
+    report.does_not_fit = Some(reason.clone());
+    report.smallest_change = Some(change.clone());
+    Some(Failure::new(Exit::DoesNotFit, reason).help(change))
+}
+
+/// Weights stay whatever the batch; the rest shrinks with it.
+fn smallest_change(job: &Job<'_>, report: &Report) -> String {
+    let capacity = report.memory_capacity_bytes;
+    let weights = report.memory_bytes.get("weights").copied().unwrap_or(0);
+    let rest = report.memory_bytes.values().sum::<u64>() - weights;
+    let batch = job.graph.dims.batch;
+    let room = capacity.saturating_sub(weights);
+    let fitting = (u128::from(batch) * u128::from(room) / u128::from(rest.max(1))) as u64;
+    if weights < capacity && fitting > 0 && fitting < batch {
+        return format!("--batch {fitting} would fit");
+    }
+    let devices = (weights + rest / batch).div_ceil(capacity).next_power_of_two();
+    format!("spread over {devices} devices it would fit: see `lapidary plan`")
+}
+
+fn kernels(program: &GpuProgram) -> Result<serde_json::Value, Failure> {
+    serde_json::to_value(&program.kernels)
+        .map_err(|error| Failure::new(Exit::Internal, format!("report: kernels: {error}")))
+}

@@ -1,0 +1,144 @@
+//! `lapidary compile`: model in, artifact out; the stages in order, each with its clock.
+
+mod emit;
+mod front;
+mod gpu;
+mod report;
+mod summary;
+mod wafer;
+
+use crate::args::{Compile, Global, GraphMode, Switch, Target};
+use crate::artifact::Artifact;
+use crate::failure::{Exit, Failure};
+use crate::input;
+use crate::progress::Progress;
+use emit::Emit;
+use lapidary_hardware::HardwareSpec;
+use lapidary_models::{Dims, Graph, Mode, ModelSpec};
+use lapidary_passes::{Goal, Mup};
+use report::Report;
+
+/// Everything that is decided before the first pass runs.
+pub struct Job<'a> {
+    args: &'a Compile,
+    spec: ModelSpec,
+    machine: HardwareSpec,
+    graph: Graph,
+    goal: Goal,
+    mup: Mup,
+    emit: Emit,
+    jobs: usize,
+}
+
+/// What a target adds to the artifact, or why the program cannot be used on the machine.
+pub struct Emitted {
+    /// Too large for the machine: what is over, by how much, and the smallest change that fits.
+    over: Option<Failure>,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Exit 3 for inputs, 4 when the program does not fit (the report is still written), 5 for what is not
+/// supported, 7 when PTX or cubin was asked for and NVRTC is missing.
+pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
+    let job = job(args, global)?;
+    let mut progress = Progress::new(global, 6);
+    let mut artifact = Artifact::default();
+    let mut report = Report::new(&job);
+    let stopped = front::run(&job, &mut progress, |module, progress| {
+        let emitted = match args.target {
+            Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,
+            _ => gpu::emit(&job, module, &mut artifact, &mut report, progress)?,
+        };
+        Ok(emitted)
+    })?;
+    let front::Outcome { passes, emitted } = stopped;
+    report.passes(&passes);
+    front::dump(&job, &passes, &mut artifact)?;
+    let Some(emitted) = emitted else {
+        progress.finish();
+        return front::print_stopped(&passes);
+    };
+    if let Some(failure) = emitted.over {
+        let mut only_report = Artifact::default();
+        only_report.add_json("report.json", &report)?;
+        only_report.write(&args.output)?;
+        progress.finish();
+        return Err(failure);
+    }
+    artifact.add_json("report.json", &report)?;
+    progress.stage("writing the artifact", || artifact.write(&args.output))?;
+    let times = progress.finish();
+    summary::print(&job, &report, &passes, &times)
+}
+
+fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
+    let emit = Emit::parse(&args.emit, args.target)?;
+    let spec = input::model(&args.model)?.spec;
+    let machine = input::machine(args.machine.as_deref().unwrap_or(default_machine(args.target)))?;
+    let goal = goal(args.target, &machine)?;
+    if let Some(plan) = &args.plan {
+        front::check_plan(plan)?;
+    }
+    let graph = graph(args, &spec)?;
+    let mup = match (args.mup, args.train) {
+        (Some(Switch::On), true) => {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--mup on folds muP into the weights, which training cannot use",
+            )
+            .help("leave --mup away with --train"));
+        }
+        (Some(Switch::Off), _) | (None, true) => Mup::Keep,
+        _ => Mup::Fold,
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs: global.jobs.map_or_else(cores, usize::from) })
+}
+
+fn default_machine(target: Target) -> &'static str {
+    match target {
+        Target::Cg1Sim => "cg1",
+        Target::A100 | Target::Cpu => "a100-80gb",
+    }
+}
+
+fn goal(target: Target, machine: &HardwareSpec) -> Result<Goal, Failure> {
+    let wrong = |what: &str| {
+        let message = format!("target {} needs {what}, and {} has none", name(target), machine.name);
+        Err(Failure::new(Exit::InvalidInput, message).help("see `lapidary machines list`"))
+    };
+    match target {
+        Target::A100 if machine.gpu().is_none() => wrong("GPUs"),
+        Target::A100 => Ok(Goal::Gpu),
+        Target::Cg1Sim if machine.wafer().is_none() => wrong("wafers"),
+        Target::Cg1Sim => Ok(Goal::Wafer),
+        Target::Cpu => Err(Failure::new(Exit::Unsupported, "target cpu is not compiled for yet")
+            .help("the targets are a100 and cg1-sim")),
+    }
+}
+
+/// The target as the command line names it.
+pub fn name(target: Target) -> &'static str {
+    match target {
+        Target::A100 => "a100",
+        Target::Cg1Sim => "cg1-sim",
+        Target::Cpu => "cpu",
+    }
+}
+
+fn graph(args: &Compile, spec: &ModelSpec) -> Result<Graph, Failure> {
+    let seq = args.seq_len.unwrap_or(spec.max_seq);
+    let mode = match (args.train, args.mode) {
+        (true, _) | (_, GraphMode::Forward) => Mode::Forward,
+        (_, GraphMode::Prefill) => Mode::Prefill,
+        (_, GraphMode::Decode) => Mode::Decode,
+    };
+    let dims = match mode {
+        Mode::Decode => Dims { batch: args.batch, seq: 1, cached: seq.saturating_sub(1) },
+        _ => Dims { batch: args.batch, seq, cached: 0 },
+    };
+    Graph::build(spec, mode, dims)
+        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", args.model)))
+}

@@ -1,0 +1,172 @@
+//! What a compilation found, as the document `report.json`: no times and no paths, so equal inputs give equal
+//! bytes.
+
+use super::{Job, name};
+use indexmap::IndexMap;
+use lapidary_models::Work;
+use lapidary_models::mup::{ParamRule, parameter_table};
+use lapidary_passes::fusion::Refusal;
+use lapidary_passes::report::{FusionReport, PipelineReport};
+use serde::Serialize;
+
+/// The document.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    schema: &'static str,
+    version: u32,
+    /// Name of the model.
+    pub model: String,
+    /// Learned values.
+    pub parameters: u64,
+    /// Target as on the command line.
+    pub target: &'static str,
+    /// Name of the machine.
+    pub machine: String,
+    /// forward, prefill or decode.
+    pub mode: &'static str,
+    /// Sequences.
+    pub batch: u64,
+    /// New tokens of each.
+    pub seq_len: u64,
+    /// Tokens of each in the cache.
+    pub cached: u64,
+    /// Arithmetic and traffic of the ops one by one.
+    pub work: Work,
+    /// Passes that ran.
+    pub passes: Vec<Pass>,
+    /// What was fused, if a fusion ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fusion: Option<Fusion>,
+    /// Memory of a device by class.
+    pub memory_bytes: IndexMap<String, u64>,
+    /// What a device has.
+    pub memory_capacity_bytes: u64,
+    /// Why the program cannot be used; absent when it fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub does_not_fit: Option<String>,
+    /// The smallest change that fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smallest_change: Option<String>,
+    /// What was left out, and how to get it.
+    pub warnings: Vec<String>,
+    /// Kernels with their resources.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<serde_json::Value>,
+    /// Placement on the wafer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<serde_json::Value>,
+    /// muP's rule for every parameter, in training.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mup_table: Vec<ParamRule>,
+}
+
+/// One pass.
+#[derive(Debug, Serialize)]
+pub struct Pass {
+    name: String,
+    changed: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+/// What was fused.
+#[derive(Debug, Serialize)]
+pub struct Fusion {
+    /// Traffic of one run without fusion.
+    pub bytes_before: u64,
+    /// Traffic of one run with fusion.
+    pub bytes_after: u64,
+    /// Every kernel.
+    pub regions: Vec<Region>,
+    /// Fusions that would save traffic and are not legal.
+    pub refused: Vec<String>,
+}
+
+/// One fused region.
+#[derive(Debug, Serialize)]
+pub struct Region {
+    /// Name within its function.
+    pub name: String,
+    /// The function.
+    pub function: String,
+    /// How often it runs.
+    pub times: u64,
+    /// What gives it its loop.
+    pub anchor: &'static str,
+    /// Ops inside.
+    pub ops: Vec<String>,
+    /// Traffic of one run of its ops one by one.
+    pub bytes_before: u64,
+    /// Traffic of one run.
+    pub bytes_after: u64,
+    /// Why.
+    pub reason: String,
+}
+
+impl Report {
+    /// What is known before the passes run.
+    pub fn new(job: &Job<'_>) -> Report {
+        let dims = job.graph.dims;
+        let mup_table = if job.args.train { parameter_table(&job.spec) } else { Vec::new() };
+        Report {
+            schema: "lapidary/report",
+            version: 1,
+            model: job.spec.name.clone(),
+            parameters: job.graph.parameters(),
+            target: name(job.args.target),
+            machine: job.machine.name.clone(),
+            mode: job.graph.mode.name(),
+            batch: dims.batch,
+            seq_len: dims.seq,
+            cached: dims.cached,
+            work: job.graph.work(),
+            passes: Vec::new(),
+            fusion: None,
+            memory_bytes: IndexMap::new(),
+            memory_capacity_bytes: job.machine.device.memory().0 as u64,
+            does_not_fit: None,
+            smallest_change: None,
+            warnings: Vec::new(),
+            kernels: None,
+            placement: None,
+            mup_table,
+        }
+    }
+
+    /// Adds what the passes did.
+    pub fn passes(&mut self, passes: &PipelineReport) {
+        self.passes = passes
+            .passes
+            .iter()
+            .map(|pass| Pass { name: pass.name.clone(), changed: pass.changed, notes: pass.notes.clone() })
+            .collect();
+        self.fusion = passes.fusion.as_ref().map(fusion);
+    }
+}
+
+fn fusion(report: &FusionReport) -> Fusion {
+    let regions = report.regions.iter().map(|region| Region {
+        name: region.name.clone(),
+        function: region.function.clone(),
+        times: region.times,
+        anchor: region.anchor,
+        ops: region.ops.clone(),
+        bytes_before: region.bytes_before,
+        bytes_after: region.bytes_after,
+        reason: region.reason.clone(),
+    });
+    Fusion {
+        bytes_before: report.bytes_before,
+        bytes_after: report.bytes_after,
+        regions: regions.collect(),
+        refused: report.refusals.iter().map(refused).collect(),
+    }
+}
+
+fn refused((function, refusal): &(String, Refusal)) -> String {
+    let [first, second] = refusal.sides.each_ref().map(|side| side.join(" "));
+    format!(
+        "{function}: [{first}] with [{second}] would save {} bytes: {}",
+        refusal.saved_bytes, refusal.reason
+    )
+}

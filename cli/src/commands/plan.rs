@@ -1,0 +1,159 @@
+//! `lapidary plan`: the ranked table, what was rejected and why, and the document.
+
+use super::print_json;
+use crate::args::{Global, Objective, Plan};
+use crate::failure::{Exit, Failure};
+use crate::progress::Progress;
+use crate::{input, output, show};
+use indexmap::IndexMap;
+use lapidary_planner::{Candidate, Pins, PlanDocument, PlanError, PlanRequest, Roofline, explain, plan};
+
+/// Reasons for rejection that the table shows; the document keeps them all.
+const SHOWN_REASONS: usize = 8;
+
+/// Runs the verb. No feasible plan is exit 4; the document is printed and written all the same.
+pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
+    let model = input::model(&args.model)?.spec;
+    let machine = input::machine(&args.machine)?;
+    let request = PlanRequest {
+        devices: args.devices,
+        global_batch: args.global_batch,
+        seq_len: args.seq_len,
+        pins: Pins::parse(&args.pin.join(",")).map_err(refused)?,
+        top: Some(args.top),
+        objective: match args.objective {
+            Objective::StepTime => lapidary_planner::Objective::StepTime,
+            Objective::Memory => lapidary_planner::Objective::Memory,
+        },
+        ..PlanRequest::new(&model, &machine)
+    };
+    let mut progress = Progress::new(global, 1);
+    let document =
+        progress.stage("ranking plans", || plan(&request, &Roofline::default())).map_err(refused)?;
+    progress.finish();
+    if let Some(path) = &args.output {
+        output::file(path, &(json(&document)? + "\n"))?;
+    }
+    match args.json {
+        true => print_json(&document)?,
+        false => print(&document, args.explain),
+    }
+    infeasible(&document)
+}
+
+fn refused(error: PlanError) -> Failure {
+    let exit = match error {
+        PlanError::Arithmetic { .. } => Exit::Unsupported,
+        PlanError::Pin { .. } => Exit::Usage,
+        PlanError::Empty { .. } => Exit::DoesNotFit,
+        _ => Exit::InvalidInput,
+    };
+    Failure::new(exit, error.to_string())
+}
+
+fn json(document: &PlanDocument) -> Result<String, Failure> {
+    document.to_json().map_err(|error| Failure::new(Exit::Internal, format!("plan: {error}")))
+}
+
+fn infeasible(document: &PlanDocument) -> Result<(), Failure> {
+    let Some(nearest) = &document.nearest else { return Ok(()) };
+    let inputs = &document.inputs;
+    let what = format!("no plan for {} fits {} x {}", inputs.model, inputs.devices, inputs.device);
+    let name = nearest.name.as_deref().unwrap_or("every plan");
+    let failure =
+        Failure::new(Exit::DoesNotFit, format!("{what}; nearest is {name}: {}", nearest.rejected_by));
+    Err(match nearest.would_fit.is_empty() {
+        true => failure,
+        false => failure.help(format!("this would fit: {}", nearest.would_fit.join("; or "))),
+    })
+}
+
+fn print(document: &PlanDocument, explained: bool) {
+    let inputs = &document.inputs;
+    println!(
+        "{} ({} parameters) on {}: {} x {}, {} a node; step of {} x {} tokens; prices by the cost model `{}`\n",
+        inputs.model,
+        show::count(inputs.parameters),
+        inputs.machine,
+        inputs.devices,
+        inputs.device,
+        inputs.devices_per_node,
+        inputs.global_batch,
+        inputs.seq_len,
+        document.cost_model,
+    );
+    let header = ["rank", "plan", "", "memory", "step", "tokens/s", "MFU", "busy", "bound by"];
+    let ranked = document.candidates.iter().filter(|c| c.rejected_by.is_none()).enumerate();
+    let rows = ranked.map(|(rank, candidate)| row(document, rank, candidate));
+    println!("{}", show::table(&header, &[0, 3, 4, 5, 6, 7], rows));
+    print_rejected(document);
+    if let Some(loss) = document.pin_loss_pct {
+        println!("the pins {} cost {loss:.1} % of step time", inputs.pins);
+    }
+    for warning in &document.warnings {
+        println!("warning: {warning}");
+    }
+    if explained {
+        print_explained(document);
+    }
+}
+
+fn row(document: &PlanDocument, rank: usize, candidate: &Candidate) -> Vec<String> {
+    let chosen = document.chosen.as_deref() == Some(candidate.name.as_str());
+    let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1} %", share * 100.0));
+    vec![
+        if chosen { "▸ 1".into() } else { (rank + 1).to_string() },
+        candidate.name.clone(),
+        candidate.baseline.clone().unwrap_or_default(),
+        memory(candidate),
+        candidate.step_time_s.map(show::seconds).unwrap_or_default(),
+        candidate.tokens_per_s.map(|rate| show::count(rate.round() as u64)).unwrap_or_default(),
+        percent(candidate.mfu),
+        percent(candidate.busy_share),
+        candidate.bound_by.clone().unwrap_or_default(),
+    ]
+}
+
+fn memory(candidate: &Candidate) -> String {
+    let (total, capacity) = (candidate.memory_total_bytes, candidate.memory_capacity_bytes);
+    format!("{} of {}", show::bytes(total), show::bytes(capacity))
+}
+
+/// One line for each reason: rejected baselines first, then the rest in rank order.
+fn print_rejected(document: &PlanDocument) {
+    let mut reasons: IndexMap<&str, Vec<&Candidate>> = IndexMap::new();
+    let rejected = || document.candidates.iter().filter(|c| c.rejected_by.is_some());
+    let baselines_first =
+        rejected().filter(|c| c.baseline.is_some()).chain(rejected().filter(|c| c.baseline.is_none()));
+    for candidate in baselines_first {
+        reasons.entry(candidate.rejected_by.as_deref().unwrap_or_default()).or_default().push(candidate);
+    }
+    println!("{} plans looked at, {} rejected:", document.counts.evaluated, document.counts.rejected);
+    for (reason, candidates) in reasons.iter().take(SHOWN_REASONS) {
+        let first = candidates[0];
+        let baseline = first.baseline.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
+        let more =
+            if candidates.len() > 1 { format!(" and {} alike", candidates.len() - 1) } else { String::new() };
+        let change = first.smallest_change.as_ref().map(|change| format!("; fits with {change}"));
+        println!("  ✗ {}{baseline}{more}: {reason}{}", first.name, change.unwrap_or_default());
+    }
+    if reasons.len() > SHOWN_REASONS {
+        println!("  … and {} more reasons in the document (--json)", reasons.len() - SHOWN_REASONS);
+    }
+    println!();
+}
+
+fn print_explained(document: &PlanDocument) {
+    let Some(chosen) = document.chosen() else { return };
+    let others = document.candidates.iter().filter(|c| c.name != chosen.name);
+    let second = others.clone().find(|c| c.rejected_by.is_none());
+    let baselines = others.filter(|c| c.baseline.is_some() && Some(&c.name) != second.map(|s| &s.name));
+    for other in second.into_iter().chain(baselines) {
+        println!("{}", explain(chosen, other));
+    }
+    let rows = document.assumptions.iter().map(|assumption| {
+        let value = format!("{} {}", assumption.value, assumption.unit);
+        vec![assumption.name.to_string(), value, assumption.source.to_string()]
+    });
+    println!("{}", show::table(&["assumption", "value", "source"], &[], rows));
+}

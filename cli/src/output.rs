@@ -1,0 +1,23 @@
+//! Writing one file whole or not at all.
+
+use crate::failure::{Exit, Failure};
+use std::io::Write;
+use std::path::Path;
+
+/// Writes a text beside its place and renames it there; `-` is stdout.
+///
+/// # Errors
+/// Exit 3 when the place cannot be written.
+pub fn file(path: &Path, text: &str) -> Result<(), Failure> {
+    if path == Path::new("-") {
+        print!("{text}");
+        return Ok(());
+    }
+    let refused = |error: std::io::Error| {
+        Failure::new(Exit::InvalidInput, format!("{}: cannot write: {error}", path.display()))
+    };
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut staged = tempfile::NamedTempFile::new_in(parent).map_err(refused)?;
+    staged.write_all(text.as_bytes()).map_err(refused)?;
+    staged.persist(path).map_err(|error| refused(error.error)).map(drop)
+}

@@ -1,0 +1,83 @@
+//! Where the optional tools are: NVRTC from the wheels, the kernel cache, the CUDA driver.
+
+use lapidary_runtime_gpu::compile::{CompileError, Nvrtc, library_folder};
+use std::path::PathBuf;
+
+/// Names the folder of the unpacked CUDA wheels.
+const CUDA_FOLDER: &str = "LAPIDARY_CUDA";
+/// Names the folder of compiled kernels.
+const CACHE_FOLDER: &str = "LAPIDARY_CACHE";
+
+/// A part of the toolchain.
+pub struct Part {
+    /// What it is.
+    pub name: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+    /// Whether it is here.
+    pub found: Found,
+}
+
+/// Whether a part is here: its version or place, or how to get it.
+pub enum Found {
+    /// Here.
+    Yes(String),
+    /// Missing.
+    No(String),
+}
+
+/// Every part that `doctor` reports.
+pub fn parts() -> Vec<Part> {
+    let nvrtc = match nvrtc() {
+        Ok(nvrtc) => Found::Yes(format!("{}.{}", nvrtc.version().0, nvrtc.version().1)),
+        Err(error) => Found::No(error.to_string()),
+    };
+    vec![
+        Part { name: "MLIR", purpose: "every compilation", found: Found::Yes("22, linked".into()) },
+        Part { name: "NVRTC", purpose: "PTX and cubin of target a100", found: nvrtc },
+        Part { name: "kernel cache", purpose: "compiling each kernel once", found: cache_part() },
+    ]
+}
+
+fn cache_part() -> Found {
+    match kernel_cache() {
+        Some(folder) => Found::Yes(folder.display().to_string()),
+        None => Found::No(format!("set {CACHE_FOLDER}, XDG_CACHE_HOME or HOME")),
+    }
+}
+
+/// NVRTC from the first folder that has it.
+///
+/// # Errors
+/// When it is nowhere; the message says how to get it.
+pub fn nvrtc() -> Result<Nvrtc, CompileError> {
+    let mut last = None;
+    for folder in cuda_folders() {
+        match Nvrtc::open(&library_folder(&folder)) {
+            Ok(nvrtc) => return Ok(nvrtc),
+            Err(error) => last = last.or(Some(error)),
+        }
+    }
+    Err(last
+        .unwrap_or(CompileError::Missing { directory: ".deps/cuda".into(), why: "no such folder".into() }))
+}
+
+/// The folder named by the environment, or the project's own beside the binary or the working folder.
+fn cuda_folders() -> Vec<PathBuf> {
+    if let Some(named) = std::env::var_os(CUDA_FOLDER) {
+        return vec![named.into()];
+    }
+    let beside_binary = std::env::current_exe().ok();
+    let upwards = beside_binary.iter().flat_map(|path| path.ancestors().skip(1).take(4));
+    let mut roots: Vec<PathBuf> = upwards.map(PathBuf::from).collect();
+    roots.push(PathBuf::from("."));
+    roots.into_iter().map(|root| root.join(".deps/cuda")).filter(|folder| folder.is_dir()).collect()
+}
+
+/// Where compiled kernels are kept between runs; none without a home.
+pub fn kernel_cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set(CACHE_FOLDER)
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("lapidary")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/lapidary")))
+}

@@ -1,0 +1,221 @@
+//! The command line from outside: exit codes, messages, and that nothing half-written stays behind.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn lapidary(args: &[&str], folder: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lapidary"))
+        .args(args)
+        .current_dir(folder)
+        .env("NO_COLOR", "1")
+        .output()
+        .expect("the binary runs")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it exits by itself")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// A valid model of a few thousand parameters.
+const TINY: &str = r#"name = "tiny"
+vocab = 288
+d_model = 64
+n_layers = 2
+n_heads = 4
+d_ff = 170
+max_seq = 128
+
+[norm]
+kind = "rms"
+eps = 1e-6
+
+[mlp]
+act = "silu"
+gated = true
+
+[pos]
+kind = "rope"
+theta = 10000.0
+rot_dims = 16
+pairing = "half"
+"#;
+
+fn with_model(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = folder();
+    let path = folder.path().join("model.toml");
+    std::fs::write(&path, text).expect("a file is written");
+    (folder, path)
+}
+
+/// Runs `lapidary args` on a model text; expects this exit code and every one of these fragments on stderr,
+/// and no artifact, finished or not.
+fn refused(text: &str, args: &[&str], exit: i32, fragments: &[&str]) {
+    let (folder, _) = with_model(text);
+    let output = lapidary(args, folder.path());
+    let told = stderr(&output);
+    assert_eq!(code(&output), exit, "{args:?}\n{told}");
+    for fragment in fragments {
+        assert!(told.contains(fragment), "{args:?}: no `{fragment}` in\n{told}");
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("readable").filter_map(Result::ok).collect();
+    assert_eq!(left.len(), 1, "only the model may remain: {left:?}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    refused(TINY, &["check", "./nowhere.toml"], 3, &["nowhere.toml", "cannot read"]);
+}
+
+#[test]
+fn every_fault_is_shown_at_once() {
+    let text = TINY.replace("n_heads = 4", "n_heads = 5").replace("d_ff = 170", "d_ff = 0\nd_fff = 3");
+    refused(
+        &text,
+        &["check", "model.toml"],
+        3,
+        &["model.toml:5", "n_heads", "d_ff", "d_fff", "did you mean"],
+    );
+}
+
+#[test]
+fn a_wrong_type_is_refused() {
+    refused(
+        &TINY.replace("vocab = 288", "vocab = \"many\""),
+        &["check", "model.toml"],
+        3,
+        &["vocab", "model.toml:2"],
+    );
+}
+
+#[test]
+fn negative_and_huge_sizes_are_refused() {
+    refused(&TINY.replace("d_model = 64", "d_model = -64"), &["check", "model.toml"], 3, &["d_model"]);
+    let huge = TINY.replace("d_model = 64", "d_model = 1000000000000");
+    refused(&huge, &["compile", "model.toml", "--target", "a100"], 3, &["d_model"]);
+}
+
+#[test]
+fn an_unknown_target_is_a_usage_error() {
+    refused(TINY, &["compile", "model.toml", "--target", "abacus"], 2, &["abacus", "a100", "cg1-sim"]);
+}
+
+#[test]
+fn an_unknown_model_lists_what_is_near() {
+    refused(TINY, &["check", "ambr"], 3, &["ambr", "amber"]);
+}
+
+#[test]
+fn a_sequence_past_the_context_is_refused() {
+    let args = ["compile", "model.toml", "--target", "a100", "--seq-len", "4096"];
+    refused(TINY, &args, 3, &["seq", "4096", "128"]);
+}
+
+#[test]
+fn zero_sequences_are_refused() {
+    refused(TINY, &["compile", "model.toml", "--target", "a100", "--batch", "0"], 3, &["batch"]);
+}
+
+#[test]
+fn an_unwritable_output_is_refused() {
+    let args = ["compile", "model.toml", "--target", "cg1-sim", "-o", "/proc/out.lpd"];
+    refused(TINY, &args, 3, &["/proc/out.lpd"]);
+}
+
+#[test]
+fn a_folder_of_someone_else_is_not_replaced() {
+    let (folder, _) = with_model(TINY);
+    let place = folder.path().join("precious");
+    std::fs::create_dir(&place).expect("a folder");
+    std::fs::write(place.join("letter.txt"), "dear").expect("a file");
+    let output = lapidary(&["compile", "model.toml", "--target", "cg1-sim", "-o", "precious"], folder.path());
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    assert!(place.join("letter.txt").is_file());
+}
+
+#[test]
+fn a_model_that_cannot_fit_says_by_how_much() {
+    let folder = folder();
+    let output =
+        lapidary(&["compile", "k2-65b", "--target", "a100", "-o", "k2.lpd", "--emit", "cuda"], folder.path());
+    assert_eq!(code(&output), 4, "{}", stderr(&output));
+    assert!(stderr(&output).contains("GiB"), "{}", stderr(&output));
+    assert!(folder.path().join("k2.lpd/report.json").is_file(), "the report is still written");
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    for target in ["a100", "cg1-sim"] {
+        let (folder, _) = with_model(TINY);
+        for out in ["first.lpd", "second.lpd"] {
+            let args = ["compile", "model.toml", "--target", target, "--seq-len", "32", "-o", out];
+            let output = lapidary(&args, folder.path());
+            assert_eq!(code(&output), 0, "{}", stderr(&output));
+        }
+        let (first, second) =
+            (files(&folder.path().join("first.lpd")), files(&folder.path().join("second.lpd")));
+        assert!(
+            first.len() >= 4,
+            "program, report and ir: {:?}",
+            first.iter().map(|f| &f.0).collect::<Vec<_>>()
+        );
+        assert!(first == second, "{target}: two runs differ");
+    }
+}
+
+/// Relative path and bytes of every file, sorted.
+fn files(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("readable").map(|entry| entry.expect("an entry").path())
+        {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else {
+                let bytes = std::fs::read(&entry).expect("readable");
+                found.push((entry.strip_prefix(root).expect("below the root").to_path_buf(), bytes));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_plan_for_amber_is_ranked_and_keeps_what_it_rejected() {
+    let folder = folder();
+    let output = lapidary(
+        &["plan", "amber", "--machine", "amber-cluster", "--global-batch", "2240", "--json"],
+        folder.path(),
+    );
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!(plan["schema"], "lapidary/plan");
+    let candidates = plan["candidates"].as_array().expect("candidates");
+    let rejected = candidates.iter().filter(|c| !c["rejected_by"].is_null()).count();
+    assert!(rejected > 0 && rejected < candidates.len());
+    assert!(plan["assumptions"].as_array().is_some_and(|a| a.iter().all(|a| a["source"].is_string())));
+}
+
+#[test]
+fn models_show_counts_parameters_exactly() {
+    let folder = folder();
+    for (name, parameters) in [("amber", 6_738_415_616u64), ("crystalcoder", 6_575_278_720)] {
+        let output = lapidary(&["models", "show", name, "--json"], folder.path());
+        let shown: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+        assert_eq!(shown["parameters"], parameters);
+        assert_eq!(shown["layers"], 32);
+    }
+}
