@@ -88,7 +88,9 @@ impl Attention<'_> {
         let tasks = self.tasks(spans, group);
         let size = TILE_ROWS * self.keys.head_dim.next_multiple_of(COLUMNS);
         tiles.resize((tasks.len() * size).max(tiles.len()), 0.0);
-        let work: usize = spans.iter().map(|s| s.tokens * (s.cached + s.tokens)).sum::<usize>() * self.heads * self.keys.head_dim;
+        let work: usize = spans.iter().map(|s| s.tokens * (s.cached + s.tokens)).sum::<usize>()
+            * self.heads
+            * self.keys.head_dim;
         let pairs = tiles[..tasks.len() * size].chunks_mut(size).zip(&tasks);
         // Below this the threads would take longer to wake up than to compute.
         match work < 1 << 16 {
@@ -99,7 +101,9 @@ impl Attention<'_> {
             false => tiles[..tasks.len() * size]
                 .par_chunks_mut(size)
                 .zip(&tasks)
-                .for_each_init(Scratch::default, |scratch, (tile, task)| self.tile(*task, q, pitch, tile, scratch)),
+                .for_each_init(Scratch::default, |scratch, (tile, task)| {
+                    self.tile(*task, q, pitch, tile, scratch)
+                }),
         }
         for (tile, task) in tiles.chunks(size).zip(&tasks) {
             self.place(*task, tile, out, pitch);
@@ -109,7 +113,12 @@ impl Attention<'_> {
     fn tasks(&self, spans: &[Span], group: usize) -> Vec<Task> {
         let of = |span: &Span, kv_head| {
             let (span, rows) = (*span, span.tokens * group);
-            (0..rows).step_by(TILE_ROWS).map(move |first| Task { span, kv_head, first, rows: TILE_ROWS.min(rows - first) })
+            (0..rows).step_by(TILE_ROWS).map(move |first| Task {
+                span,
+                kv_head,
+                first,
+                rows: TILE_ROWS.min(rows - first),
+            })
         };
         spans.iter().flat_map(|span| (0..self.keys.heads).flat_map(move |head| of(span, head))).collect()
     }

@@ -79,7 +79,8 @@ impl KeyValues {
         let mut data = std::mem::take(&mut self.data);
         let store = |(at, head): (usize, &mut [f32])| {
             let (sequence, column) = (at / heads, at % heads * head_dim);
-            for (place, row) in places.iter().zip(rows.chunks(pitch)).filter(|(p, _)| p.sequence == sequence) {
+            for (place, row) in places.iter().zip(rows.chunks(pitch)).filter(|(p, _)| p.sequence == sequence)
+            {
                 for (i, x) in row[column..column + head_dim].iter().enumerate() {
                     head[self.index(place.position, i)] = *x;
                 }

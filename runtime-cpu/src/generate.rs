@@ -47,7 +47,8 @@ pub fn generate(
     }
     loop {
         let running: Vec<usize> = (0..made.len()).filter(|s| made[*s].1.is_none()).collect();
-        let picked: Vec<u32> = running.iter().enumerate().map(|(row, s)| samplers[*s].pick(logits.row(row))).collect();
+        let picked: Vec<u32> =
+            running.iter().enumerate().map(|(row, s)| samplers[*s].pick(logits.row(row))).collect();
         for (sequence, token) in running.iter().zip(&picked) {
             on_token(*sequence, *token);
             let (tokens, finish) = &mut made[*sequence];
@@ -60,7 +61,10 @@ pub fn generate(
             };
         }
         if made.iter().all(|(_, finish)| finish.is_some()) {
-            return Ok(made.into_iter().map(|(tokens, finish)| (tokens, finish.unwrap_or(Finish::Length))).collect());
+            return Ok(made
+                .into_iter()
+                .map(|(tokens, finish)| (tokens, finish.unwrap_or(Finish::Length)))
+                .collect());
         }
         let next: Vec<&[u32]> = made
             .iter()

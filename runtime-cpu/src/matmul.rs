@@ -57,7 +57,14 @@ pub struct Scratch {
 }
 
 /// `out [rows, width] = x wᵀ` with the panels shared by `jobs` threads of the current pool.
-pub fn product_sharing_panels(isa: Isa, jobs: usize, x: RowsOf, w: Matrix, scratch: &mut Scratch, out: &mut [f32]) {
+pub fn product_sharing_panels(
+    isa: Isa,
+    jobs: usize,
+    x: RowsOf,
+    w: Matrix,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
     let (k, width, rows) = (w.columns(), w.width(), x.rows);
     let Scratch { tiles: packed, panels } = scratch;
     pack_tiles(x, 0, k, packed);
@@ -70,7 +77,14 @@ pub fn product_sharing_panels(isa: Isa, jobs: usize, x: RowsOf, w: Matrix, scrat
     let work = |(part, out): (usize, &mut [f32])| {
         for (at, out) in out.chunks_mut(rows * COLUMNS).enumerate() {
             for (first, tile) in tiles(packed, rows, k) {
-                panel_product(isa, tile, w.panel(part * share + at, 0, k), &mut out[first * COLUMNS..], COLUMNS, false);
+                panel_product(
+                    isa,
+                    tile,
+                    w.panel(part * share + at, 0, k),
+                    &mut out[first * COLUMNS..],
+                    COLUMNS,
+                    false,
+                );
             }
         }
     };

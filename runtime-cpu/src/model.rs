@@ -73,7 +73,11 @@ impl Model {
     ///
     /// # Errors
     /// When a weight is missing or has another shape, or threads or memory cannot be had.
-    pub fn load(program: Checked<CpuProgram>, weights: &dyn Weights, options: LoadOptions) -> Result<Model, LoadError> {
+    pub fn load(
+        program: Checked<CpuProgram>,
+        weights: &dyn Weights,
+        options: LoadOptions,
+    ) -> Result<Model, LoadError> {
         let jobs = options.jobs.max(1);
         let threads = |e: rayon::ThreadPoolBuildError| LoadError::Threads { jobs, why: e.to_string() };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().map_err(threads)?;
@@ -127,9 +131,13 @@ fn plan(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
         let mut kernel = |function: &RowFn| Some(Kernel::new(function, turns, jit.as_mut()));
         let none = Planned { kernel: None, slopes: Vec::new(), body: Vec::new() };
         planned.push(match step {
-            Step::Rows { function, .. } | Step::Linear { function, .. } => Planned { kernel: kernel(function), ..none },
+            Step::Rows { function, .. } | Step::Linear { function, .. } => {
+                Planned { kernel: kernel(function), ..none }
+            }
             Step::Attention { heads, mask, .. } => Planned { slopes: slopes(*heads, mask), ..none },
-            Step::Keys { heads, op: KeyOp::Mask(mask), .. } => Planned { slopes: slopes(*heads, mask), ..none },
+            Step::Keys { heads, op: KeyOp::Mask(mask), .. } => {
+                Planned { slopes: slopes(*heads, mask), ..none }
+            }
             Step::Repeat { body, .. } => Planned { body: plan(body, turns, jit), ..none },
             Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } => none,
         });

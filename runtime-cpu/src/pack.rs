@@ -49,7 +49,8 @@ impl Packed {
                 jobs.push((parameter, layer, target));
             }
         }
-        jobs.into_par_iter().try_for_each(|(parameter, layer, target)| fill(parameter, layer, weights, target))?;
+        jobs.into_par_iter()
+            .try_for_each(|(parameter, layer, target)| fill(parameter, layer, weights, target))?;
         Ok(packed)
     }
 
@@ -120,7 +121,12 @@ fn allocate(name: &str, bytes: u64) -> Result<MmapMut, WeightError> {
     Ok(memory)
 }
 
-fn fill(parameter: &Parameter, layer: usize, weights: &dyn Weights, target: &mut [u8]) -> Result<(), WeightError> {
+fn fill(
+    parameter: &Parameter,
+    layer: usize,
+    weights: &dyn Weights,
+    target: &mut [u8],
+) -> Result<(), WeightError> {
     let named = |tensor: &str| tensor.replace('*', &layer.to_string());
     match &parameter.form {
         Form::Vector { tensor, length, scale } => {
@@ -132,7 +138,9 @@ fn fill(parameter: &Parameter, layer: usize, weights: &dyn Weights, target: &mut
             out.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
             Ok(())
         }
-        Form::Table { dtype, columns, segment } => fill_table(*dtype, *columns, segment, &named(&segment.tensor), weights, target),
+        Form::Table { dtype, columns, segment } => {
+            fill_table(*dtype, *columns, segment, &named(&segment.tensor), weights, target)
+        }
         Form::Matrix { dtype, columns, segments } => {
             let starts = parameter.form.starts();
             let mut rest = target;

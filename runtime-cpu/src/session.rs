@@ -230,7 +230,9 @@ impl<'m> Session<'m> {
     fn pass(&self, tokens: &[&[u32]], which: Which) -> Pass {
         let mut spans = Vec::new();
         let mut places = Vec::new();
-        for (sequence, (new, cached)) in tokens.iter().zip(&self.lengths).enumerate().filter(|(_, (n, _))| !n.is_empty()) {
+        for (sequence, (new, cached)) in
+            tokens.iter().zip(&self.lengths).enumerate().filter(|(_, (n, _))| !n.is_empty())
+        {
             spans.push(Span { sequence, first_row: places.len(), tokens: new.len(), cached: *cached });
             places.extend((0..new.len()).map(|i| Place { sequence, position: cached + i }));
         }
@@ -251,7 +253,9 @@ impl<'m> Session<'m> {
                 slot.resize(size, 0.0);
             }
         }
-        let carried = |a: BufferId, b: BufferId| (self.model.program.buffers[a].slot, self.model.program.buffers[b].slot);
+        let carried = |a: BufferId, b: BufferId| {
+            (self.model.program.buffers[a].slot, self.model.program.buffers[b].slot)
+        };
         for (a, b) in self.model.program.carried().into_iter().map(|(a, b)| carried(a, b)) {
             let size = self.memory.slots[a].len().max(self.memory.slots[b].len());
             self.memory.slots[a].resize(size, 0.0);

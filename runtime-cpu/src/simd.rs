@@ -30,7 +30,8 @@ impl Isa {
     pub fn detect() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
-            let fma = std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+            let fma =
+                std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
             if fma && std::arch::is_x86_feature_detected!("avx512f") {
                 return Isa(Level::Avx512);
             }
@@ -226,8 +227,12 @@ mod x86 {
                 let x = (tile.x.as_ptr().wrapping_add(first), tile.rows);
                 let o = (out.as_mut_ptr().wrapping_add(first * pitch + half), pitch, accumulate);
                 match panel {
-                    Panel::F32(w) => by_rows!(rows, avx2_f32(x, w.as_ptr().add(half), tile.k, o), [1 2 3 4 5 6]),
-                    Panel::Bf16(w) => by_rows!(rows, avx2_bf16(x, w.as_ptr().add(half), tile.k, o), [1 2 3 4 5 6]),
+                    Panel::F32(w) => {
+                        by_rows!(rows, avx2_f32(x, w.as_ptr().add(half), tile.k, o), [1 2 3 4 5 6])
+                    }
+                    Panel::Bf16(w) => {
+                        by_rows!(rows, avx2_bf16(x, w.as_ptr().add(half), tile.k, o), [1 2 3 4 5 6])
+                    }
                 }
             }
         }
@@ -379,7 +384,8 @@ mod tests {
     fn every_instruction_set_computes_the_same_product() {
         let k = 37;
         let w = numbers(k * COLUMNS, 1);
-        let words: Vec<u32> = w.as_chunks::<2>().0.iter().map(|[a, b]| a.to_bits() >> 16 | b.to_bits() & 0xffff_0000).collect();
+        let words: Vec<u32> =
+            w.as_chunks::<2>().0.iter().map(|[a, b]| a.to_bits() >> 16 | b.to_bits() & 0xffff_0000).collect();
         for rows in 1..=TILE_ROWS {
             let x = numbers(k * rows, rows as u64);
             for panel in [Panel::F32(&w), Panel::Bf16(&words)] {

@@ -104,7 +104,14 @@ impl Pass {
         self.steps(model, &model.program.body, &model.plan, memory, watch);
     }
 
-    fn steps(&mut self, model: &Model, steps: &[Step], plan: &[Planned], memory: &mut Memory, watch: &mut Option<Watch>) {
+    fn steps(
+        &mut self,
+        model: &Model,
+        steps: &[Step],
+        plan: &[Planned],
+        memory: &mut Memory,
+        watch: &mut Option<Watch>,
+    ) {
         for (step, planned) in steps.iter().zip(plan) {
             match step {
                 Step::Repeat { carried, yielded, body, .. } => {
@@ -179,13 +186,25 @@ impl Pass {
             }
             Step::Scores { q, k, heads, .. } => {
                 let q = buffer(*q);
-                rows(*heads).scores(&memory.caches[*k], layer, &memory.slots[q.slot], self.pitch(q), &mut result);
+                rows(*heads).scores(
+                    &memory.caches[*k],
+                    layer,
+                    &memory.slots[q.slot],
+                    self.pitch(q),
+                    &mut result,
+                );
             }
             Step::Keys { x, heads, op, .. } => {
                 rows(*heads).apply(op, &planned.slopes, &memory.slots[buffer(*x).slot], &mut result);
             }
             Step::Values { p, v, heads, .. } => {
-                rows(*heads).values(&memory.caches[*v], layer, &memory.slots[buffer(*p).slot], &mut result, pitch);
+                rows(*heads).values(
+                    &memory.caches[*v],
+                    layer,
+                    &memory.slots[buffer(*p).slot],
+                    &mut result,
+                    pitch,
+                );
             }
             Step::Rows { .. } | Step::Linear { .. } | Step::Repeat { .. } => {}
         }
@@ -213,13 +232,15 @@ impl Pass {
                 None => Product::None,
             };
             let sources: Vec<Read> = self.sources(model, f, memory);
-            let sinks: Vec<Sink> = outputs.iter_mut().map(|(data, pitch)| Sink { data, pitch: *pitch }).collect();
+            let sinks: Vec<Sink> =
+                outputs.iter_mut().map(|(data, pitch)| Sink { data, pitch: *pitch }).collect();
             let shares = match ready {
                 Product::ByBlocks(..) => model.jobs,
                 _ if rows * f.values.iter().map(|v| v.width as usize).sum::<usize>() < SHARE_FROM => 1,
                 _ => model.jobs,
             };
-            let work = |(share, thread): (Share, &mut Thread)| share.run(model, kernel, &sources, ready, thread);
+            let work =
+                |(share, thread): (Share, &mut Thread)| share.run(model, kernel, &sources, ready, thread);
             let mut parts = split(rows, shares, sinks).into_iter().zip(&mut threads);
             match shares {
                 1 => parts.by_ref().for_each(work),
@@ -232,7 +253,13 @@ impl Pass {
     }
 
     /// The buffers that a function writes, taken out of their slots, and rows for what goes into caches.
-    fn take_outputs(&self, model: &Model, f: &RowFn, rows: usize, memory: &mut Memory) -> Vec<(Vec<f32>, usize)> {
+    fn take_outputs(
+        &self,
+        model: &Model,
+        f: &RowFn,
+        rows: usize,
+        memory: &mut Memory,
+    ) -> Vec<(Vec<f32>, usize)> {
         let mut take = |output: &crate::program::RowOutput| match output.to {
             Target::Buffer(id) => {
                 let buffer = &model.program.buffers[id];
@@ -284,9 +311,9 @@ impl Pass {
 
     fn sources<'a>(&self, model: &'a Model, f: &RowFn, memory: &'a Memory) -> Vec<Read<'a>> {
         let of = |value: &crate::program::RowValue| self.source(model, value.op, value.width, memory);
-        let turned = rotations(f).into_iter().map(|r| {
-            Read::Rows(Source { data: &memory.turned[r], pitch: memory.rotations[r].width() })
-        });
+        let turned = rotations(f)
+            .into_iter()
+            .map(|r| Read::Rows(Source { data: &memory.turned[r], pitch: memory.rotations[r].width() }));
         f.values.iter().filter(|v| v.op.is_source()).map(of).chain(turned).collect()
     }
 
@@ -302,7 +329,9 @@ impl Pass {
         };
         match op {
             RowOp::Product { column } => Read::Product(column as usize),
-            RowOp::Vector { parameter } => Read::Rows(Source { data: model.packed.vector(parameter, layer), pitch: 0 }),
+            RowOp::Vector { parameter } => {
+                Read::Rows(Source { data: model.packed.vector(parameter, layer), pitch: 0 })
+            }
             RowOp::Embedding { parameter } => {
                 let table = table(parameter);
                 gather(self.tokens.len(), &mut |row, into| table.row(self.tokens[row] as usize, into))
@@ -313,7 +342,9 @@ impl Pass {
             }
             RowOp::LastRow { buffer: id } => {
                 let data = buffer(id);
-                gather(self.last.len(), &mut |row, into| into.copy_from_slice(&data[self.last[row] * pitch..][..pitch]))
+                gather(self.last.len(), &mut |row, into| {
+                    into.copy_from_slice(&data[self.last[row] * pitch..][..pitch])
+                })
             }
             RowOp::Buffer { buffer: id } => Read::Rows(Source { data: buffer(id), pitch }),
             _ => Read::Rows(Source { data: &[], pitch: 0 }),
@@ -350,7 +381,14 @@ fn split(rows: usize, shares: usize, sinks: Vec<Sink>) -> Vec<Share> {
 }
 
 impl Share<'_> {
-    fn run(mut self, model: &Model, kernel: &Kernel, sources: &[Read], product: Product, thread: &mut Thread) {
+    fn run(
+        mut self,
+        model: &Model,
+        kernel: &Kernel,
+        sources: &[Read],
+        product: Product,
+        thread: &mut Thread,
+    ) {
         let Thread { matmul, product: own, rows: scratch } = thread;
         match product {
             Product::None => self.rows(kernel, sources, 0..self.rows, (&[], 0), scratch),
@@ -361,7 +399,8 @@ impl Share<'_> {
                 let width = w.width();
                 for from in (0..self.rows).step_by(BLOCK_ROWS) {
                     let rows = BLOCK_ROWS.min(self.rows - from);
-                    let block = RowsOf { data: &x.data[(self.first + from) * x.pitch..], pitch: x.pitch, rows };
+                    let block =
+                        RowsOf { data: &x.data[(self.first + from) * x.pitch..], pitch: x.pitch, rows };
                     own.resize((rows * width).max(own.len()), 0.0);
                     product_of_block(model.isa, block, w, matmul, own);
                     self.rows(kernel, sources, from..from + rows, (own, width), scratch);
@@ -381,8 +420,11 @@ impl Share<'_> {
     ) {
         let first = self.first + at.start;
         let sources: Vec<Source> = sources.iter().map(|read| read.from_row(first, product, width)).collect();
-        let mut sinks: Vec<Sink> =
-            self.sinks.iter_mut().map(|s| Sink { data: &mut s.data[at.start * s.pitch..], pitch: s.pitch }).collect();
+        let mut sinks: Vec<Sink> = self
+            .sinks
+            .iter_mut()
+            .map(|s| Sink { data: &mut s.data[at.start * s.pitch..], pitch: s.pitch })
+            .collect();
         kernel.run(at.len(), &sources, &mut sinks, scratch);
     }
 }

@@ -70,7 +70,11 @@ impl TensorView<'_> {
     /// [`WeightError::Shape`] or [`WeightError::Content`].
     pub fn expect(&self, name: &str, expected: &[u64]) -> Result<(), WeightError> {
         if self.shape != expected {
-            return Err(WeightError::Shape { name: name.into(), found: self.shape.clone(), expected: expected.into() });
+            return Err(WeightError::Shape {
+                name: name.into(),
+                found: self.shape.clone(),
+                expected: expected.into(),
+            });
         }
         let content = |what: String| Err(WeightError::Content { name: name.into(), what });
         if self.dtype == DType::I32 {

@@ -5,8 +5,8 @@
 //! the second iteration starts from what the first one left.
 
 use crate::program::{
-    Buffer, BufferId, Cache, CacheId, CacheKind, CpuProgram, Form, KeyOp, Rows, Rotation, RowFn, RowOp, SCHEMA, Step,
-    Target, VERSION,
+    Buffer, BufferId, Cache, CacheId, CacheKind, CpuProgram, Form, KeyOp, Rotation, RowFn, RowOp, Rows,
+    SCHEMA, Step, Target, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -104,7 +104,9 @@ impl Checker<'_> {
     }
 
     fn in_range(&mut self, place: &str, what: &str, value: u64) {
-        self.expect((1..=LIMIT).contains(&value), place, || format!("{what} is {value}, expected 1 to {LIMIT}"));
+        self.expect((1..=LIMIT).contains(&value), place, || {
+            format!("{what} is {value}, expected 1 to {LIMIT}")
+        });
     }
 
     fn header(&mut self) {
@@ -150,7 +152,9 @@ impl Checker<'_> {
             self.in_range("cache", "head_dim", c.head_dim);
         }
         for Rotation { head_dim, rope } in &self.program.rotations {
-            let fits = rope.rot_dims.is_multiple_of(2) && (2..=*head_dim).contains(&rope.rot_dims) && *head_dim <= LIMIT;
+            let fits = rope.rot_dims.is_multiple_of(2)
+                && (2..=*head_dim).contains(&rope.rot_dims)
+                && *head_dim <= LIMIT;
             self.expect(fits, "rotation", || format!("rotates {} of {head_dim} dimensions", rope.rot_dims));
         }
     }
@@ -168,7 +172,8 @@ impl Checker<'_> {
                     self.heads(name, *k, CacheKind::Key, *q, *heads, inside);
                     self.heads(name, *v, CacheKind::Value, *out, *heads, inside);
                     let same = |c: &Cache| (c.heads, c.head_dim);
-                    let (k, v) = (self.program.caches.get(*k).map(same), self.program.caches.get(*v).map(same));
+                    let (k, v) =
+                        (self.program.caches.get(*k).map(same), self.program.caches.get(*v).map(same));
                     self.expect(k == v, name, || "keys and values have different heads".into());
                 }
                 Step::Scores { name, q, k, out, heads } => {
@@ -186,7 +191,9 @@ impl Checker<'_> {
                     self.keyed(name, *p, *heads);
                     self.heads(name, *v, CacheKind::Value, *out, *heads, inside);
                 }
-                Step::Repeat { name, carried, yielded, body } => self.repeat(name, *carried, *yielded, body, inside),
+                Step::Repeat { name, carried, yielded, body } => {
+                    self.repeat(name, *carried, *yielded, body, inside)
+                }
             }
         }
     }
@@ -216,14 +223,24 @@ impl Checker<'_> {
         self.expect(!inside, name, || "a repeat inside a repeat".into());
         let find = |id: BufferId| self.program.buffers.get(id);
         let same = match (find(carried), find(yielded)) {
-            (Some(a), Some(b)) => a.width == b.width && a.rows == b.rows && !a.per_key && !b.per_key && a.slot != b.slot,
+            (Some(a), Some(b)) => {
+                a.width == b.width && a.rows == b.rows && !a.per_key && !b.per_key && a.slot != b.slot
+            }
             _ => false,
         };
         self.expect(same, name, || "carried and yielded must be alike and in different slots".into());
         self.steps(body, true);
     }
 
-    fn heads(&mut self, name: &str, cache: CacheId, kind: CacheKind, buffer: BufferId, heads: u64, inside: bool) {
+    fn heads(
+        &mut self,
+        name: &str,
+        cache: CacheId,
+        kind: CacheKind,
+        buffer: BufferId,
+        heads: u64,
+        inside: bool,
+    ) {
         self.expect(inside, name, || "attention outside of the layers".into());
         self.in_range(name, "heads", heads);
         let Some(c) = self.program.caches.get(cache).copied() else {
@@ -242,7 +259,9 @@ impl Checker<'_> {
             self.fault(name, format!("there is no parameter {weight}"));
             return 0;
         };
-        self.expect(inside || !parameter.per_layer, name, || format!("{} belongs to a layer", parameter.name));
+        self.expect(inside || !parameter.per_layer, name, || {
+            format!("{} belongs to a layer", parameter.name)
+        });
         let Form::Matrix { columns, .. } = &parameter.form else {
             self.fault(name, format!("{} is not a matrix", parameter.name));
             return 0;
@@ -256,7 +275,9 @@ impl Checker<'_> {
             self.in_range(name, "width", value.width);
             for operand in value.op.operands() {
                 let fits = operand < at && f.values[operand].width == value.width;
-                self.expect(fits, name, || format!("value {at} reads {operand}, which is later or of another width"));
+                self.expect(fits, name, || {
+                    format!("value {at} reads {operand}, which is later or of another width")
+                });
             }
             self.value(name, rows, value.op, value.width, product, inside);
         }
@@ -294,7 +315,9 @@ impl Checker<'_> {
                 self.constant(name, op, parameter, width, inside);
             }
             RowOp::Scale { by, .. } => self.expect(by.is_finite(), name, || format!("scale is {by}")),
-            RowOp::Norm { eps, .. } => self.expect(eps.is_finite() && eps >= 0.0, name, || format!("eps is {eps}")),
+            RowOp::Norm { eps, .. } => {
+                self.expect(eps.is_finite() && eps >= 0.0, name, || format!("eps is {eps}"))
+            }
             RowOp::Rotate { rotation, .. } => {
                 let head = self.program.rotations.get(rotation).map(|r| r.head_dim);
                 let fits = head.is_some_and(|d| d > 0 && width.is_multiple_of(d)) && rows == Rows::Tokens;
@@ -313,8 +336,12 @@ impl Checker<'_> {
         let (vocab, max_seq) = (self.program.vocab, self.program.max_seq);
         let fits = match (&p.form, op) {
             (Form::Vector { length, .. }, RowOp::Vector { .. }) => *length == width,
-            (Form::Table { columns, segment, .. }, RowOp::Embedding { .. }) => *columns == width && segment.rows >= vocab,
-            (Form::Table { columns, segment, .. }, RowOp::Position { .. }) => *columns == width && segment.rows >= max_seq,
+            (Form::Table { columns, segment, .. }, RowOp::Embedding { .. }) => {
+                *columns == width && segment.rows >= vocab
+            }
+            (Form::Table { columns, segment, .. }, RowOp::Position { .. }) => {
+                *columns == width && segment.rows >= max_seq
+            }
             (Form::Matrix { columns, segments, .. }, RowOp::Embedding { .. }) => {
                 *columns == width && segments.first().is_some_and(|s| s.rows >= vocab)
             }
@@ -414,12 +441,20 @@ impl Memory<'_> {
     fn cached(&self, name: &str, id: CacheId) -> Result<(), ProgramFault> {
         match self.stored.contains(&id) {
             true => Ok(()),
-            false => Err(ProgramFault { place: name.into(), what: format!("reads cache {id} before this layer stored it") }),
+            false => Err(ProgramFault {
+                place: name.into(),
+                what: format!("reads cache {id} before this layer stored it"),
+            }),
         }
     }
 
     /// Reads, then writes; no slot may be on both sides, nor twice on the right.
-    fn move_through(&mut self, name: &str, reads: &[BufferId], writes: &[BufferId]) -> Result<(), ProgramFault> {
+    fn move_through(
+        &mut self,
+        name: &str,
+        reads: &[BufferId],
+        writes: &[BufferId],
+    ) -> Result<(), ProgramFault> {
         reads.iter().try_for_each(|id| self.read(name, *id))?;
         let mut taken: BTreeSet<usize> = reads.iter().map(|id| self.slot(*id)).collect();
         for id in writes {

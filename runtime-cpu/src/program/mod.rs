@@ -361,9 +361,13 @@ impl Form {
     /// Bytes of one copy, as packed.
     pub fn bytes(&self) -> u64 {
         match self {
-            Form::Matrix { dtype, columns, .. } => {
-                self.starts().last().copied().unwrap_or(0).saturating_mul(*columns).saturating_mul(dtype.bytes())
-            }
+            Form::Matrix { dtype, columns, .. } => self
+                .starts()
+                .last()
+                .copied()
+                .unwrap_or(0)
+                .saturating_mul(*columns)
+                .saturating_mul(dtype.bytes()),
             Form::Table { dtype, columns, segment } => {
                 segment.rows.saturating_mul(*columns).saturating_mul(dtype.bytes())
             }
@@ -389,7 +393,9 @@ impl CpuProgram {
     /// Bytes of all packed weights.
     pub fn weight_bytes(&self) -> u64 {
         let copies = |p: &Parameter| if p.per_layer { self.layers } else { 1 };
-        self.parameters.iter().fold(0u64, |sum, p| sum.saturating_add(p.form.bytes().saturating_mul(copies(p))))
+        self.parameters
+            .iter()
+            .fold(0u64, |sum, p| sum.saturating_add(p.form.bytes().saturating_mul(copies(p))))
     }
 
     /// Bytes of activations for each new token, scores of unfused attention left out.
@@ -413,7 +419,10 @@ impl Step {
     pub fn writes(&self) -> Vec<BufferId> {
         match self {
             Step::Rows { function, .. } | Step::Linear { function, .. } => function.buffers_written(),
-            Step::Attention { out, .. } | Step::Scores { out, .. } | Step::Keys { out, .. } | Step::Values { out, .. } => {
+            Step::Attention { out, .. }
+            | Step::Scores { out, .. }
+            | Step::Keys { out, .. }
+            | Step::Values { out, .. } => {
                 vec![*out]
             }
             Step::Repeat { .. } => Vec::new(),

@@ -16,7 +16,6 @@ pub struct RowFn {
 
 /// One value of a row function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RowValue {
     /// Elements.
     pub width: u64,
