@@ -40,6 +40,7 @@ fn model(config: &Config<'_>, names: &str, init_std: f64) -> ModelSpec {
     let what = "attention scaled by the layer's number is not supported";
     config.only("scale_attn_by_inverse_layer_idx", false, what);
     let (multipliers, mup) = mup(config, d_model, init_std);
+    let pos = position(config, head_dim);
     ModelSpec {
         name: config.name(),
         vocab,
@@ -60,7 +61,7 @@ fn model(config: &Config<'_>, names: &str, init_std: f64) -> ModelSpec {
         block: Block::default(),
         mlp: mlp(config),
         bias: Bias { qkv: true, attn_out: true, mlp: true, head: false },
-        pos: position(config, head_dim),
+        pos,
         attn: Attention { scale: attention_scale(config), window: None },
         head: Head { tied },
         multipliers,
@@ -70,15 +71,20 @@ fn model(config: &Config<'_>, names: &str, init_std: f64) -> ModelSpec {
             names: names.into(),
             layout: WeightLayout::InOut,
             qkv: QkvLayout::Concat,
-            ignore: vec![
-                "transformer.h.*.attn.bias".into(),
-                "transformer.h.*.attn.masked_bias".into(),
-                "transformer.relative_pe.slopes".into(),
-            ],
+            ignore: buffers(&pos),
             duplicates: if tied { vec!["lm_head.weight".into()] } else { Vec::new() },
         },
         dtype: config.dtypes(),
     }
+}
+
+/// Masks, and ALiBi's slopes, that the published programs store beside the weights.
+fn buffers(pos: &Position) -> Vec<String> {
+    let mut names = vec!["transformer.h.*.attn.bias".into(), "transformer.h.*.attn.masked_bias".into()];
+    if matches!(pos, Position::Alibi { .. }) {
+        names.push("transformer.relative_pe.slopes".into());
+    }
+    names
 }
 
 fn mlp(config: &Config<'_>) -> Mlp {

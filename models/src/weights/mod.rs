@@ -223,8 +223,10 @@ fn rows(spec: &ModelSpec, stem: &str, own: u64) -> (Rows, u64) {
     let all = q.saturating_add(kv.saturating_mul(2));
     match spec.weights.qkv {
         QkvLayout::Split => (Rows::range(0, own), own),
-        QkvLayout::Concat => (Rows::range([0, q, q + kv][third as usize], own), all),
-        QkvLayout::PerHead => (Rows { start: third * d, len: d, stride: 3 * d, count: spec.n_heads }, all),
+        QkvLayout::Concat => (Rows::range([0, q, q.saturating_add(kv)][third as usize], own), all),
+        QkvLayout::PerHead => {
+            (Rows { start: third * d, len: d, stride: d.saturating_mul(3), count: spec.n_heads }, all)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! config.json: each family's meaning, the report, and what is refused.
 
 use lapidary_models::spec::{
-    Activation, AttentionScale, GateHalf, NormKind, Pairing, Position, Residual, RopeScaling,
+    Activation, AttentionScale, GateHalf, Multipliers, NormKind, Pairing, Position, Residual, RopeScaling,
 };
 use lapidary_models::{DType, FaultKind, Import, ImportStatus, ModelSpec, builtin, import_config};
 
@@ -81,25 +81,74 @@ fn crystalcoder_gates_with_the_second_half_and_divides_by_d() {
     assert_eq!(spec.parameters(), 168_380);
 }
 
-/// The published files say what the built-in ones say, but for the name and the element type.
+/// The published files say what the built-in ones say, but for the name, the element type, and what only the
+/// tokenizer's files know.
 #[test]
 fn published_configs_agree_with_the_built_in_models() {
-    for (text, name) in [(JAIS, "jais-13b"), (BTLM, "btlm-3b-8k"), (GPTJ, "gpt-j-6b")] {
-        let found = import(text).spec;
-        let wanted = builtin(name).unwrap();
+    for (text, name) in [
+        (include_str!("../data/amber.json"), "amber"),
+        (include_str!("../data/crystalcoder.json"), "crystalcoder"),
+        (include_str!("../data/llama-3-8b.json"), "llama-3-8b"),
+        (include_str!("../data/mistral-7b.json"), "mistral-7b"),
+        (include_str!("../data/pythia-6.9b.json"), "pythia-6.9b"),
+        (JAIS, "jais-13b"),
+        (BTLM, "btlm-3b-8k"),
+        (GPTJ, "gpt-j-6b"),
+    ] {
+        let import = import(text);
+        assert_eq!(import.report.unknown().count(), 0, "{}", import.report);
+        let (found, wanted) = (import.spec, builtin(name).unwrap());
+        assert_eq!((found.tokens.bos, found.tokens.eos), (wanted.tokens.bos, wanted.tokens.eos), "{name}");
+        assert_eq!(found.vocab_rows(), wanted.vocab_rows());
+        // 0.111 and 0.11100000000000002 are the same published factor.
+        assert!((found.multipliers.logits / wanted.multipliers.logits - 1.0).abs() < 1e-12);
         let same = ModelSpec {
             name: wanted.name.clone(),
             dtype: wanted.dtype,
+            tokens: wanted.tokens.clone(),
             vocab: wanted.vocab,
             vocab_padded_to: wanted.vocab_padded_to,
-            multipliers: wanted.multipliers,
-            ..found.clone()
+            multipliers: Multipliers { logits: wanted.multipliers.logits, ..found.multipliers },
+            ..found
         };
         assert_eq!(same, wanted);
-        assert_eq!(found.vocab_rows(), wanted.vocab_rows());
-        assert!((found.multipliers.logits / wanted.multipliers.logits - 1.0).abs() < 1e-12);
-        assert_eq!(found.multipliers.embedding, wanted.multipliers.embedding);
     }
+}
+
+#[test]
+fn the_report_tells_the_fate_of_every_key() {
+    let report = import(LLAMA32).report.to_string();
+    let lines: Vec<&str> = report.lines().map(str::trim_end).collect();
+    assert_eq!(
+        lines,
+        [
+            "config.json of the llama family",
+            "  architectures                    ignored: the model type decides",
+            "  model_type                       -> weights.names",
+            "  vocab_size                       -> vocab",
+            "  hidden_size                      -> d_model",
+            "  intermediate_size                -> d_ff",
+            "  num_hidden_layers                -> n_layers",
+            "  num_attention_heads              -> n_heads",
+            "  num_key_value_heads              -> n_kv_heads",
+            "  hidden_act                       -> mlp.act",
+            "  max_position_embeddings          -> max_seq",
+            "  rms_norm_eps                     -> norm.eps",
+            "  rope_theta                       -> pos.theta",
+            "  rope_scaling.rope_type           -> pos.scaling.kind",
+            "  rope_scaling.factor              -> pos.scaling.factor",
+            "  rope_scaling.low_freq_factor     -> pos.scaling.low_freq",
+            "  rope_scaling.high_freq_factor    -> pos.scaling.high_freq",
+            "  rope_scaling.original_max_position_embeddings -> pos.scaling.original_max",
+            "  tie_word_embeddings              -> head.tied",
+            "  attention_bias                   -> bias.qkv",
+            "  mlp_bias                         -> bias.mlp",
+            "  bos_token_id                     -> tokens.bos",
+            "  eos_token_id                     -> tokens.eos",
+            "  torch_dtype                      -> dtype.compute",
+            "  head_dim                         -> head_dim",
+        ]
+    );
 }
 
 #[test]
