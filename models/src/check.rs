@@ -8,7 +8,7 @@ use crate::fault::{FaultKind, suggestion};
 use crate::spec::{
     AttentionScale, GateHalf, ModelSpec, NormKind, Position, QkvLayout, Residual, RopeScaling,
 };
-use crate::weights;
+use crate::weights::{self, WeightsError};
 
 /// Largest accepted sizes, in elements.
 pub mod limits {
@@ -58,7 +58,22 @@ pub fn validate(spec: &ModelSpec) -> Vec<Violation> {
     rules.extend(mlp(spec));
     rules.retain(|rule| !rule.keys.iter().any(|key| ranged.contains(key)));
     violations.extend(rules);
+    if violations.is_empty() {
+        violations.extend(names(spec));
+    }
     violations
+}
+
+/// A naming scheme that has no name for one of the parameters. Asked last: it needs a sound specification.
+fn names(spec: &ModelSpec) -> Option<Violation> {
+    let WeightsError::NoName { scheme, parameter } =
+        weights::sources(&ModelSpec { n_layers: 1, ..spec.clone() }).err()?
+    else {
+        return None;
+    };
+    let message = format!("the naming scheme \"{scheme}\" has no name for {parameter}");
+    let hint = "use names = \"canonical\", or the form that the scheme publishes".to_string();
+    rule(&["weights.names", "weights.qkv"], message, Some(hint))
 }
 
 /// The violation of a head count that does not divide the width, where no `head_dim` is given.

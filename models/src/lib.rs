@@ -2,6 +2,18 @@
 //!
 //! A [`ModelSpec`] says what a transformer is; [`Graph::build`] turns it into functions of a closed set of
 //! [`Op`]s with every dimension bound; each op knows its result shape and its [`Work`].
+//!
+//! ```text
+//! model.toml  -> parse_model   \
+//! config.json -> import_config  > ModelSpec -> Graph::build(mode, dims) -> Graph
+//! name        -> builtin       /      |  \
+//!                                     |   weights::sources: published name, layout and rows of each parameter
+//!                                     mup: training table, inference fold
+//! ```
+//!
+//! Reading tells every [`Fault`] at once, with line, column, key and a hint; nothing here opens a file. Adding a model
+//! is a TOML file and its row in `builtin.rs`; a family of `config.json` a file and its row in `import/mod.rs`, and
+//! its names in `weights/names.rs`; an op a variant in `op.rs`, where exhaustive matches lead on.
 
 pub mod build;
 pub mod builtin;

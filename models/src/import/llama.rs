@@ -98,13 +98,11 @@ pub(super) fn rope(config: &Config<'_>, head_dim: u64, default_share: f64) -> Ro
         .or_else(|| config.float("rotary_pct", "pos.rot_dims"))
         .unwrap_or(default_share);
     let older = config.section("rope_scaling", "pos.scaling");
-    let scaling = if older.is_present() { older } else { newer };
-    Rope {
-        theta: base,
-        rot_dims: rotated(config, head_dim, share),
-        pairing: Pairing::Half,
-        scaling: rope_scaling(config, &scaling),
-    }
+    let scaling = match older.is_present() {
+        true => rope_scaling(config, &older, Silence::IsAFault),
+        false => rope_scaling(config, &newer, Silence::MeansNone),
+    };
+    Rope { theta: base, rot_dims: rotated(config, head_dim, share), pairing: Pairing::Half, scaling }
 }
 
 /// Published code truncates the product.
@@ -118,10 +116,21 @@ fn rotated(config: &Config<'_>, head_dim: u64, share: f64) -> u64 {
     head_dim
 }
 
-fn rope_scaling(config: &Config<'_>, s: &Section<'_>) -> RopeScaling {
+/// What an object without a type says.
+#[derive(PartialEq)]
+enum Silence {
+    /// `rope_parameters` also holds the base, and `rope_scaling` may be absent.
+    MeansNone,
+    IsAFault,
+}
+
+fn rope_scaling(config: &Config<'_>, s: &Section<'_>, silence: Silence) -> RopeScaling {
     let note = |key: &'static str, to| config.note(&s.path(key), to);
     let key = if s.entry("rope_type").is_some() { "rope_type" } else { "type" };
-    let Some(kind) = s.text(key) else { return RopeScaling::None };
+    let kind = match s.text(key) {
+        None if silence == Silence::MeansNone => return RopeScaling::None,
+        kind => s.required("rope_type", kind, "default"),
+    };
     note(key, "pos.scaling.kind");
     let number = |key: &'static str, to| {
         note(key, to);

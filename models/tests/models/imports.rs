@@ -206,6 +206,10 @@ fn what_cannot_be_expressed_is_refused_with_its_place() {
         "{message}"
     );
 
+    let (kind, message) = refused(&LLAMA32.replace("  \"rope_type\": \"llama3\",\n", ""));
+    assert_eq!(kind, FaultKind::MissingKey);
+    assert!(message.contains("rope_scaling.rope_type: this key is missing"), "{message}");
+
     let by_layer = BTLM.replace("inverse_layer_idx\": false", "inverse_layer_idx\": true");
     assert_eq!(refused(&by_layer).0, FaultKind::Unsupported);
     let quantised = AMBER.replace("\"vocab_size\"", "\"quantization_config\": {\"bits\": 4}, \"vocab_size\"");

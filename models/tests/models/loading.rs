@@ -121,6 +121,11 @@ fn rules_across_keys_are_kept() {
             "[weights]\nnames = \"lama\"\n[mlp]",
             "weights.names: no naming scheme is called \"lama\" (hint: did you mean \"llama\"?)",
         ),
+        (
+            "[mlp]",
+            "[weights]\nnames = \"gptj\"\n[mlp]",
+            "weights.names: the naming scheme \"gptj\" has no name for layers.*.mlp_norm.weight",
+        ),
         ("[mlp]", "[dtype]\ncompute = \"i32\"\n[mlp]", "dtype.compute: i32 is for token ids"),
         (
             "[mlp]",
