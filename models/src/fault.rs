@@ -1,11 +1,13 @@
 //! What is wrong with a file: every fault, each with its place and a hint.
 
+use serde::Serialize;
 use std::fmt;
 use std::ops::Range;
 use thiserror::Error;
 
 /// Which rule a fault breaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FaultKind {
     /// The text is not TOML or JSON.
     Syntax,
@@ -24,7 +26,7 @@ pub enum FaultKind {
 }
 
 /// One fault at one place of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fault {
     /// Path of the key, such as `attn.window`; empty for the text as a whole.
     pub key: String,

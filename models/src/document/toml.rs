@@ -66,4 +66,11 @@ mod tests {
         let lines: Vec<usize> = document.syntax.iter().map(|fault| fault.line).collect();
         assert!(lines.contains(&1) && lines.contains(&3), "{lines:?}");
     }
+
+    #[test]
+    fn deep_nesting_is_a_fault_not_a_stack_overflow() {
+        for text in [format!("a = {}", "[".repeat(100_000)), format!("a{} = 1", ".a".repeat(100_000))] {
+            assert!(!parse_toml(&text).syntax.is_empty());
+        }
+    }
 }
