@@ -3,8 +3,9 @@
 //! A read returns `None` where it has reported a fault, so a caller reads all it needs first and only then
 //! gives up with `?`.
 
-use crate::fault::{Fault, place};
+use crate::fault::Fault;
 use crate::unit::{Dimension, Quantity, parse_unit};
+use lapidary_models::fault::place;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::ops::Range;
