@@ -82,7 +82,7 @@ fn rope(op: IrOp<'_>) -> Result<Op, String> {
             factor: real("factor"),
             low_freq: real("low_freq"),
             high_freq: real("high_freq"),
-            original_max: length(op, "original"),
+            original_max: length(op, "original_max"),
         },
         _ => RopeScaling::None,
     };
