@@ -312,7 +312,11 @@ fn shift(class: &Class, colours: u8) -> std::collections::BTreeMap<Colour, Route
 
 /// One class per PE.
 fn split(program: &WaferProgram) -> Vec<Class> {
-    let single = |class: &Class, x: u32, y: u32| Class { regions: vec![Region::pe(x, y)], ..class.clone() };
+    let single = |class: &Class, x: u32, y: u32| Class {
+        name: format!("pe_{x}_{y}"),
+        regions: vec![Region::pe(x, y)],
+        ..class.clone()
+    };
     let all = program.classes.iter();
     all.flat_map(|c| c.regions.iter().flat_map(move |r| r.pes().map(move |at| single(c, at.x, at.y))))
         .collect()

@@ -209,8 +209,9 @@ pub enum Instr {
     Op(LoweredOp),
     /// Vector operations side by side.
     Par(Vec<LoweredOp>),
-    /// Head of a loop; `end` is the index of its [`Instr::Next`].
-    Loop { depth: usize, count: Linear, end: usize },
+    /// Head of a loop; `end` is the index of its [`Instr::Next`]. `varies` says that iterations differ in more than
+    /// addresses: a count or length inside depends on the counter.
+    Loop { depth: usize, count: Linear, end: usize, varies: bool },
     /// End of the loop whose head is at `head`.
     Next { depth: usize, head: usize },
     /// Sends a control word.
@@ -221,6 +222,52 @@ pub enum Instr {
     Phase(usize),
     /// End of the task.
     End,
+}
+
+impl LoweredClass {
+    /// Whether counts or lengths anywhere depend on the PE's column, row.
+    pub fn lengths_use_place(&self) -> (bool, bool) {
+        let mut used = (false, false);
+        let mut note = |l: &Linear| {
+            let (x, y) = l.uses_place();
+            used = (used.0 || x, used.1 || y);
+        };
+        for task in &self.tasks {
+            note(&task.times);
+            for instr in &task.code {
+                match instr {
+                    Instr::Op(op) => op.dims.iter().for_each(&mut note),
+                    Instr::Par(ops) => ops.iter().flat_map(|op| &op.dims).for_each(&mut note),
+                    Instr::Loop { count, .. } => note(count),
+                    _ => {}
+                }
+            }
+        }
+        used
+    }
+}
+
+impl Instr {
+    /// Whether a count or length depends on how often the task ran before.
+    pub fn length_varies_by_turn(&self) -> bool {
+        match self {
+            Instr::Op(op) => op.dims.iter().any(|d| d.turn != 0),
+            Instr::Par(ops) => ops.iter().any(|op| op.dims.iter().any(|d| d.turn != 0)),
+            Instr::Loop { count, .. } => count.turn != 0,
+            _ => false,
+        }
+    }
+
+    /// Whether a count or length depends on the counter of the loop at `depth`.
+    fn length_uses(&self, depth: usize) -> bool {
+        let op = |op: &LoweredOp| op.dims.iter().any(|d| d.uses_loop(depth));
+        match self {
+            Instr::Op(o) => op(o),
+            Instr::Par(ops) => ops.iter().any(op),
+            Instr::Loop { count, .. } => count.uses_loop(depth),
+            _ => false,
+        }
+    }
 }
 
 /// A task in executable form.
@@ -341,12 +388,13 @@ impl Cx<'_> {
     fn repeat(&mut self, count: &Affine, body: &[Stmt], depth: usize) {
         let head = self.code.len();
         let depth = depth.min(MAX_DEPTH - 1);
-        self.code.push(Instr::Loop { depth, count: count.into(), end: 0 });
+        self.code.push(Instr::Loop { depth, count: count.into(), end: 0, varies: false });
         self.statements(body, depth + 1);
         let last = self.code.len();
         self.code.push(Instr::Next { depth, head });
-        if let Instr::Loop { end, .. } = &mut self.code[head] {
-            *end = last;
+        let differs = self.code[head + 1..last].iter().any(|i| i.length_uses(depth));
+        if let Instr::Loop { end, varies, .. } = &mut self.code[head] {
+            (*end, *varies) = (last, differs);
         }
     }
 

@@ -233,21 +233,10 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Gives every PE its class.
+    /// Gives every PE its class; regions lie inside the grid.
     fn cover(&mut self) {
-        let (width, height) = (self.net.width, self.net.height);
         for (index, class) in self.program.classes.iter().enumerate() {
             for region in &class.regions {
-                let last_x =
-                    u64::from(region.x) + u64::from(region.columns.max(1) - 1) * u64::from(region.step_x);
-                let last_y =
-                    u64::from(region.y) + u64::from(region.rows.max(1) - 1) * u64::from(region.step_y);
-                if last_x >= u64::from(width) || last_y >= u64::from(height) {
-                    let at = Coord { x: last_x.min(1 << 31) as u32, y: last_y.min(1 << 31) as u32 };
-                    let fault = Fault::Outside { width, height };
-                    self.errors.push(CheckError::new(fault).at(at).class(&class.name));
-                    continue;
-                }
                 for at in region.pes() {
                     self.claim(at, index);
                 }

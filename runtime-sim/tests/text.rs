@@ -53,7 +53,7 @@ fn mistakes_are_shown_with_their_place_and_a_hint() {
         (
             "wafer 1 x 1\nclass a at (0, 0) { task t start { mov a[q] <- a len 3 } }",
             2,
-            41,
+            42,
             "expected a number or variable, found `q`",
         ),
         ("wafer 1 x 1\nclasp", 2, 1, "expected `tensor`, `phase`, `class` or `host`, found `clasp`"),

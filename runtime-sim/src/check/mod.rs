@@ -1,10 +1,14 @@
 //! Proves that a program cannot fault the machine, or says at which PE and why it could.
 
 mod fault;
+mod memory;
+mod names;
+mod words;
 
 pub use fault::{CheckError, Fault};
 
 use crate::fabric::FabricSpec;
+use crate::lower::lower;
 use crate::network::Network;
 use crate::program::WaferProgram;
 
@@ -27,8 +31,19 @@ impl<T> Checked<T> {
     }
 }
 
-/// Checks a program against a fabric; reports all faults that can be told apart.
+/// Checks a program against a fabric; reports as many faults as can be told apart.
+///
+/// Proven: names and ranges; memory fits, and buffers do not overlap while alive; slices with decidable loops stay in
+/// their buffers; every route ends in a reader and has one sender; every word sent is read, except that words through
+/// switches which also copy are only followed by the simulator; tasks are triggered as often as they say.
 pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Result<Checked<WaferProgram>, Vec<CheckError>> {
-    Network::build(program, spec, &|_| true)?;
+    refuse(names::check(program, spec))?;
+    refuse(memory::check(program, spec))?;
+    let net = Network::build(program, spec, &|_| true)?;
+    refuse(words::check(program, &net, &lower(program, spec)))?;
     Ok(Checked { inner: program.clone(), fabric: spec.clone() })
+}
+
+fn refuse(errors: Vec<CheckError>) -> Result<(), Vec<CheckError>> {
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

@@ -126,11 +126,6 @@ impl Pe {
         }
     }
 
-    /// Name index of the running task.
-    pub fn task(&self) -> Option<usize> {
-        self.running.map(|t| t as usize)
-    }
-
     /// Runs as far as possible. Returns a time if it wants to be woken then, whatever else happens.
     pub fn run(
         &mut self,
@@ -267,7 +262,7 @@ impl Pe {
                     return Ok(false);
                 }
             }
-            Instr::Loop { depth, count, end } => {
+            Instr::Loop { depth, count, end, .. } => {
                 self.loops[*depth] = 0;
                 if count.at(&self.env(ports)) <= 0 {
                     self.pc = *end as u32;

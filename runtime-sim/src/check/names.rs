@@ -1,0 +1,327 @@
+//! Everything that can be seen without following a word: names, ranges, shapes of statements.
+
+use super::fault::{CheckError, Fault};
+use crate::fabric::FabricSpec;
+use crate::lower::{MAX_DEPTH, input_colours, output_colours};
+use crate::program::{
+    Affine, Class, Colour, Coord, Dest, HostStream, Operand, Port, Route, Slice, Stmt, Task, TensorMap,
+    Trigger, Var, VectorOp, WaferProgram, Wire,
+};
+use lapidary_models::dtype::DType;
+use std::collections::BTreeSet;
+
+/// Largest grid side and tensor that a program may name; keeps later sums in range.
+const HUGE: i64 = 1 << 40;
+
+/// All faults of this kind.
+pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Vec<CheckError> {
+    let mut errors = Vec::new();
+    grid(program, spec, &mut errors);
+    duplicates("phase", program.phases.iter(), &mut errors);
+    duplicates("class", program.classes.iter().map(|c| &c.name), &mut errors);
+    duplicates("host stream", program.host.iter().map(|h| &h.name), &mut errors);
+    for (name, tensor) in &program.tensors {
+        range(format!("the size of tensor `{name}`"), tensor.elements as i64, 0, HUGE, &mut errors);
+    }
+    colours(program, spec, &mut errors);
+    for class in &program.classes {
+        let first = errors.len();
+        Names { program, class, errors: &mut errors }.class(spec);
+        for error in &mut errors[first..] {
+            error.class = Some(class.name.clone());
+        }
+    }
+    program.host.iter().for_each(|h| host(program, h, &mut errors));
+    errors
+}
+
+fn grid(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
+    let (width, height) = (program.width, program.height);
+    let (max_width, max_height) = (spec.max_width, spec.max_height);
+    if width == 0 || height == 0 || width > max_width || height > max_height {
+        errors.push(CheckError::new(Fault::Grid { width, height, max_width, max_height }));
+    }
+    if program.classes.len() >= usize::from(u16::MAX) {
+        let value = program.classes.len() as i64;
+        range("the number of classes".into(), value, 0, i64::from(u16::MAX) - 1, errors);
+    }
+}
+
+fn duplicates<'a>(what: &'static str, names: impl Iterator<Item = &'a String>, errors: &mut Vec<CheckError>) {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            errors.push(CheckError::new(Fault::Duplicate { what, name: name.clone() }));
+        }
+    }
+}
+
+fn range(what: String, value: i64, least: i64, most: i64, errors: &mut Vec<CheckError>) {
+    if value < least || value > most {
+        let expected = if most == HUGE { format!("{least} or more") } else { format!("{least}..={most}") };
+        errors.push(CheckError::new(Fault::Range { what, value, expected }));
+    }
+}
+
+fn colours(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
+    let routed = program.classes.iter().flat_map(|c| c.routes.keys().copied());
+    let used: BTreeSet<Colour> = routed.chain(program.host.iter().map(|h| h.colour)).collect();
+    if used.len() > usize::from(spec.colours) {
+        errors.push(CheckError::new(Fault::Colours { used: used.len(), limit: spec.colours }));
+    } else if let Some(last) = used.last() {
+        let most = i64::from(spec.colours) - 1;
+        range("the number of a colour".into(), i64::from(last.0), 0, most, errors);
+    }
+}
+
+/// Variables that an expression may use.
+#[derive(Clone, Copy)]
+struct Scope {
+    loops: usize,
+    turn: bool,
+    dims: usize,
+}
+
+fn affine(what: &str, a: &Affine, scope: Scope, errors: &mut Vec<CheckError>) {
+    for (var, c) in &a.terms {
+        let known = match var {
+            Var::X | Var::Y => true,
+            Var::XOver(n) | Var::YOver(n) => *n > 0,
+            Var::Loop(d) => usize::from(*d) < scope.loops,
+            Var::Turn => scope.turn,
+            Var::Dim(k) => usize::from(*k) < scope.dims,
+        };
+        if !known {
+            errors.push(CheckError::new(Fault::Variable { what: what.into(), var: var.to_string() }));
+        }
+        range(format!("a coefficient of {what}"), *c, -HUGE, HUGE, errors);
+    }
+    range(format!("the constant of {what}"), a.base, -HUGE, HUGE, errors);
+}
+
+fn dims(what: &str, list: &[Affine], scope: Scope, errors: &mut Vec<CheckError>) {
+    range(format!("the number of lengths of {what}"), list.len() as i64, 1, 4, errors);
+    list.iter().for_each(|d| affine(&format!("a length of {what}"), d, scope, errors));
+}
+
+fn tensor(program: &WaferProgram, map: (&str, &[Affine], &Affine), user: &str, errors: &mut Vec<CheckError>) {
+    let (name, lengths, index) = map;
+    if !program.tensors.contains_key(name) {
+        let fault = Fault::Unknown { what: "tensor", name: name.into(), user: user.into() };
+        errors.push(CheckError::new(fault));
+    }
+    let place = Scope { loops: 0, turn: false, dims: 0 };
+    dims(user, lengths, place, errors);
+    affine(&format!("the index of {user}"), index, Scope { dims: lengths.len(), ..place }, errors);
+}
+
+fn host(program: &WaferProgram, h: &HostStream, errors: &mut Vec<CheckError>) {
+    let user = format!("host stream `{}`", h.name);
+    tensor(program, (&h.tensor, &h.dims, &h.index), &user, errors);
+    if h.edge == Port::Ramp {
+        let what = format!("{user} enters at a ramp: name an edge");
+        errors.push(CheckError::new(Fault::Malformed { what }));
+    }
+    let limit = i64::from(if h.edge.lane() == Var::X { program.width } else { program.height });
+    let last = i64::from(h.first) + (i64::from(h.lanes) - 1) * i64::from(h.step);
+    range(format!("the number of lanes of {user}"), i64::from(h.lanes), 1, limit, errors);
+    range(format!("the lane step of {user}"), i64::from(h.step), 1, HUGE, errors);
+    range(format!("the interval of {user}"), i64::from(h.interval), 1, HUGE, errors);
+    range(format!("the last lane of {user}"), last, 0, limit - 1, errors);
+}
+
+struct Names<'a> {
+    program: &'a WaferProgram,
+    class: &'a Class,
+    errors: &'a mut Vec<CheckError>,
+}
+
+impl Names<'_> {
+    fn class(&mut self, spec: &FabricSpec) {
+        for r in &self.class.regions {
+            for (what, value) in
+                [("columns", r.columns), ("rows", r.rows), ("step_x", r.step_x), ("step_y", r.step_y)]
+            {
+                range(format!("`{what}` of a region"), i64::from(value), 1, HUGE, self.errors);
+            }
+            let last =
+                |first: u32, n: u32, step: u32| i64::from(first) + (i64::from(n) - 1) * i64::from(step);
+            let (x, y) = (last(r.x, r.columns, r.step_x), last(r.y, r.rows, r.step_y));
+            let (width, height) = (self.program.width, self.program.height);
+            if x >= i64::from(width) || y >= i64::from(height) {
+                let clamp = |v: i64| v.clamp(0, i64::from(u32::MAX)) as u32;
+                let at = Coord { x: clamp(x), y: clamp(y) };
+                self.errors.push(CheckError::new(Fault::Outside { width, height }).at(at));
+            }
+        }
+        duplicates("task", self.class.tasks.iter().map(|t| &t.name), self.errors);
+        for (name, buffer) in &self.class.buffers {
+            if buffer.dtype == DType::I32 {
+                let what = format!("buffer `{name}` has dtype i32: PEs compute in f32, f16 and bf16");
+                self.errors.push(CheckError::new(Fault::Malformed { what }));
+            }
+            for (verb, map) in [("load", &buffer.load), ("store", &buffer.store)] {
+                if let Some(TensorMap { tensor: t, dims, index }) = map {
+                    tensor(
+                        self.program,
+                        (t, dims, index),
+                        &format!("the {verb} of buffer `{name}`"),
+                        self.errors,
+                    );
+                }
+            }
+        }
+        self.class.routes.iter().for_each(|(colour, route)| self.route(*colour, route, spec));
+        self.class.tasks.iter().for_each(|task| self.task(task));
+    }
+
+    fn route(&mut self, colour: Colour, route: &Route, spec: &FabricSpec) {
+        let count = route.positions.len() as i64;
+        range("the number of switch positions".into(), count, 1, spec.switch_positions as i64, self.errors);
+        for (position, p) in route.positions.iter().enumerate() {
+            let unique: BTreeSet<Port> = p.to.iter().copied().collect();
+            let why = match () {
+                () if p.to.is_empty() => "it sends to no port",
+                () if unique.len() < p.to.len() => "it sends to a port twice",
+                () if unique.contains(&p.from) => "it sends back to where words come from",
+                () => continue,
+            };
+            self.errors.push(CheckError::new(Fault::Position { position, why }).colour(colour));
+        }
+    }
+
+    fn task(&mut self, task: &Task) {
+        let user = format!("task `{}`", task.name);
+        affine(
+            &format!("`times` of {user}"),
+            &task.times,
+            Scope { loops: 0, turn: false, dims: 0 },
+            self.errors,
+        );
+        match task.trigger {
+            Trigger::Start if task.times != Affine::constant(1) => {
+                let what = format!("{user} starts by itself and runs once: write `times` 1");
+                self.errors.push(CheckError::new(Fault::Malformed { what }));
+            }
+            Trigger::Start | Trigger::Local => {}
+            Trigger::Data { colour, wire } => {
+                self.input(&user, colour);
+                self.scalar(&user, wire);
+            }
+            Trigger::Control { colour } => self.input(&user, colour),
+        }
+        self.body(task, &task.body, 0);
+    }
+
+    fn body(&mut self, task: &Task, body: &[Stmt], depth: usize) {
+        let scope = Scope { loops: depth, turn: true, dims: 0 };
+        for stmt in body {
+            match stmt {
+                Stmt::Op(op) => self.op(task, op, scope),
+                Stmt::Par(ops) => ops.iter().for_each(|op| self.op(task, op, scope)),
+                Stmt::Loop { count, body } => {
+                    affine("a loop count", count, scope, self.errors);
+                    if depth >= MAX_DEPTH {
+                        range(
+                            "the depth of loops".into(),
+                            depth as i64 + 1,
+                            1,
+                            MAX_DEPTH as i64,
+                            self.errors,
+                        );
+                    } else {
+                        self.body(task, body, depth + 1);
+                    }
+                }
+                Stmt::Control { colour, .. } => self.output(&format!("task `{}`", task.name), *colour),
+                Stmt::Activate(name) => self.activate(task, name),
+                Stmt::Phase(name) => {
+                    if !self.program.phases.contains(name) {
+                        self.unknown("phase", name, &format!("task `{}`", task.name));
+                    }
+                }
+            }
+        }
+    }
+
+    fn activate(&mut self, task: &Task, name: &str) {
+        let user = format!("task `{}`", task.name);
+        match self.class.tasks.iter().find(|t| t.name == name) {
+            None => self.unknown("task", name, &user),
+            Some(t) if t.trigger != Trigger::Local => {
+                let what = format!("{user} activates task `{name}`, whose trigger is not `local`");
+                self.errors.push(CheckError::new(Fault::Malformed { what }));
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn unknown(&mut self, what: &'static str, name: &str, user: &str) {
+        let fault = Fault::Unknown { what, name: name.into(), user: user.into() };
+        self.errors.push(CheckError::new(fault));
+    }
+
+    fn op(&mut self, task: &Task, op: &VectorOp, scope: Scope) {
+        let user = format!("`{}` in task `{}`", op.kind.name(), task.name);
+        dims(&user, &op.dims, scope, self.errors);
+        if op.src.len() != op.kind.arity() {
+            let what = format!("the number of operands of {user}");
+            let arity = op.kind.arity() as i64;
+            range(what, op.src.len() as i64, arity, arity, self.errors);
+        }
+        match &op.dst {
+            Dest::Mem(slice) => self.slice(&user, slice, op.dims.len(), scope),
+            Dest::Out { colour, .. } | Dest::OutThen { colour, .. } => self.output(&user, *colour),
+        }
+        for source in &op.src {
+            match source {
+                Operand::Mem(slice) => self.slice(&user, slice, op.dims.len(), scope),
+                Operand::In { colour, .. } => self.input(&user, *colour),
+                Operand::Scalar { colour, wire } => {
+                    self.input(&user, *colour);
+                    self.scalar(&user, *wire);
+                }
+                Operand::Trigger if !matches!(task.trigger, Trigger::Data { .. }) => {
+                    let what = format!("{user} reads `trigger`, but the task is not triggered by data");
+                    self.errors.push(CheckError::new(Fault::Malformed { what }));
+                }
+                Operand::Trigger | Operand::Const(_) => {}
+            }
+        }
+    }
+
+    fn slice(&mut self, user: &str, slice: &Slice, lengths: usize, scope: Scope) {
+        affine(&format!("an address of {user}"), &slice.at, scope, self.errors);
+        if !self.class.buffers.contains_key(&slice.buffer) {
+            self.unknown("buffer", &slice.buffer, user);
+        }
+        if !slice.strides.is_empty() && slice.strides.len() != lengths {
+            let what = format!("the number of strides of `{}` in {user}", slice.buffer);
+            range(what, slice.strides.len() as i64, lengths as i64, lengths as i64, self.errors);
+        }
+        for stride in &slice.strides {
+            range(format!("a stride of {user}"), *stride, -HUGE, HUGE, self.errors);
+        }
+    }
+
+    fn scalar(&mut self, user: &str, wire: Wire) {
+        if wire.lanes() != 1 {
+            let what = format!("{user} takes one element per word, but the wire is {}", wire.name());
+            self.errors.push(CheckError::new(Fault::Malformed { what }));
+        }
+    }
+
+    fn input(&mut self, user: &str, colour: Colour) {
+        if input_colours(self.class).binary_search(&colour).is_err() {
+            let fault = Fault::NoRamp { user: user.into(), verb: "reads" };
+            self.errors.push(CheckError::new(fault).colour(colour));
+        }
+    }
+
+    fn output(&mut self, user: &str, colour: Colour) {
+        if output_colours(self.class).binary_search(&colour).is_err() {
+            let fault = Fault::NoRamp { user: user.into(), verb: "sends on" };
+            self.errors.push(CheckError::new(fault).colour(colour));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Programs that could fault the machine are refused, with the place, the cause and a hint.
+
+use lapidary_runtime_sim::check::Fault;
+use lapidary_runtime_sim::text::parse;
+use lapidary_runtime_sim::{CheckError, FabricSpec, check, collectives};
+
+fn faults(text: &str) -> Vec<CheckError> {
+    let program = parse(text, "test.wafer").unwrap_or_else(|e| panic!("{e}"));
+    check(&program, &FabricSpec::wse2()).err().unwrap_or_default()
+}
+
+/// Two PEs; `a` sends to `b`.
+fn pair(a: &str, b: &str) -> String {
+    format!(
+        "wafer 2 x 1\ntensor t[8]\nphase p phase q\nclass a at (0, 0) {{ {a} }}\nclass b at (1, 0) {{ {b} }}\n"
+    )
+}
+
+const SENDER: &str = "buffer v: f32[8] @0 route 0: ramp -> east task main start { mov out(0) <- v len 8 }";
+const READER: &str = "buffer v: f32[8] @0 route 0: west -> ramp task main start { mov v <- in(0) len 8 }";
+
+#[test]
+fn correct_programs_pass() {
+    assert_eq!(faults(&pair(SENDER, READER)), []);
+    let spec = FabricSpec::wse2();
+    for program in [
+        collectives::chain_reduce(8, 4),
+        collectives::star_reduce(8, 4),
+        collectives::tree_reduce(8, 4),
+        collectives::two_phase_reduce(9, 4, 3),
+        collectives::all_reduce_2d(5, 7, 3),
+    ] {
+        assert_eq!(check(&program, &spec).err(), None);
+    }
+}
+
+#[test]
+fn faults_name_the_pe_the_cause_and_a_hint() {
+    let memory = SENDER.replace("v: f32[8] @0", "v: f32[8] @0 buffer big: f16[24576] @32");
+    let overlap = SENDER.replace("v: f32[8] @0", "v: f32[8] @0 buffer w: f16[4] @24");
+    let apart = SENDER.replace("v: f32[8] @0", "v: f32[8] @0 alive p..p buffer w: f16[4] @24 alive q..q");
+    let dead = SENDER.replace("v: f32[8] @0", "v: f32[8] @0 alive q..q");
+    let longer = SENDER.replace("len 8", "len 9");
+    let fewer = READER.replace("len 8", "len 7");
+    let unread = "buffer v: f32[8] @0 route 0: west -> ramp";
+    let both = "buffer v: f32[8] @0 route 0: ramp -> west task main start { mov out(0) <- v len 8 }";
+    let waits = "route 0: west -> ramp task t data(0) times 9 { }";
+    let cases = [
+        (pair(&memory, READER), "PE (0, 0), class `a`: buffer `big` ends at byte 49184, a PE has 49152"),
+        (
+            pair(&overlap, READER),
+            "PE (0, 0), class `a`: buffers `v` and `w` overlap in bytes 24..32 while both are alive",
+        ),
+        (pair(&dead, READER), "PE (0, 0), class `a`: buffer `v` is used in phase `p`, where it is not alive"),
+        (pair(&longer, READER), "PE (0, 0), class `a`: `mov` reaches element 8 of buffer `v`, which has 8"),
+        (
+            pair(SENDER, &fewer),
+            "PE (1, 0), class `b`, colour 0: PE (0, 0) sends 8 words, but PE (1, 0) reads 7",
+        ),
+        (
+            pair(SENDER, unread),
+            "PE (1, 0), class `b`, colour 0: PE (0, 0) sends 8 words, but PE (1, 0) reads 0",
+        ),
+        (
+            pair(SENDER, ""),
+            "PE (1, 0), class `b`, colour 0: words sent by PE (0, 0) arrive from the west and nothing takes them",
+        ),
+        (
+            pair(SENDER, both),
+            "PE (1, 0), class `b`, colour 0: words sent by PE (0, 0) arrive from the west, but the router takes the colour from the ramp",
+        ),
+        (
+            pair(SENDER, waits),
+            "PE (1, 0), class `b`, colour 0: PE (0, 0) sends 8 words, but PE (1, 0) reads 9",
+        ),
+        (
+            pair(SENDER, &READER.replace("in(0)", "in(1)")),
+            "class `b`, colour 1: `mov` in task `main` reads the colour, but no route of the class connects it to the ramp",
+        ),
+        (
+            pair(&SENDER.replace("<- v", "<- w"), READER),
+            "class `a`: `mov` in task `main` uses the buffer `w`, which is not declared",
+        ),
+        (
+            pair(&SENDER.replace("len 8", "len i0"), READER),
+            "class `a`: a length of `mov` in task `main` uses `i0`, which has no meaning there",
+        ),
+        (
+            pair("route 0: ramp -> east | west -> west", READER),
+            "class `a`, colour 0: switch position 1: it sends back to where words come from",
+        ),
+        (
+            pair(&format!("{SENDER} task more local times 2 {{ }}"), READER),
+            "PE (0, 0), class `a`: task `more` should run 2 times, but is triggered 0 times",
+        ),
+        ("wafer 800 x 1".into(), "the grid is 800 x 1 PEs, the wafer has 750 x 994"),
+        (
+            "wafer 2 x 1 class a at (0, 0) 3 x 1 { }".into(),
+            "PE (2, 0), class `a`: the class covers a PE outside the grid of 2 x 1",
+        ),
+        (
+            "wafer 2 x 1 class a at (0, 0) 2 x 1 { } class b at (1, 0) { }".into(),
+            "PE (1, 0): the PE is in class `a` and in class `b`",
+        ),
+    ];
+    for (text, message) in cases {
+        let found: Vec<String> = faults(&text).iter().map(CheckError::to_string).collect();
+        assert!(found.iter().any(|f| f.starts_with(message)), "expected {message}\nfound {found:#?}");
+        assert!(found.iter().all(|f| f.ends_with(')')), "a hint in each of {found:?}");
+    }
+    assert_eq!(faults(&pair(&apart, READER)), []);
+}
+
+#[test]
+fn more_colours_than_the_fabric_has_are_refused() {
+    let routes: String = (0..25).map(|c| format!(" route {c}: west -> east")).collect();
+    let found = faults(&format!("wafer 1 x 1 class a at (0, 0) {{ {routes} }}"));
+    assert!(matches!(found[0].fault, Fault::Colours { used: 25, limit: 24 }), "{found:?}");
+}
+
+#[test]
+fn a_route_in_a_circle_is_refused() {
+    let text = "wafer 2 x 2
+class a at (0, 0) { route 0: south -> east }
+class b at (1, 0) { route 0: west -> south }
+class c at (1, 1) { route 0: north -> west }
+class d at (0, 1) { buffer v: f32[1] @0 route 0: ramp -> north task t start { mov out(0) <- v len 1 } }";
+    let found = faults(text);
+    assert!(matches!(found[0].fault, Fault::TwoSenders { .. } | Fault::Circle { .. }), "{found:?}");
+}
