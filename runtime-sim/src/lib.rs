@@ -2,12 +2,13 @@
 //!
 //! A [`program::WaferProgram`] is plain data: classes of processing elements (PEs), their memory, tasks and routes,
 //! and the streams of words that enter and leave at the edges of the wafer. [`check`] proves that it cannot fault the
-//! machine; [`event::simulate`] runs it word by word.
+//! machine; [`event::simulate`] runs it word by word; [`flow::time`] times it by classes and bursts.
 
 pub mod check;
 pub mod collectives;
 pub mod event;
 pub mod fabric;
+pub mod flow;
 mod lower;
 mod network;
 mod price;

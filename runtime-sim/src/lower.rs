@@ -50,9 +50,10 @@ impl Linear {
         self.base + self.x * env.x + self.y * env.y + self.turn * env.turn + loops + quotients
     }
 
-    /// Whether the value depends on a loop counter or on the task's turn.
-    pub fn varies_in_time(&self) -> bool {
-        self.turn != 0 || self.loops.iter().any(|&c| c != 0)
+    /// What the row contributes to the value.
+    pub fn part_of_row(&self, y: i64) -> i64 {
+        let quotients = self.quotients.iter().filter(|q| !q.0);
+        self.y * y + quotients.map(|(_, n, c)| c * y.div_euclid(*n)).sum::<i64>()
     }
 
     /// Whether the value depends on the counter of the loop at `depth`.
@@ -228,10 +229,22 @@ impl LoweredClass {
     /// Whether counts or lengths anywhere depend on the PE's column, row.
     pub fn lengths_use_place(&self) -> (bool, bool) {
         let mut used = (false, false);
-        let mut note = |l: &Linear| {
+        self.lengths(&mut |l: &Linear| {
             let (x, y) = l.uses_place();
             used = (used.0 || x, used.1 || y);
-        };
+        });
+        used
+    }
+
+    /// What the row contributes to each count and length that depends on it.
+    pub fn lengths_from_row(&self, y: i64) -> Vec<i64> {
+        let mut parts = Vec::new();
+        self.lengths(&mut |l: &Linear| parts.extend(l.uses_place().1.then(|| l.part_of_row(y))));
+        parts
+    }
+
+    /// Visits every count and length.
+    fn lengths(&self, mut note: &mut dyn FnMut(&Linear)) {
         for task in &self.tasks {
             note(&task.times);
             for instr in &task.code {
@@ -243,7 +256,6 @@ impl LoweredClass {
                 }
             }
         }
-        used
     }
 }
 

@@ -118,6 +118,8 @@ pub struct Network {
     pub height: u32,
     /// Class of each PE, row by row; `u16::MAX` where there is none.
     pub class_of: Vec<u16>,
+    /// Rows whose PEs are traced.
+    pub traced: Vec<bool>,
     /// First entry of each PE in [`Network::slots`].
     pub first_slot: Vec<u32>,
     /// Per PE: the ends of its input colours, then the streams of its output colours, in slot order.
@@ -149,6 +151,11 @@ impl Network {
     /// Position of PE `index`.
     pub fn coord(&self, index: u32) -> Coord {
         Coord { x: index % self.width, y: index / self.width }
+    }
+
+    /// Whether a PE is in a traced row.
+    pub fn is_traced(&self, pe: usize) -> bool {
+        self.traced[pe / self.width as usize]
     }
 
     /// The end behind input `slot` of a PE.
@@ -217,6 +224,7 @@ impl<'a> Builder<'a> {
             width: program.width,
             height: program.height,
             class_of: vec![u16::MAX; pes],
+            traced: (0..program.height).map(wanted).collect(),
             ..Network::default()
         };
         Builder {

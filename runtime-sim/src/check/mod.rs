@@ -8,6 +8,7 @@ mod words;
 pub use fault::{CheckError, Fault};
 
 use crate::fabric::FabricSpec;
+use crate::flow::{self, FlowError};
 use crate::lower::lower;
 use crate::network::Network;
 use crate::program::WaferProgram;
@@ -31,16 +32,24 @@ impl<T> Checked<T> {
     }
 }
 
+/// Largest grid on which cyclic waits are looked for.
+const CYCLES_UP_TO: usize = 1024;
+
 /// Checks a program against a fabric; reports as many faults as can be told apart.
 ///
 /// Proven: names and ranges; memory fits, and buffers do not overlap while alive; slices with decidable loops stay in
 /// their buffers; every route ends in a reader and has one sender; every word sent is read, except that words through
-/// switches which also copy are only followed by the simulator; tasks are triggered as often as they say.
+/// switches which also copy are only followed by the simulator; tasks are triggered as often as they say. On grids of
+/// at most 1024 PEs without switches: no cyclic wait, unless a queue fills.
 pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Result<Checked<WaferProgram>, Vec<CheckError>> {
     refuse(names::check(program, spec))?;
     refuse(memory::check(program, spec))?;
     let net = Network::build(program, spec, &|_| true)?;
     refuse(words::check(program, &net, &lower(program, spec)))?;
+    let small = net.class_of.len() <= CYCLES_UP_TO;
+    if small && let Err(FlowError::Deadlock { chain }) = flow::finishes(program, spec, &net) {
+        return Err(vec![CheckError::new(Fault::Cycle { chain: chain.join("; ") })]);
+    }
     Ok(Checked { inner: program.clone(), fabric: spec.clone() })
 }
 

@@ -14,3 +14,4 @@ mod switch;
 mod values;
 
 pub use engine::{Run, SimError, simulate};
+pub(crate) use outcome::memory_peak;

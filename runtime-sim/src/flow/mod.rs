@@ -1,0 +1,15 @@
+//! Level *flow*: the same program and the same prices, with streams as bursts (start, period, length) instead of words
+//! and one row of PEs for all rows that do the same.
+//!
+//! A loop runs in one step for as many iterations as its inputs keep one rhythm: the time of iteration i is the
+//! largest of a few lines in i. Left out: full queues (a sender never waits for room), contention on shared links,
+//! routers with switch positions and control tasks; programs with the latter two kinds are refused.
+
+mod bursts;
+mod engine;
+mod outcome;
+mod profile;
+mod rows;
+
+pub(crate) use engine::finishes;
+pub use engine::{FlowError, time};

@@ -1,0 +1,147 @@
+//! From the final state of a flow run to its report; chosen rows count for those they stand for.
+
+use super::engine::{Engine, Pe};
+use super::rows::Rows;
+use crate::event::memory_peak;
+use crate::network::{NONE, Origin};
+use crate::program::Port;
+use crate::report::{ClassReport, HotLink, PhaseReport, Report, assumptions};
+use std::collections::BTreeMap;
+
+/// Writes the report.
+pub fn report(engine: &Engine, rows: &Rows) -> Report {
+    let members = || engine.pes.iter().enumerate().filter_map(|(i, pe)| Some((i as u32, pe.as_deref()?)));
+    let last = members().map(|(_, pe)| pe).max_by(|a, b| a.time.total_cmp(&b.time));
+    let drained = engine.net.host_out.iter().filter(|l| l.link != NONE);
+    let egress = drained.map(|l| engine.streams.last_arrival(l.link)).fold(0.0, f64::max);
+    let exact = last.map_or(0.0, |pe| pe.time).max(egress);
+    let cycles = exact.ceil() as u64;
+    let weight = |index: u32| {
+        let (all, chosen) = rows.weight.get(&(index / engine.net.width)).copied().unwrap_or((1, 1));
+        f64::from(all) / f64::from(chosen)
+    };
+    let busy: f64 = members().map(|(i, pe)| pe.busy * weight(i)).sum();
+    let pes: f64 = members().map(|(i, _)| weight(i)).sum();
+    let (sram_peak_bytes, sram_peak_class) = memory_peak(engine.program);
+    let (host_in_words, host_out_words) = host_words(engine);
+    let traffic = traffic(engine, cycles, &weight);
+    let host = host_in_words.max(host_out_words) as f64 / engine.spec.host_words_per_cycle;
+    Report {
+        level: "flow".into(),
+        cycles,
+        seconds: engine.spec.seconds(cycles),
+        clock_hz: engine.spec.clock_hz,
+        pes: pes.round() as u64,
+        pe_busy_pct: percent(busy, pes * exact),
+        sram_peak_bytes,
+        sram_peak_class,
+        hottest_link: traffic.2,
+        words: traffic.0,
+        word_hops: traffic.1,
+        host_in_words,
+        host_out_words,
+        host_cycles: host.ceil() as u64,
+        terms: terms(last, cycles),
+        classes: classes(engine, exact, &weight),
+        phases: phases(engine),
+        assumptions: assumptions(engine.spec),
+    }
+}
+
+fn percent(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { 100.0 * part / whole } else { 0.0 }
+}
+
+fn host_words(engine: &Engine) -> (u64, u64) {
+    let fed = engine.net.host_in.iter().map(|l| engine.streams.sent(l.link)).sum();
+    let ends = engine.net.host_out.iter().filter(|l| l.link != NONE);
+    let drained = ends.map(|l| engine.streams.sent(engine.net.ends[l.link as usize].stream)).sum();
+    (fed, drained)
+}
+
+/// Words, word-hops and the link with the most words.
+fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u64, Option<HotLink>) {
+    let mut load: BTreeMap<(u32, Port), u64> = BTreeMap::new();
+    let (mut words, mut hops) = (0.0, 0.0);
+    for stream in 0..engine.net.streams.len() as u32 {
+        let sent = engine.streams.sent(stream);
+        let share = match engine.net.streams[stream as usize].origin {
+            Origin::Pe(pe) => weight(pe),
+            _ => 1.0,
+        };
+        words += sent as f64 * share;
+        engine.net.links(engine.program, stream, &mut |pe, port| {
+            hops += sent as f64 * share;
+            *load.entry((pe, port)).or_default() += sent;
+        });
+    }
+    let mut best: Option<HotLink> = None;
+    for ((pe, port), sent) in load {
+        if sent > best.as_ref().map_or(0, |b| b.words) {
+            let load_pct = percent(sent as f64, cycles as f64);
+            best = Some(HotLink { at: engine.net.coord(pe), port, words: sent, load_pct });
+        }
+    }
+    (words as u64, hops as u64, best)
+}
+
+fn terms(last: Option<&Pe>, cycles: u64) -> BTreeMap<String, u64> {
+    let pe = last.cloned().unwrap_or_default();
+    let time = pe.time.ceil() as u64;
+    let (busy, issue, activation) = (pe.busy as u64, pe.issue as u64, pe.activation as u64);
+    let wait = time.saturating_sub(busy + issue + activation);
+    let egress = cycles.saturating_sub(time);
+    let named = [
+        ("busy", busy),
+        ("issue", issue),
+        ("task_activation", activation),
+        ("wait_data", wait),
+        ("wait_room", 0),
+        ("egress", egress),
+    ];
+    named.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+}
+
+fn classes(engine: &Engine, cycles: f64, weight: &dyn Fn(u32) -> f64) -> Vec<ClassReport> {
+    let mut sums = vec![(0.0, 0.0); engine.program.classes.len()];
+    for (index, pe) in engine.pes.iter().enumerate() {
+        if let Some(pe) = pe {
+            let sum = &mut sums[engine.net.class_of[index] as usize];
+            sum.0 += pe.busy * weight(index as u32);
+            sum.1 += weight(index as u32);
+        }
+    }
+    let all = engine.program.classes.iter().zip(sums).zip(engine.classes);
+    let report = |((class, (busy, pes)), lowered): (
+        (&crate::program::Class, (f64, f64)),
+        &crate::lower::LoweredClass,
+    )| {
+        let busy_pct = percent(busy, pes * cycles);
+        ClassReport {
+            name: class.name.clone(),
+            pes: class.count(),
+            busy_pct,
+            sram_bytes: u64::from(lowered.memory),
+        }
+    };
+    all.map(report).collect()
+}
+
+fn phases(engine: &Engine) -> Vec<PhaseReport> {
+    let mut spans = vec![(f64::INFINITY, 0.0f64); engine.program.phases.len()];
+    for pe in engine.pes.iter().flatten() {
+        for (n, &(phase, start)) in pe.phases.iter().enumerate() {
+            let end = pe.phases.get(n + 1).map_or(pe.time, |next| next.1);
+            let span = &mut spans[phase as usize];
+            *span = (span.0.min(start), span.1.max(end));
+        }
+    }
+    let named = engine.program.phases.iter().zip(spans).filter(|(_, span)| span.0.is_finite());
+    named
+        .map(|(name, (start, end))| PhaseReport {
+            name: name.clone(),
+            start: start as u64,
+            end: end.ceil() as u64,
+        })
+        .collect()
+}

@@ -1,0 +1,180 @@
+//! What a piece of code does to time and to its streams when nothing makes it wait.
+
+use crate::lower::{Env, Instr, LoweredOp, Sink, Source};
+
+/// A stream as one piece of code uses it: words from `first` to `last`, as times after the piece begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Access {
+    /// Input or output slot.
+    pub slot: usize,
+    /// Words read or written.
+    pub words: u64,
+    /// When the first is needed, or leaves.
+    pub first: f64,
+    /// When the last is needed, or leaves.
+    pub last: f64,
+}
+
+/// The undisturbed run of a piece of code.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile {
+    /// Its length in cycles.
+    pub work: f64,
+    /// Of these, cycles that move or compute elements.
+    pub busy: f64,
+    /// Of these, cycles to start ops.
+    pub issue: f64,
+    /// Streams read.
+    pub reads: Vec<Access>,
+    /// Streams written.
+    pub writes: Vec<Access>,
+}
+
+impl Profile {
+    /// That of one step of a streaming op, or of a whole op on memory.
+    pub fn step(op: &LoweredOp, env: &Env) -> Profile {
+        let mut profile = Profile::default();
+        profile.op(op, env, true);
+        profile
+    }
+
+    /// That of one iteration of `code[range]`.
+    pub fn of(code: &[Instr], range: std::ops::Range<usize>, env: &mut Env) -> Profile {
+        let mut profile = Profile::default();
+        profile.sequence(code, range, env);
+        profile
+    }
+
+    fn sequence(&mut self, code: &[Instr], range: std::ops::Range<usize>, env: &mut Env) {
+        let mut pc = range.start;
+        while pc < range.end {
+            match &code[pc] {
+                Instr::Op(op) => self.op(op, env, false),
+                Instr::Par(ops) => self.side_by_side(ops, env),
+                Instr::Loop { depth, count, end, varies } => {
+                    let n = count.at(env).max(0) as u64;
+                    self.repeat(code, pc + 1..*end, env, *depth, n, *varies);
+                    pc = *end;
+                }
+                _ => {}
+            }
+            pc += 1;
+        }
+    }
+
+    fn repeat(
+        &mut self,
+        code: &[Instr],
+        body: std::ops::Range<usize>,
+        env: &mut Env,
+        depth: usize,
+        n: u64,
+        varies: bool,
+    ) {
+        env.loops[depth] = 0;
+        if varies {
+            for i in 0..n {
+                env.loops[depth] = i as i64;
+                self.sequence(code, body.clone(), env);
+            }
+        } else if n > 0 {
+            let once = Profile::of(code, body, env);
+            self.append(&once.times(n));
+        }
+        env.loops[depth] = 0;
+    }
+
+    /// `n` runs one after the other.
+    fn times(mut self, n: u64) -> Profile {
+        let later = (n - 1) as f64 * self.work;
+        for access in self.reads.iter_mut().chain(&mut self.writes) {
+            access.words *= n;
+            access.last += later;
+        }
+        let factor = n as f64;
+        Profile { work: self.work * factor, busy: self.busy * factor, issue: self.issue * factor, ..self }
+    }
+
+    /// `other` after this.
+    fn append(&mut self, other: &Profile) {
+        let begin = self.work;
+        other.reads.iter().for_each(|a| merge(&mut self.reads, a, begin));
+        other.writes.iter().for_each(|a| merge(&mut self.writes, a, begin));
+        self.work += other.work;
+        self.busy += other.busy;
+        self.issue += other.issue;
+    }
+
+    fn op(&mut self, op: &LoweredOp, env: &Env, one_step: bool) {
+        let elements = op.elements(env);
+        if elements == 0 {
+            return;
+        }
+        let issue = if one_step && op.streams() { 0.0 } else { op.price.issue as f64 };
+        for source in &op.src {
+            if let Source::Scalar { slot, .. } = source
+                && !(one_step && op.streams())
+            {
+                let access = Access { slot: *slot, words: 1, first: 0.0, last: 0.0 };
+                merge(&mut self.reads, &access, self.work);
+            }
+        }
+        let begin = self.work + issue;
+        let length = match op.streams() {
+            true => self.stream(op, if one_step { 1 } else { elements / u64::from(op.price.step) }, begin),
+            false => op.price.memory_cycles(elements) as f64,
+        };
+        self.work = begin + length;
+        self.busy += length;
+        self.issue += issue;
+    }
+
+    /// Reads and writes of a streaming op of `steps` steps.
+    fn stream(&mut self, op: &LoweredOp, steps: u64, begin: f64) -> f64 {
+        let cost = op.price.step_cycles as f64;
+        let later = (steps.max(1) - 1) as f64 * cost;
+        for source in &op.src {
+            if let Source::In { slot, wire } = source {
+                let words = steps * u64::from(op.price.step / wire.lanes());
+                merge(&mut self.reads, &Access { slot: *slot, words, first: 0.0, last: later }, begin);
+            }
+        }
+        if let Sink::Out { slot, wire, .. } = &op.dst {
+            let words = u64::from(op.price.step / wire.lanes());
+            let first = cost - (words - 1) as f64;
+            let access = Access { slot: *slot, words: steps * words, first, last: later + cost };
+            merge(&mut self.writes, &access, begin);
+        }
+        steps as f64 * cost
+    }
+
+    fn side_by_side(&mut self, ops: &[LoweredOp], env: &Env) {
+        let begin = self.work;
+        let mut longest = Profile::default();
+        for op in ops {
+            let mut alone = Profile::default();
+            alone.op(op, env, false);
+            alone.reads.iter().for_each(|a| merge(&mut self.reads, a, begin));
+            alone.writes.iter().for_each(|a| merge(&mut self.writes, a, begin));
+            if alone.work > longest.work {
+                longest = alone;
+            }
+        }
+        self.work += longest.work;
+        self.busy += longest.busy;
+        self.issue += longest.issue;
+    }
+}
+
+/// Adds an access that begins `begin` later to those of the same slot.
+fn merge(list: &mut Vec<Access>, access: &Access, begin: f64) {
+    let (first, last) = (access.first + begin, access.last + begin);
+    match list.iter_mut().find(|a| a.slot == access.slot) {
+        Some(a) => {
+            a.words += access.words;
+            a.first = a.first.min(first);
+            a.last = a.last.max(last);
+        }
+        None => list.push(Access { first, last, ..*access }),
+    }
+}
