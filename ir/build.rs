@@ -25,6 +25,7 @@ const GENERATED: [(&str, &str); 10] = [
 
 fn main() {
     let prefix = llvm_prefix();
+    check_c_api(&prefix);
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo::rerun-if-changed=dialects");
     println!("cargo::rerun-if-env-changed=MLIR_SYS_220_PREFIX");
@@ -61,6 +62,16 @@ fn llvm_prefix() -> PathBuf {
     ))
 }
 
+/// Debian has MLIR's C API as static archives only; the workspace links the shared one that `make setup` makes.
+fn check_c_api(prefix: &Path) {
+    println!("cargo::rerun-if-env-changed=MLIR_SYS_LINK_SHARED");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/lib/libMLIR-C.so");
+    let shared = env::var_os("MLIR_SYS_LINK_SHARED").is_some();
+    if shared && !own.exists() && !prefix.join("lib/libMLIR-C.so").exists() {
+        fail("MLIR's shared C API, .deps/lib/libMLIR-C.so, is not there: run `make setup`, which makes it")
+    }
+}
+
 /// Runs one generator of mlir-tblgen; the result is written only when it differs, so that nothing is rebuilt in vain.
 fn generate(prefix: &Path, out: &Path, dialect: &str, kind: &str, suffix: &str) {
     let target = out.join(format!("{dialect}_{}.inc", kind.replace('-', "_")));
@@ -91,10 +102,8 @@ fn compile(prefix: &Path, out: &Path) {
         .flag("-fno-exceptions")
         .flag("-fno-rtti")
         .define("NDEBUG", None);
-    // The C++ only checks and prints: optimising it costs a minute and buys nothing in the dev profile.
-    if env::var("PROFILE").as_deref() == Ok("debug") {
-        build.opt_level(0);
-    }
+    // The C++ only checks and prints a few hundred ops at a time: optimising it would cost minutes of every build.
+    build.opt_level(0);
     build.include("dialects").include(out).include(prefix.join("include"));
     build.file("dialects/door.cpp").file("dialects/traits.cpp");
     for dialect in DIALECTS {

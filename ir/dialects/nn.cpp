@@ -327,6 +327,20 @@ LogicalResult RepeatOp::verify() {
   return success();
 }
 
+/// Whether `function` calls `target`, directly or through other functions. A body that was visited is not visited again.
+static bool reaches(func::FuncOp function, func::FuncOp target, SymbolTableCollection &symbols,
+                    SmallPtrSetImpl<Operation *> &visited) {
+  if (function == target)
+    return true;
+  if (!visited.insert(function).second)
+    return false;
+  auto calls = [&](RepeatOp repeat) {
+    auto body = symbols.lookupNearestSymbolFrom<func::FuncOp>(repeat, repeat.getBodyAttr());
+    return body && reaches(body, target, symbols, visited) ? WalkResult::interrupt() : WalkResult::advance();
+  };
+  return function.walk(calls).wasInterrupted();
+}
+
 LogicalResult RepeatOp::verifySymbolUses(SymbolTableCollection &symbols) {
   auto body = symbols.lookupNearestSymbolFrom<func::FuncOp>(*this, getBodyAttr());
   if (!body)
@@ -334,6 +348,10 @@ LogicalResult RepeatOp::verifySymbolUses(SymbolTableCollection &symbols) {
   SmallVector<Type> arguments{IndexType::get(getContext())};
   llvm::append_range(arguments, getInputs().getTypes());
   auto wanted = FunctionType::get(getContext(), arguments, SmallVector<Type>(getResultTypes()));
+  SmallPtrSet<Operation *, 4> visited;
+  auto caller = (*this)->getParentOfType<func::FuncOp>();
+  if (caller && reaches(body, caller, symbols, visited))
+    return emitOpError("calls @") << getBody() << ", which calls @" << caller.getName() << " again without end";
   if (body.getFunctionType() == wanted)
     return success();
   auto diagnostic = emitOpError("needs a body of type ") << wanted << ", but @" << getBody() << " is "
@@ -350,8 +368,8 @@ LogicalResult YieldOp::verify() {
 }
 
 LogicalResult FusedOp::verify() {
-  if (getName().empty())
-    return emitOpError("needs a name");
+  if (failed(plainName(*this, getName())))
+    return failure();
   if (failed(atLeast(*this, "saved_bytes", getSavedBytes(), 0)))
     return failure();
   if (getNumResults() == 0)

@@ -4,6 +4,7 @@
 #include "nn.h"
 
 #include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
 
 namespace lapidary {
 
@@ -65,10 +66,24 @@ template <typename Mask> llvm::LogicalResult verifyMask(Mask op, int64_t queries
   return positive(op, "alibi_scaling", op.getAlibiScalingAttr());
 }
 
+/// A name that may become part of a symbol, a tensor's key or a file: letters, digits, `_`, `.`, `-` and what `also`
+/// allows.
+inline llvm::LogicalResult plainName(mlir::Operation *op, llvm::StringRef name, llvm::StringRef also = "") {
+  if (name.empty())
+    return op->emitOpError("needs a name");
+  auto plain = [&](char letter) { return llvm::isAlnum(letter) || llvm::StringRef("_.-").contains(letter); };
+  for (char letter : name)
+    if (!plain(letter) && !also.contains(letter))
+      return op->emitOpError("name \"") << name << "\" holds more than letters, digits, '_', '.' and '-'";
+  return llvm::success();
+}
+
 /// A parameter's name and load-time factor.
 template <typename Param> llvm::LogicalResult verifyParameter(Param op) {
-  if (op.getName().empty())
-    return op.emitOpError("needs a name");
+  if (failed(plainName(op, op.getName(), "*")))
+    return llvm::failure();
+  if (op.getName().count('*') > 1)
+    return op.emitOpError("name \"") << op.getName() << "\" has more than one layer number";
   if (!op.getScale().isFinite() || op.getScale().isZero())
     return op.emitOpError("scale must be finite and not zero, found ") << op.getScale().convertToDouble();
   return llvm::success();

@@ -79,9 +79,11 @@ LogicalResult RectAttr::verify(Emit emit, int64_t x, int64_t y, int64_t w, int64
   return success();
 }
 
-LogicalResult LayoutAttr::verify(Emit emit, int64_t rows, int64_t cols) {
+LogicalResult LayoutAttr::verify(Emit emit, int64_t rows, int64_t cols, int64_t blocks, Inner) {
   if (rows < 1 || cols < 1)
     return emit() << "a layout needs at least one row and one column, found " << rows << " x " << cols;
+  if (blocks < 1 || cols % blocks != 0)
+    return emit() << "blocks = " << blocks << " does not divide cols = " << cols;
   return success();
 }
 
@@ -90,7 +92,9 @@ LogicalResult TileType::verify(Emit emit, int64_t tokens, int64_t features, Type
     return emit() << "a tile's elements are floats, found " << element;
   if (tokens < layout.getRows())
     return emit() << "tokens = " << tokens << " cannot spread over rows = " << layout.getRows();
-  if (features < layout.getCols())
+  if (features % layout.getBlocks() != 0)
+    return emit() << "blocks = " << layout.getBlocks() << " does not divide features = " << features;
+  if (layout.getInner() == Inner::features && features < layout.getCols())
     return emit() << "features = " << features << " cannot spread over cols = " << layout.getCols();
   return success();
 }
@@ -98,9 +102,11 @@ LogicalResult TileType::verify(Emit emit, int64_t tokens, int64_t features, Type
 static int64_t ceilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 int64_t TileType::getBlockBytes() {
-  int64_t elements, bits;
-  if (llvm::MulOverflow(ceilDiv(getTokens(), getLayout().getRows()), ceilDiv(getFeatures(), getLayout().getCols()),
-                        elements) ||
+  int64_t tokens = ceilDiv(getTokens(), getLayout().getRows()), elements, bits;
+  int64_t features = getFeatures() / getLayout().getBlocks(), columns = getLayout().getColumnsOfBlock();
+  (getLayout().getInner() == Inner::tokens ? tokens : features) =
+      ceilDiv(getLayout().getInner() == Inner::tokens ? tokens : features, columns);
+  if (llvm::MulOverflow(tokens, features, elements) ||
       llvm::MulOverflow(elements, int64_t(getElement().getIntOrFloatBitWidth()), bits))
     return INT64_MAX;
   return ceilDiv(bits, 8);
@@ -203,6 +209,16 @@ struct Rules : Check {
       return failure();
     return equal("width mismatch", "features", features, name + " N", type->getDimSize(0));
   }
+  /// One size, whatever the layouts.
+  LogicalResult sameSize(StringRef leftName, TileType left, StringRef rightName, TileType right) const {
+    if (failed(equal("token mismatch", leftName + " tokens", left.getTokens(), rightName + " tokens",
+                     right.getTokens())) ||
+        failed(equal("feature mismatch", leftName + " features", left.getFeatures(), rightName + " features",
+                     right.getFeatures())))
+      return failure();
+    return left.getElement() == right.getElement() ? success()
+                                                   : fail(leftName + " and " + rightName + " have different elements");
+  }
   LogicalResult same(StringRef leftName, TileType left, StringRef rightName, TileType right) const {
     return left == right ? success() : fail(leftName + " and " + rightName + " are different tiles");
   }
@@ -278,7 +294,7 @@ LogicalResult AttentionOp::verify() {
   Rules rules(*this);
   TileType q = getQ().getType(), k = getK().getType();
   int64_t heads = getHeads(), kvHeads = getKvHeads(), sequences = getSequences();
-  if (failed(rules.same("q", q, "result", getType())) || failed(rules.same("k", k, "v", getV().getType())) ||
+  if (failed(rules.sameSize("q", q, "result", getType())) || failed(rules.same("k", k, "v", getV().getType())) ||
       failed(rules.atLeast("heads", heads, 1)) || failed(rules.divides("kv_heads", kvHeads, "heads", heads)) ||
       failed(rules.divides("heads", heads, "q features", q.getFeatures())) ||
       failed(rules.divides("kv_heads", kvHeads, "k features", k.getFeatures())) ||
@@ -336,13 +352,16 @@ bool lapidaryWaferRect(MlirAttribute attr, int64_t *out) {
   return bool(rect);
 }
 
-/// tokens, features, rows, cols of a tile, and its element type; false for any other type.
+/// tokens, features, rows, cols, blocks of a tile, whether columns of a block share tokens, and its element type;
+/// false for any other type.
 bool lapidaryWaferTile(MlirType type, int64_t *out, MlirType *element) {
   auto tile = dyn_cast<TileType>(unwrap(type));
   if (!tile)
     return false;
+  LayoutAttr layout = tile.getLayout();
   out[0] = tile.getTokens(), out[1] = tile.getFeatures();
-  out[2] = tile.getLayout().getRows(), out[3] = tile.getLayout().getCols();
+  out[2] = layout.getRows(), out[3] = layout.getCols(), out[4] = layout.getBlocks();
+  out[5] = layout.getInner() == Inner::tokens;
   *element = wrap(tile.getElement());
   return true;
 }

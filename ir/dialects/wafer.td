@@ -43,12 +43,21 @@ def Wafer_Layout : AttrDef<Wafer_Dialect, "Layout"> {
   let mnemonic = "layout";
   let summary = "how a tile is spread over PEs";
   let description = [{
-    Tokens over `rows` rows of PEs, features over `cols` columns, each in blocks that differ by at most one element:
-    a PE holds at most ceil(tokens/rows) x ceil(features/cols) elements.
+    Tokens over `rows` rows of PEs, features over `cols` columns, each in parts that differ by at most one element: a
+    PE holds at most ceil(tokens/rows) x ceil(features/cols) elements.
+
+    For attention the columns fall into `blocks` of neighbours, each with the features of whole heads. Within a block
+    the columns share those features (`inner = features`), or each column has all of the block's features for a part
+    of the row's tokens (`inner = tokens`), which keeps everything within a head local.
   }];
-  let parameters = (ins "int64_t":$rows, "int64_t":$cols);
-  let assemblyFormat = "`<` `rows` `=` $rows `,` `cols` `=` $cols `>`";
+  let parameters = (ins "int64_t":$rows, "int64_t":$cols, DefaultValuedParameter<"int64_t", "1">:$blocks,
+                        DefaultValuedParameter<"::lapidary::wafer::Inner",
+                                               "::lapidary::wafer::Inner::features">:$inner);
+  let assemblyFormat = "`<` struct(params) `>`";
   let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    int64_t getColumnsOfBlock() { return getCols() / getBlocks(); }
+  }];
 }
 
 def Wafer_Tile : TypeDef<Wafer_Dialect, "Tile"> {

@@ -97,10 +97,10 @@ pub(crate) fn wafer_rect(attribute: Attribute<'_>) -> Option<[i64; 4]> {
     unsafe { lapidaryWaferRect(attribute.to_raw(), out.as_mut_ptr()) }.then_some(out)
 }
 
-/// Tokens, features, rows, cols of a `!wafer.tile`, and its element type.
-pub(crate) fn wafer_tile<'c>(ty: Type<'c>) -> Option<([i64; 4], Type<'c>)> {
-    let (mut out, mut element) = ([0; 4], ty.to_raw());
-    // SAFETY: the type is alive; the callee writes four numbers and a type of the same context.
+/// Tokens, features, rows, cols, blocks of a `!wafer.tile`, 1 if columns of a block share tokens, and its elements.
+pub(crate) fn wafer_tile<'c>(ty: Type<'c>) -> Option<([i64; 6], Type<'c>)> {
+    let (mut out, mut element) = ([0; 6], ty.to_raw());
+    // SAFETY: the type is alive; the callee writes six numbers and a type of the same context.
     unsafe {
         lapidaryWaferTile(ty.to_raw(), out.as_mut_ptr(), &mut element).then(|| (out, Type::from_raw(element)))
     }

@@ -41,6 +41,16 @@ impl Rect {
     }
 }
 
+/// What lies over the columns of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inner {
+    /// The block's features, each column some of them.
+    #[default]
+    Features,
+    /// The row's tokens, each column all of the block's features for some of them.
+    Tokens,
+}
+
 /// An activation spread over PEs: tokens over rows, features over columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
@@ -54,28 +64,50 @@ pub struct Tile {
     pub rows: u64,
     /// Columns of PEs that the features are spread over.
     pub cols: u64,
+    /// Blocks of neighbouring columns, each with the features of whole heads; 1 where heads do not matter.
+    pub blocks: u64,
+    /// What lies over the columns of a block.
+    pub inner: Inner,
 }
 
 impl Tile {
+    /// Tokens over rows, features over columns, in one block.
+    pub fn new(tokens: u64, features: u64, dtype: DType, rows: u64, cols: u64) -> Self {
+        Tile { tokens, features, dtype, rows, cols, blocks: 1, inner: Inner::Features }
+    }
+
     /// The type.
     ///
     /// # Errors
-    /// [`IrError::Invalid`] if there are fewer tokens than rows or fewer features than columns.
+    /// [`IrError::Invalid`] if there are fewer tokens than rows, fewer features than columns, or blocks that do not
+    /// divide columns and features.
     pub fn ty(self, cx: &IrContext) -> Result<Type<'_>, IrError> {
-        let Tile { tokens, features, dtype, rows, cols } = self;
-        cx.parse_type(&format!("!wafer.tile<{tokens}x{features}x{dtype}, <rows = {rows}, cols = {cols}>>"))
+        let Tile { tokens, features, dtype, rows, cols, blocks, inner } = self;
+        let inner = match inner {
+            Inner::Features => "features",
+            Inner::Tokens => "tokens",
+        };
+        let layout = format!("<rows = {rows}, cols = {cols}, blocks = {blocks}, inner = {inner}>");
+        cx.parse_type(&format!("!wafer.tile<{tokens}x{features}x{dtype}, {layout}>"))
     }
 
     /// The tile of a type, if it is one of an element type that models know.
     pub fn of(ty: Type<'_>) -> Option<Tile> {
-        let ([tokens, features, rows, cols], element) = raw::wafer_tile(ty)?;
-        let [tokens, features, rows, cols] = [tokens, features, rows, cols].map(|value| value as u64);
-        Some(Tile { tokens, features, dtype: dtype(element)?, rows, cols })
+        let (numbers, element) = raw::wafer_tile(ty)?;
+        let [tokens, features, rows, cols, blocks, inner] = numbers.map(|value| value as u64);
+        let inner = if inner == 1 { Inner::Tokens } else { Inner::Features };
+        Some(Tile { tokens, features, dtype: dtype(element)?, rows, cols, blocks, inner })
     }
 
-    /// Bytes of the largest block that one PE holds.
+    /// Bytes of the largest part that one PE holds.
     pub fn block_bytes(self) -> u64 {
-        self.tokens.div_ceil(self.rows) * self.features.div_ceil(self.cols) * self.dtype.bytes()
+        let (tokens, features) = (self.tokens.div_ceil(self.rows), self.features / self.blocks);
+        let columns = self.cols / self.blocks;
+        let elements = match self.inner {
+            Inner::Features => tokens * features.div_ceil(columns),
+            Inner::Tokens => tokens.div_ceil(columns) * features,
+        };
+        elements * self.dtype.bytes()
     }
 }
 

@@ -40,7 +40,7 @@ pub fn param<'c>(at: At<'c>, name: &str, layer: Option<Value<'c>>, scale: f64, t
     result(at, &new)
 }
 
-/// `nn.embed`: rows of `table` [V, D] by `ids` [B, S].
+/// `nn.embed`: rows of `table` `[V, D]` by `ids` `[B, S]`.
 pub fn embed<'c>(at: At<'c>, ids: Value<'c>, table: Value<'c>) -> Built<'c> {
     result(at, &New::inferred("nn.embed").reads(&[ids, table]))
 }
@@ -50,17 +50,17 @@ pub fn position<'c>(at: At<'c>, x: Value<'c>, table: Value<'c>, offset: u64) -> 
     result(at, &New::inferred("nn.position").reads(&[x, table]).with("offset", count(at, offset)))
 }
 
-/// `nn.last_token`: [B, S, D] to [B, 1, D].
+/// `nn.last_token`: `[B, S, D]` to `[B, 1, D]`.
 pub fn last_token<'c>(at: At<'c>, x: Value<'c>) -> Built<'c> {
     result(at, &New::inferred("nn.last_token").reads(&[x]))
 }
 
-/// `nn.linear`: `x` [.., K] times the transpose of `weight` [N, K].
+/// `nn.linear`: `x` `[.., K]` times the transpose of `weight` `[N, K]`.
 pub fn linear<'c>(at: At<'c>, x: Value<'c>, weight: Value<'c>) -> Built<'c> {
     result(at, &New::inferred("nn.linear").reads(&[x, weight]))
 }
 
-/// `nn.bias`: `bias` [N] added to every row of `x` [.., N].
+/// `nn.bias`: `bias` `[N]` added to every row of `x` `[.., N]`.
 pub fn bias<'c>(at: At<'c>, x: Value<'c>, bias: Value<'c>) -> Built<'c> {
     result(at, &New::inferred("nn.bias").reads(&[x, bias]))
 }
@@ -88,7 +88,7 @@ pub fn activation<'c>(at: At<'c>, x: Value<'c>, function: Activation) -> Built<'
     result(at, &New::inferred("nn.activation").reads(&[x]).with("fn", function))
 }
 
-/// `nn.norm`: `weight` and `bias` are [D] for `x` [.., D].
+/// `nn.norm`: `weight` and `bias` are `[D]` for `x` `[.., D]`.
 pub fn norm<'c>(
     at: At<'c>,
     x: Value<'c>,
@@ -110,7 +110,7 @@ pub fn softmax<'c>(at: At<'c>, x: Value<'c>) -> Built<'c> {
     result(at, &New::inferred("nn.softmax").reads(&[x]))
 }
 
-/// `nn.rope` on `x` [B, S, heads*head_dim].
+/// `nn.rope` on `x` `[B, S, heads*head_dim]`.
 pub fn rope<'c>(at: At<'c>, x: Value<'c>, parameters: &RopeParameters) -> Built<'c> {
     let cx = at.context();
     let new = New::inferred("nn.rope")
@@ -139,7 +139,7 @@ fn with_scaling<'a, 'c>(at: At<'c>, new: New<'a, 'c>, scaling: RopeScaling) -> R
     })
 }
 
-/// `nn.kv_append`: writes `x` [B, S, K*d] behind `cached` rows of this layer's cache and returns [B, cached+S, K*d].
+/// `nn.kv_append`: writes `x` `[B, S, K*d]` behind `cached` rows of this layer's cache and returns `[B, cached+S, K*d]`.
 pub fn kv_append<'c>(at: At<'c>, x: Value<'c>, layer: Value<'c>, cache: Cache, cached: u64) -> Built<'c> {
     let new = New::inferred("nn.kv_append")
         .reads(&[x, layer])
@@ -148,7 +148,7 @@ pub fn kv_append<'c>(at: At<'c>, x: Value<'c>, layer: Value<'c>, cache: Cache, c
     result(at, &new)
 }
 
-/// `nn.scores`: `q` [B, S, heads*d] and `k` [B, L, kv_heads*d] to [B, heads, S, L].
+/// `nn.scores`: `q` `[B, S, heads*d]` and `k` `[B, L, kv_heads*d]` to `[B, heads, S, L]`.
 pub fn scores<'c>(at: At<'c>, q: Value<'c>, k: Value<'c>, heads: u64, kv_heads: u64) -> Built<'c> {
     let new = New::inferred("nn.scores")
         .reads(&[q, k])
@@ -157,7 +157,7 @@ pub fn scores<'c>(at: At<'c>, q: Value<'c>, k: Value<'c>, heads: u64, kv_heads: 
     result(at, &new)
 }
 
-/// `nn.mask` on `x` [B, H, S, L].
+/// `nn.mask` on `x` `[B, H, S, L]`.
 pub fn mask<'c>(at: At<'c>, x: Value<'c>, parameters: &MaskParameters) -> Built<'c> {
     let cx = at.context();
     let new = New::inferred("nn.mask")
@@ -170,7 +170,7 @@ pub fn mask<'c>(at: At<'c>, x: Value<'c>, parameters: &MaskParameters) -> Built<
     result(at, &new)
 }
 
-/// `nn.values`: `p` [B, heads, S, L] and `v` [B, L, kv_heads*d] to [B, S, heads*d].
+/// `nn.values`: `p` `[B, heads, S, L]` and `v` `[B, L, kv_heads*d]` to `[B, S, heads*d]`.
 pub fn values<'c>(at: At<'c>, p: Value<'c>, v: Value<'c>, heads: u64, kv_heads: u64) -> Built<'c> {
     let new = New::inferred("nn.values")
         .reads(&[p, v])

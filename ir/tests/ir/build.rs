@@ -141,7 +141,7 @@ fn wafer_and_cuda_programs_are_built() {
     let cx = IrContext::new();
     let module = Module::new(&cx);
     let at = At::end_of(module.body());
-    let tile = wafer::Tile { tokens: 16, features: 64, dtype: DType::F32, rows: 16, cols: 8 };
+    let tile = wafer::Tile::new(16, 64, DType::F32, 16, 8);
     let placement =
         wafer::Placement { rect: wafer::Rect { x: 0, y: 2, w: 8, h: 16 }, sram_bytes: 0, colours: vec![] };
     let ids = cx.tensor(&TensorType::new(DType::I32, [2, 8]));
@@ -164,6 +164,9 @@ fn wafer_and_cuda_programs_are_built() {
     assert_eq!(wafer::Placement::of(embed), Some(routed));
     assert_eq!(wafer::Tile::of(ty), Some(tile));
     assert_eq!(tile.block_bytes(), 8 * 4);
+    let heads = wafer::Tile { tokens: 32, blocks: 4, inner: wafer::Inner::Tokens, ..tile };
+    assert_eq!(heads.ty(&cx).ok().and_then(wafer::Tile::of), Some(heads));
+    assert_eq!(heads.block_bytes(), 16 * 4);
 
     let (_, body) = cuda::program(at, "g", "sm_80").expect("a program");
     let rows = TensorType::new(DType::F32, [4, 8]);

@@ -103,6 +103,11 @@ fn gathers_and_rows() {
             "eps must be positive, found 0.000000e+00",
         ),
         ("%r = nn.param \"\" : tensor<2xf32>", "needs a name"),
+        (
+            "%r = nn.param \"../w\" : tensor<2xf32>",
+            "name \"../w\" holds more than letters, digits, '_', '.' and '-'",
+        ),
+        ("%r = nn.param \"a.*.*\" : tensor<2xf32>", "name \"a.*.*\" has more than one layer number"),
         ("%r = nn.param \"layers.*.w\" : tensor<2xf32>", "name \"layers.*.w\" needs the layer index"),
         (
             "%r = nn.param \"head.weight\"[%i] : tensor<2xf32>",
@@ -238,14 +243,13 @@ fn structure() {
             "holds an op that cannot be part of a kernel: nn.param",
         ),
     ]);
-    let repeat = "%r = nn.repeat @f times = 2 (%x) : (tensor<2x8x64xf32>) -> tensor<2x8x64xf32>";
-    let found = refusals(&in_function(repeat));
-    assert!(
-        found[0].contains(
-            "needs a body of type '(index, tensor<2x8x64xf32>) -> tensor<2x8x64xf32>', but @f is '("
-        ),
-        "{found:#?}"
-    );
+    let endless = "func.func @a(%i: index, %x: tensor<2xf32>) -> tensor<2xf32> {\n%0 = nn.repeat @b times = 2 (%x) : (tensor<2xf32>) -> tensor<2xf32>\nreturn %0 : tensor<2xf32>\n}\nfunc.func @b(%i: index, %x: tensor<2xf32>) -> tensor<2xf32> {\n%0 = nn.repeat @a times = 2 (%x) : (tensor<2xf32>) -> tensor<2xf32>\nreturn %0 : tensor<2xf32>\n}";
+    assert!(refusals(endless)[0].ends_with("again without end"));
+    let repeat = "%r = nn.repeat @g times = 2 (%x) : (tensor<2x8x64xf32>) -> tensor<2x8x64xf32>";
+    let found = refusals(&format!("{}func.func @g() {{\nreturn\n}}", in_function(repeat)));
+    let wanted =
+        "needs a body of type '(index, tensor<2x8x64xf32>) -> tensor<2x8x64xf32>', but @g is '() -> ()'";
+    assert_eq!(found[0], format!("2: 'nn.repeat' op {wanted}"));
     let outside = "%r = nn.fused \"k\" row(%a = %x : tensor<2x8x64xf32>) -> tensor<2x8x64xf32> {\n%1 = nn.add %x, %a : tensor<2x8x64xf32>\nnn.yield %1 : tensor<2x8x64xf32>\n} saved_bytes = 0 reason = \"r\"";
     let found = refusals(&in_function(outside));
     assert!(found[0] == "3: 'nn.add' op using value defined outside the region", "{found:#?}");
@@ -369,6 +373,16 @@ fn wafer() {
         ),
     ] {
         let found = refusals(&program(op));
+        assert!(found.iter().any(|line| line == message), "wanted {message}\nfound {found:#?}");
+    }
+    for (tile, message) in [
+        ("16x64xf32, <rows = 16, cols = 8, blocks = 3>", "1: blocks = 3 does not divide cols = 8"),
+        ("16x66xf32, <rows = 16, cols = 8, blocks = 4>", "1: blocks = 4 does not divide features = 66"),
+        ("16x4xf32, <rows = 16, cols = 8>", "1: features = 4 cannot spread over cols = 8"),
+        ("16x4xi32, <rows = 16, cols = 4>", "1: a tile's elements are floats, found 'i32'"),
+        ("16xf32, <rows = 16, cols = 4>", "1: a tile is tokens x features x element"),
+    ] {
+        let found = refusals(&format!("!t = !wafer.tile<{tile}>"));
         assert!(found.iter().any(|line| line == message), "wanted {message}\nfound {found:#?}");
     }
     assert_eq!(

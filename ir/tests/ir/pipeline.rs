@@ -100,3 +100,27 @@ fn pipeline_texts_split() {
     assert!(names("cse(").is_err());
     assert!(names("cse,,fuse").is_err());
 }
+
+/// The example of the crate's documentation.
+#[test]
+fn half_of_twice_is_once() {
+    let cx = IrContext::new();
+    let body = format!(
+        "%0 = nn.add %x, %x : {X}\n%1 = nn.scale %0 by 0.5 as \"output\" : {X}\n%2 = nn.kv_append k %1[%i] cached = 0 : {X} -> {X}"
+    );
+    let mut module = parse(&cx, &in_function(&body));
+    let mut pipeline = Pipeline::new();
+    pipeline.add_builtin("canonicalize").add("fold-half", |root| {
+        for scale in root.find::<nn::Scale>() {
+            let Some(add) = scale.x().defined_by::<nn::Add>() else { continue };
+            if scale.by() != 0.5 || add.a() != add.b() {
+                continue;
+            }
+            scale.op().replace_with(&[add.a()])?;
+        }
+        Ok(())
+    });
+    pipeline.run(&mut module, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
+    assert!(module.op().find::<nn::Scale>().is_empty());
+    assert_eq!(module.op().find::<nn::KvAppend>()[0].x().block_argument().map(|(_, index)| index), Some(2));
+}

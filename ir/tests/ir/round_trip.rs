@@ -98,6 +98,7 @@ wafer.program @tiny grid = [16, 20] (%ids: tensor<2x8xi32>) {
     %w = wafer.weight "layers.*.attn.q.weight" streamed : tensor<64x64xf32>
     %n = wafer.norm layer %x, %g, %g eps = 1.0e-05 at <0, 2, 8, 16> : (!t, tensor<64xf32>, tensor<64xf32>) -> !t
     %l = wafer.linear %n, %w bias %g plus %x acc f32 at <0, 2, 8, 16> : (!t, tensor<64x64xf32>, tensor<64xf32>, !t) -> !t
+    %h = wafer.linear %n, %w acc f32 at <0, 2, 8, 16> : (!t, tensor<64x64xf32>) -> !wafer.tile<16x64xf32, <rows = 16, cols = 8, blocks = 4, inner = tokens>>
     %q = wafer.rope interleaved %l sequences = 2 head_dim = 16 rot_dims = 4 theta = 10000.0 at <0, 2, 8, 16> : (!t) -> !t
     %k = wafer.kv_append k %q sequences = 2 cached = 8 at <0, 2, 8, 16> : (!t) -> !k
     %a = wafer.attention %q, %k, %k sequences = 2 heads = 4 kv_heads = 4 scale = 0.25 causal offset = 8 at <0, 2, 8, 16> : (!t, !k, !k) -> !t
@@ -116,6 +117,7 @@ wafer.program @tiny grid = [16, 20] (%ids: tensor<2x8xi32>) {
             "wafer.program @tiny grid = [16, 20] (%arg0: tensor<2x8xi32>) {",
             "wafer.weight \"layers.*.attn_norm.weight\" resident scale = 0.5 : tensor<64xf32>",
             " at <0, 2, 8, 16> sram = 4096 colours = [0, 1, 23] : (tensor<2x8xi32>, tensor<128x64xf32>) -> !tile_16x64xf32",
+            "!tile_16x64xf32_1 = !wafer.tile<16x64xf32, <rows = 16, cols = 8, blocks = 4, inner = tokens>>",
             " bias %",
             " plus %",
             " acc f32 at <0, 2, 8, 16> : ",
