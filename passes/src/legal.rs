@@ -5,6 +5,8 @@ use lapidary_ir::{Diagnostic, Op};
 
 /// Ops of a model's graph, as the import makes them.
 const GRAPH: &[&str] = &[
+    "func.func",
+    "func.return",
     "nn.param",
     "nn.embed",
     "nn.position",
@@ -26,16 +28,22 @@ const GRAPH: &[&str] = &[
 ];
 
 /// What stands between kernels once everything is fused.
-const KERNELS: &[&str] = &["nn.param", "nn.repeat", "nn.fused"];
+const KERNELS: &[&str] = &["func.func", "func.return", "nn.param", "nn.repeat", "nn.fused"];
 
-/// What every function has.
-const FRAME: &[&str] = &["builtin.module", "func.func", "func.return", "nn.yield"];
+/// What a GPU program consists of.
+const PROGRAM: &[&str] = &["cuda.program", "cuda.buffer", "cuda.kernel", "cuda.launch", "cuda.repeat"];
+
+/// Ops with a kernel's body.
+const HOLDERS: &[&str] = &["nn.fused", "cuda.kernel"];
+
+/// What is always there.
+const FRAME: &[&str] = &["builtin.module", "nn.yield"];
 
 /// What a pass leaves behind.
 pub struct Legal {
     /// The pass.
     pub after: &'static str,
-    /// Ops allowed in functions, beside their frame.
+    /// Ops allowed outside of kernels.
     pub in_functions: &'static [&'static str],
     /// Ops allowed in kernels.
     pub in_kernels: &'static [&'static str],
@@ -53,6 +61,7 @@ pub const LEGAL: &[Legal] = &[
     },
     Legal { after: "hoist-scales", in_functions: GRAPH, in_kernels: &[], roles_gone: &[] },
     Legal { after: "fuse", in_functions: KERNELS, in_kernels: GRAPH, roles_gone: &[] },
+    Legal { after: "lower-to-cuda", in_functions: PROGRAM, in_kernels: GRAPH, roles_gone: &[] },
 ];
 
 /// Every op that should not be there after a pass.
@@ -63,9 +72,9 @@ pub fn check(after: &str, module: Op<'_>) -> Vec<Diagnostic> {
 
 fn fault(legal: &Legal, op: Op<'_>) -> Option<Diagnostic> {
     let name = op.name();
-    let in_kernel = op.parent().is_some_and(|parent| parent.is("nn.fused"));
+    let in_kernel = op.parent().is_some_and(|parent| HOLDERS.contains(&parent.name()));
     let allowed = if in_kernel { legal.in_kernels } else { legal.in_functions };
-    let place = if in_kernel { "in a kernel" } else { "in a function" };
+    let place = if in_kernel { "in a kernel" } else { "outside a kernel" };
     if !FRAME.contains(&name) && !allowed.contains(&name) {
         return Some(diagnostic(op, format!("{name} is not legal {place} after {}", legal.after)));
     }

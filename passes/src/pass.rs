@@ -1,5 +1,6 @@
 //! What a pass is: a name, a sentence, and a rewrite of the module.
 
+use crate::cuda::Lowered;
 use crate::report::{FoldReport, FusionReport};
 use lapidary_ir::{Diagnostic, IrError, Op, Place, Severity};
 use std::sync::{Mutex, PoisonError};
@@ -49,6 +50,8 @@ pub struct Notes {
     pub fusion: Option<FusionReport>,
     /// What was folded.
     pub fold: Option<FoldReport>,
+    /// The GPU program that was made.
+    pub gpu: Option<Lowered>,
 }
 
 impl PassCx {

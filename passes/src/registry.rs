@@ -3,6 +3,7 @@
 use crate::fuse::Fuse;
 use crate::fusion::{Rule, Rules};
 use crate::hoist_scales::HoistScales;
+use crate::lower_to_cuda::LowerToCuda;
 use crate::mup_fold::MupFold;
 use crate::pass::Pass;
 
@@ -58,6 +59,12 @@ pub const PASSES: &[PassRow] = &[
         summary: "group ops into kernels, each with the reason and the bytes it saves",
         options: "only=RULE,.. without=RULE,.. off",
         kind: PassKind::Ours(|options| Ok(Box::new(Fuse { rules: rules(options)? }))),
+    },
+    PassRow {
+        name: "lower-to-cuda",
+        summary: "turn kernels into launches, and values into buffers with places in memory",
+        options: "arch=sm_80 library=on|off processors=N",
+        kind: PassKind::Ours(|options| Ok(Box::new(LowerToCuda::with(options)?))),
     },
 ];
 

@@ -1,5 +1,6 @@
 //! What happened on the way down: which pass changed what, what was fused, what was folded.
 
+use crate::cuda::Lowered;
 use crate::fusion::{Merge, Refusal};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ pub struct PipelineReport {
     pub fusion: Option<FusionReport>,
     /// What was folded, if muP was.
     pub fold: Option<FoldReport>,
+    /// The GPU program, if one was made.
+    pub gpu: Option<Lowered>,
 }
 
 /// One pass of a run.

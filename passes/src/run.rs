@@ -73,6 +73,7 @@ pub fn run(
         report.passes.push(PassReport { name, changed: before != text, time, notes: notes.lines });
         report.fusion = notes.fusion.or(report.fusion);
         report.fold = notes.fold.or(report.fold);
+        report.gpu = notes.gpu.or(report.gpu);
     }
     Ok(report)
 }

@@ -68,12 +68,12 @@ fn name(flow: &Flow, value: ValueId) -> String {
     }
 }
 
-/// The name of a region: after its anchor, not yet unique.
+/// The name of a region: after its anchor, of letters, digits, `_`, `.` and `-`; not yet unique.
 pub fn region_name(flow: &Flow, nodes: &Set, anchor: Anchor) -> String {
     let named = |wanted: Class| -> Vec<&str> {
         nodes.iter().filter(|n| class(flow.op(**n)) == wanted).map(|n| flow.node(*n).name.as_str()).collect()
     };
-    match anchor {
+    let name = match anchor {
         Anchor::Matmul => joint_name(&named(Class::Contraction)),
         Anchor::Attention => "attention".into(),
         Anchor::Row => joint_name(&named(Class::Row)),
@@ -83,10 +83,11 @@ pub fn region_name(flow: &Flow, nodes: &Set, anchor: Anchor) -> String {
             .rev()
             .find(|n| !matches!(flow.op(**n), Op::KvAppend { .. }) || nodes.len() == 1)
             .map_or_else(String::new, |n| flow.node(*n).name.clone()),
-    }
+    };
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '_' }).collect()
 }
 
-/// `attn.q`, `attn.k`, `mlp.up` give `attn.q_k+mlp.up`: the last words of neighbours with one prefix are joined.
+/// `attn.q`, `attn.k`, `mlp.up` give `attn.q_k-mlp.up`: the last words of neighbours with one prefix are joined.
 fn joint_name(names: &[&str]) -> String {
     let mut joint = String::new();
     let mut prefix = None;
@@ -94,7 +95,7 @@ fn joint_name(names: &[&str]) -> String {
         let (head, tail) = name.rsplit_once('.').map_or(("", *name), |(head, tail)| (head, tail));
         match prefix {
             Some(known) if known == head && !head.is_empty() => joint.extend(["_", tail]),
-            Some(_) => joint.extend(["+", name]),
+            Some(_) => joint.extend(["-", name]),
             None => joint.push_str(name),
         }
         prefix = Some(head);

@@ -9,13 +9,75 @@
 
 mod kernel;
 mod module;
+mod words;
+mod write;
 
 use crate::cuda::{CudaError, Lowered, Options, lower};
-use crate::pass::{PassError, diagnostic};
-use lapidary_ir::Module;
+use crate::pass::{Changed, Pass, PassCx, PassError, diagnostic};
+use lapidary_ir::{Module, Op as IrOp};
 use module::FusedModule;
+use std::num::NonZeroU32;
 
-/// A program and the texts of its kernels.
+/// The pass. Options: `arch=sm_80`, `library=on|off`, `processors=N`.
+pub struct LowerToCuda {
+    /// Architecture, such as `sm_80`.
+    pub arch: String,
+    /// What the emitters may choose.
+    pub options: Options,
+}
+
+impl Default for LowerToCuda {
+    fn default() -> Self {
+        LowerToCuda { arch: "sm_80".into(), options: Options::default() }
+    }
+}
+
+impl LowerToCuda {
+    /// The pass with options as a pipeline gives them.
+    ///
+    /// # Errors
+    /// A sentence about an option or a value that does not exist.
+    pub fn with(options: &[(String, String)]) -> Result<LowerToCuda, String> {
+        options.iter().try_fold(LowerToCuda::default(), |pass, (key, value)| pass.option(key, value))
+    }
+
+    fn option(mut self, key: &str, value: &str) -> Result<LowerToCuda, String> {
+        let takes = "lower-to-cuda takes arch=sm_NN, library=on|off, processors=N";
+        let wrong = || format!("{takes}, not `{key}={value}`");
+        match (key, value) {
+            ("arch", arch) if arch.starts_with("sm_") => self.arch = arch.into(),
+            ("library", "on" | "off") => self.options.library = value == "on",
+            ("processors", n) => {
+                self.options.processors = n.parse::<NonZeroU32>().map_err(|_| wrong())?.get().into();
+            }
+            _ => return Err(wrong()),
+        }
+        Ok(self)
+    }
+}
+
+impl Pass for LowerToCuda {
+    fn name(&self) -> &'static str {
+        "lower-to-cuda"
+    }
+
+    fn summary(&self) -> &'static str {
+        "turn kernels into launches, and values into buffers with places in memory"
+    }
+
+    fn run(&self, module: IrOp<'_>, cx: &PassCx) -> Result<Changed, PassError> {
+        if module.walk().iter().any(|op| op.is("cuda.program")) {
+            return Ok(Changed::No);
+        }
+        let fused = module::read(module, &self.arch)?;
+        let lowered = lower(&fused.spec, &self.options).map_err(|error| at_kernel(module, &fused, &error))?;
+        write::program(module, &fused, &lowered)?;
+        cx.with(|notes| notes.gpu = Some(lowered));
+        Ok(Changed::Yes)
+    }
+}
+
+/// A program and the texts of its kernels; the module stays as it is.
 ///
 /// # Errors
 /// [`PassError::Refused`] at the kernel that has no CUDA form, or where the module is not fused.
@@ -25,7 +87,7 @@ pub fn emit_gpu(module: &Module<'_>, arch: &str, options: &Options) -> Result<Lo
 }
 
 /// The error at the region that it names.
-fn at_kernel(module: lapidary_ir::Op<'_>, fused: &FusedModule<'_>, error: &CudaError) -> PassError {
+fn at_kernel(module: IrOp<'_>, fused: &FusedModule<'_>, error: &CudaError) -> PassError {
     let name = match error {
         CudaError::Unsupported { kernel, .. } | CudaError::Malformed { kernel, .. } => Some(kernel),
         CudaError::Unchecked { .. } => None,

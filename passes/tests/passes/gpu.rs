@@ -5,7 +5,7 @@ use lapidary_models::{Dims, Graph, Mode, builtin, builtin_names};
 use lapidary_passes::cuda::{Lowered, Options};
 use lapidary_passes::lower_to_cuda::emit_gpu;
 use lapidary_passes::pipeline::{Fusion, Goal, Mup, pipeline};
-use lapidary_passes::{Watch, run};
+use lapidary_passes::{Pipeline, Watch, run};
 
 fn emitted(name: &str, mode: Mode, dims: Dims, fusion: &Fusion) -> Lowered {
     let graph = Graph::build(&builtin(name).unwrap(), mode, dims).unwrap();
@@ -33,4 +33,28 @@ fn amber_decodes_with_seven_kernels_a_layer() {
     let layer: Vec<String> = layer.iter().map(|name| format!("layer_{name}")).collect();
     let layer = layer.iter().map(String::as_str);
     assert_eq!(kernels, ["embed"].into_iter().chain(layer).chain(["final_norm", "head"]).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_program_stands_in_the_ir_as_well() {
+    for (mode, dims) in [
+        (Mode::Forward, Dims { batch: 8, seq: 512, cached: 0 }),
+        (Mode::Prefill, Dims { batch: 1, seq: 512, cached: 0 }),
+        (Mode::Decode, Dims { batch: 1, seq: 1, cached: 1000 }),
+    ] {
+        for name in ["amber", "crystalcoder"] {
+            let graph = Graph::build(&builtin(name).unwrap(), mode, dims).unwrap();
+            let cx = IrContext::new();
+            let mut module = import(&cx, &graph).unwrap();
+            let passes =
+                format!("{},lower-to-cuda", pipeline(Goal::Gpu, Mup::Fold, &Fusion::On).unwrap().text());
+            let report = run(&mut module, &Pipeline::parse(&passes).unwrap(), Watch::default()).unwrap();
+            let program = report.gpu.unwrap().program;
+            let launches = module.op().walk().into_iter().filter(|op| op.is("cuda.launch")).count();
+            let merges = program.kernels.iter().filter(|kernel| kernel.name.ends_with("_merge")).count();
+            assert_eq!(launches + merges, program.flat_steps().len());
+            let text = module.to_string();
+            assert_eq!(lapidary_passes::opt::run(&text, "again.mlir", "lower-to-cuda").unwrap(), text);
+        }
+    }
 }
