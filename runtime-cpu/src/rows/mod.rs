@@ -120,3 +120,6 @@ pub fn rotations(function: &RowFn) -> Vec<RotationId> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests;
