@@ -1,6 +1,7 @@
 //! What a wafer's fabric and PEs can do per cycle: the numbers behind every price rule of the simulator.
 
 use crate::program::OpKind;
+use lapidary_hardware::{Precision, Wafer};
 use serde::{Deserialize, Serialize};
 
 /// Figures of one kind of wafer. Cycles are the truth; the clock only turns them into seconds.
@@ -54,8 +55,8 @@ pub struct FabricSpec {
     pub task_activation: u32,
     /// Cycles per element of functions that are not one datapath operation. Assumed.
     pub function_cycles: FunctionCycles,
-    /// Words per cycle that may enter the whole wafer from the host, and as many that may leave.
-    pub host_words_per_cycle: f64,
+    /// Words per cycle that may enter the whole wafer from the host, and as many that may leave, if that is limited.
+    pub host_words_per_cycle: Option<f64>,
 }
 
 /// Cycles per element of each function without a datapath operation of its own.
@@ -94,8 +95,7 @@ impl FunctionCycles {
 }
 
 impl FabricSpec {
-    /// The WSE-2 with the figures of the SDK documentation and the IEEE Micro article (1.1 GHz); unprinted overheads
-    /// as documented on the fields.
+    /// The WSE-2 of a CS-2, as `lapidary_hardware` describes it.
     pub fn wse2() -> Self {
         FabricSpec {
             name: "wse2".into(),
@@ -111,7 +111,7 @@ impl FabricSpec {
             link_words_per_cycle: 1,
             queue_out: 2,
             queue_hop: 2,
-            queue_in: 4,
+            queue_in: 6,
             simd_half: 4,
             simd_mixed: 2,
             simd_single: 1,
@@ -128,8 +128,20 @@ impl FabricSpec {
                 tanh: 24,
                 erf: 24,
             },
-            host_words_per_cycle: 150e9 / 4.0 / 1.1e9,
+            host_words_per_cycle: Some(12.0 * 12.5e9 / 4.0 / 1.1e9),
         }
+    }
+
+    /// Whether a grid of this size fits on the wafer, turned by a quarter if need be.
+    pub fn holds(&self, width: u32, height: u32) -> bool {
+        let fits = |w: u32, h: u32| w <= self.max_width && h <= self.max_height;
+        width > 0 && height > 0 && (fits(width, height) || fits(height, width))
+    }
+
+    /// Least cycles that the host's links need for these words each way.
+    pub fn host_cycles(&self, words_in: u64, words_out: u64) -> u64 {
+        let most = words_in.max(words_out) as f64;
+        self.host_words_per_cycle.map_or(0, |rate| (most / rate).ceil() as u64)
     }
 
     /// Bank that holds byte `offset`.
@@ -143,8 +155,63 @@ impl FabricSpec {
     }
 }
 
+impl From<&Wafer> for FabricSpec {
+    /// Takes every figure that a machine file has; queues are the first of each kind. What no file prints stays as
+    /// documented on the fields.
+    fn from(wafer: &Wafer) -> Self {
+        let base = FabricSpec::wse2();
+        let rate = |p: Precision, otherwise: u32| wafer.pe.fmac.get(&p).map_or(otherwise, |r| r.0 as u32);
+        let queue = |q: &[u64], otherwise: u32| q.first().map_or(otherwise, |d| *d as u32);
+        let clock = wafer.clock().0;
+        let words = |bytes: f64| bytes / wafer.router.word.0 / clock;
+        FabricSpec {
+            name: wafer.architecture.clone(),
+            max_width: wafer.fabric.usable.width as u32,
+            max_height: wafer.fabric.usable.height as u32,
+            clock_hz: clock,
+            sram_bytes: wafer.pe.sram.0 as u32,
+            banks: wafer.pe.banks as u32,
+            colours: wafer.router.colours as u8,
+            switch_positions: wafer.router.switch_positions as usize,
+            hop_cycles: wafer.router.hop.0 as u32,
+            ramp_cycles: wafer.router.ramp.0 as u32,
+            queue_out: queue(&wafer.router.output_queues, base.queue_out),
+            queue_in: queue(&wafer.router.input_queues, base.queue_in),
+            simd_half: rate(Precision::Fp16, base.simd_half),
+            simd_mixed: rate(Precision::Mixed, base.simd_mixed),
+            simd_single: rate(Precision::Fp32, base.simd_single),
+            op_issue: wafer.pe.call_overhead.0 as u32,
+            host_words_per_cycle: wafer.ingress.as_ref().map(|i| words(i.bandwidth().0)),
+            ..base
+        }
+    }
+}
+
 impl Default for FabricSpec {
     fn default() -> Self {
         FabricSpec::wse2()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_file_of_the_cs2_says_what_is_assumed_here() {
+        let machine = lapidary_hardware::builtin::machine("cs2").unwrap();
+        let fabric = FabricSpec::from(machine.wafer().unwrap());
+        let rate = |f: &FabricSpec| f.host_words_per_cycle.unwrap();
+        assert!((rate(&fabric) - rate(&FabricSpec::wse2())).abs() < 1e-9);
+        let same = FabricSpec { host_words_per_cycle: FabricSpec::wse2().host_words_per_cycle, ..fabric };
+        assert_eq!(same, FabricSpec::wse2());
+    }
+
+    #[test]
+    fn a_wafer_can_be_turned() {
+        let wafer = FabricSpec::wse2();
+        assert!(
+            wafer.holds(750, 994) && wafer.holds(994, 750) && !wafer.holds(994, 751) && !wafer.holds(0, 1)
+        );
     }
 }

@@ -93,7 +93,7 @@ fn faults_name_the_pe_the_cause_and_a_hint() {
             pair(&format!("{SENDER} task more local times 2 {{ }}"), READER),
             "PE (0, 0), class `a`: task `more` should run 2 times, but is triggered 0 times",
         ),
-        ("wafer 800 x 1".into(), "the grid is 800 x 1 PEs, the wafer has 750 x 994"),
+        ("wafer 800 x 900".into(), "the grid is 800 x 900 PEs, the wafer has 750 x 994"),
         (
             "wafer 2 x 1 class a at (0, 0) 3 x 1 { }".into(),
             "PE (2, 0), class `a`: the class covers a PE outside the grid of 2 x 1",

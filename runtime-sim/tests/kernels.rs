@@ -1,6 +1,7 @@
 //! Kernels of transformer layers are programs: their numbers are right at level event, and level flow takes the same
 //! time.
 
+#[allow(dead_code, reason = "each test binary uses some of the programs")]
 mod programs;
 
 use lapidary_runtime_sim::event::{Run, simulate};
@@ -35,7 +36,14 @@ fn within(flow: u64, event: u64, percent: f64, what: &str) {
 
 fn sizes() -> Vec<Linear> {
     let s = |columns, rows, features, tokens, outputs| Linear { columns, rows, features, tokens, outputs };
-    vec![s(2, 1, 2, 3, 1), s(4, 2, 3, 8, 2), s(5, 3, 4, 4, 3), s(8, 4, 2, 16, 2), s(16, 2, 6, 5, 1)]
+    vec![
+        s(2, 1, 2, 3, 1),
+        s(4, 2, 3, 8, 2),
+        s(5, 3, 4, 4, 3),
+        s(8, 4, 2, 16, 2),
+        s(16, 2, 6, 5, 1),
+        s(64, 1, 2, 8, 2),
+    ]
 }
 
 #[test]

@@ -138,7 +138,9 @@ impl Fault {
     /// What would help.
     pub fn hint(&self) -> String {
         match self {
-            Fault::Grid { max_width, max_height, .. } => format!("use 1..={max_width} by 1..={max_height}"),
+            Fault::Grid { max_width, max_height, .. } => {
+                format!("use 1..={max_width} by 1..={max_height}, or turned")
+            }
             Fault::Duplicate { .. } => "give each its own name".into(),
             Fault::Unknown { what, .. } => format!("declare the {what} or correct the name"),
             Fault::Range { .. } => "change the value".into(),

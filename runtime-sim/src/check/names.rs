@@ -38,7 +38,7 @@ pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Vec<CheckError> {
 fn grid(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
     let (width, height) = (program.width, program.height);
     let (max_width, max_height) = (spec.max_width, spec.max_height);
-    if width == 0 || height == 0 || width > max_width || height > max_height {
+    if !spec.holds(width, height) {
         errors.push(CheckError::new(Fault::Grid { width, height, max_width, max_height }));
     }
     if program.classes.len() >= usize::from(u16::MAX) {

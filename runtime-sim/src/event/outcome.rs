@@ -17,7 +17,6 @@ pub fn collect(mut engine: Engine) -> Run {
         lanes.iter().map(|(lane, _)| lane.words).sum()
     };
     let (host_in_words, host_out_words) = (host(&engine.host_in), host(&engine.host_out));
-    let busiest = host_in_words.max(host_out_words) as f64;
     let report = Report {
         level: "event".into(),
         cycles,
@@ -32,10 +31,10 @@ pub fn collect(mut engine: Engine) -> Run {
         word_hops,
         host_in_words,
         host_out_words,
-        host_cycles: (busiest / engine.spec.host_words_per_cycle).ceil() as u64,
+        host_cycles: engine.spec.host_cycles(host_in_words, host_out_words),
         terms: terms(&engine, cycles),
         classes: classes(&engine, cycles),
-        phases: phases(&engine, cycles),
+        phases: phases(&engine),
         assumptions: assumptions(engine.spec),
     };
     let tensors = engine.tensors.into_iter().map(|(name, values)| (name.to_string(), values)).collect();
@@ -125,7 +124,7 @@ fn classes(engine: &Engine, cycles: u64) -> Vec<ClassReport> {
     engine.program.classes.iter().enumerate().map(report).collect()
 }
 
-fn phases(engine: &Engine, _cycles: u64) -> Vec<PhaseReport> {
+fn phases(engine: &Engine) -> Vec<PhaseReport> {
     let mut spans = vec![(u64::MAX, 0u64); engine.program.phases.len()];
     for pe in engine.pes.iter().flatten() {
         for (n, &(phase, start)) in pe.phases.iter().enumerate() {

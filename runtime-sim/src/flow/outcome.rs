@@ -25,7 +25,6 @@ pub fn report(engine: &Engine, rows: &Rows) -> Report {
     let (sram_peak_bytes, sram_peak_class) = memory_peak(engine.program);
     let (host_in_words, host_out_words) = host_words(engine);
     let traffic = traffic(engine, cycles, &weight);
-    let host = host_in_words.max(host_out_words) as f64 / engine.spec.host_words_per_cycle;
     Report {
         level: "flow".into(),
         cycles,
@@ -40,7 +39,7 @@ pub fn report(engine: &Engine, rows: &Rows) -> Report {
         word_hops: traffic.1,
         host_in_words,
         host_out_words,
-        host_cycles: host.ceil() as u64,
+        host_cycles: engine.spec.host_cycles(host_in_words, host_out_words),
         terms: terms(last, cycles),
         classes: classes(engine, exact, &weight),
         phases: phases(engine),

@@ -175,3 +175,59 @@ pub fn rms_norm(columns: u32, features: u32, tokens: u32) -> String {
     }
     text
 }
+
+/// Sum of one vector per PE over the whole grid, back to every PE: chains along rows and column 0, then a multicast.
+/// A handful of classes for any size (at least 4 x 4).
+pub fn all_reduce(width: u32, height: u32, words: u32) -> String {
+    let all = u64::from(width) * u64::from(height) * u64::from(words);
+    let mut text = format!("wafer {width} x {height}\ntensor v[{all}] tensor out[{all}]\n");
+    let columns = [(0, 1, 1), (width - 1, 1, 1), (1, (width - 1) / 2, 2), (2, (width - 2) / 2, 2)];
+    let rows = [(0, 1, 1), (height - 1, 1, 1), (1, (height - 1) / 2, 2), (2, (height - 2) / 2, 2)];
+    for (x, many_x, step_x) in columns {
+        for (y, many_y, step_y) in rows {
+            let row = u64::from(width) * u64::from(words);
+            let map = format!("dims {words} at {row}*y + {words}*x + d0");
+            let _ = writeln!(
+                text,
+                "class p{x}_{y} at ({x}, {y}) {many_x} x {many_y} step {step_x} x {step_y} {{"
+            );
+            let _ = writeln!(text, "buffer v: f32[{words}] @0 load v {map} store out {map}");
+            let (west, east, north, south) = (x == 0, x + 1 == width, y == 0, y + 1 == height);
+            let chain = |first: bool, last: bool, at: u32, colour: u32, back: &str, ahead: &str| {
+                let (own, other) = (colour + at % 2, colour + (at + 1) % 2);
+                let out = if first { String::new() } else { format!("route {own}: ramp -> {back} ") };
+                let take = if last { String::new() } else { format!("route {other}: {ahead} -> ramp ") };
+                let code = match (first, last) {
+                    (true, true) => String::new(),
+                    (true, false) => format!("add v <- v, in({other}) len {words} "),
+                    (false, true) => format!("mov out({own}) <- v len {words} "),
+                    (false, false) => format!("add out({own}) <- v, in({other}) len {words} "),
+                };
+                (out + &take, code)
+            };
+            let (mut routes, mut code) = chain(west, east, x, 0, "west", "east");
+            if west {
+                let (more, rest) = chain(north, south, y, 2, "north", "south");
+                routes += &more;
+                code += &rest;
+            }
+            let from = if north && west {
+                "ramp"
+            } else if north {
+                "west"
+            } else {
+                "north"
+            };
+            let to = [(from != "ramp", "ramp"), (north && !east, "east"), (!south, "south")];
+            let to: Vec<&str> = to.iter().filter(|t| t.0).map(|t| t.1).collect();
+            let _ = writeln!(text, "{routes} route 4: {from} -> {}", to.join(", "));
+            let end = if from == "ramp" {
+                format!("mov out(4) <- v len {words}")
+            } else {
+                format!("mov v <- in(4) len {words}")
+            };
+            let _ = writeln!(text, "task main start {{ {code}{end} }} }}");
+        }
+    }
+    text
+}

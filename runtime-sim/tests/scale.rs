@@ -1,0 +1,61 @@
+//! A whole wafer. The event run takes a minute in a debug build: `cargo test -p lapidary-runtime-sim --release
+//! --test scale -- --ignored --nocapture`.
+
+#[allow(dead_code, reason = "each test binary uses some of the programs")]
+mod programs;
+
+use lapidary_runtime_sim::event::simulate;
+use lapidary_runtime_sim::text::parse;
+use lapidary_runtime_sim::{FabricSpec, check, flow};
+use programs::{Linear, all_reduce, linear};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+#[test]
+fn reduce_and_broadcast_over_a_grid_sums_everything() {
+    let program = parse(&all_reduce(20, 13, 6), "all").unwrap();
+    let checked = check(&program, &FabricSpec::wse2()).unwrap_or_else(|e| panic!("{e:?}"));
+    let v: Vec<f32> = (0..20 * 13 * 6).map(|i| (i % 7) as f32).collect();
+    let run = simulate(&checked, BTreeMap::from([("v".into(), v.clone())])).unwrap();
+    let sum: Vec<f32> = (0..6).map(|k| v.iter().skip(k).step_by(6).sum()).collect();
+    assert!(run.tensors["out"].chunks(6).all(|o| o == sum));
+    let rows = 6 + 6 * 19;
+    let column = 6 + 6 * 12;
+    let back = 6 + 19 + 12 + 2 * 2 + 1;
+    assert_eq!(run.report.cycles, rows + column + back);
+    let flow = flow::time(&checked).unwrap();
+    assert!(flow.cycles.abs_diff(run.report.cycles) <= 2, "{}", flow.cycles);
+}
+
+#[test]
+#[ignore = "a whole wafer"]
+fn a_whole_wafer_reduces_and_broadcasts() {
+    let words = 16;
+    let program = parse(&all_reduce(750, 994, words), "wafer").unwrap();
+    let start = Instant::now();
+    let checked = check(&program, &FabricSpec::wse2()).unwrap_or_else(|e| panic!("{e:?}"));
+    println!("check {:?}", start.elapsed());
+    let start = Instant::now();
+    let run =
+        simulate(&checked, BTreeMap::from([("v".into(), vec![1.0; 745_500 * words as usize])])).unwrap();
+    let wall = start.elapsed();
+    println!("{} cycles, {} word-hops, {wall:?}", run.report.cycles, run.report.word_hops);
+    println!("{:.2e} word-hops per second", run.report.word_hops as f64 / wall.as_secs_f64());
+    assert!(run.tensors["out"].iter().all(|v| *v == 745_500.0));
+}
+
+#[test]
+#[ignore = "a whole wafer"]
+fn a_layer_sized_linear_on_a_whole_wafer_is_timed_from_flows() {
+    let sizes = Linear { columns: 750, rows: 994, features: 6, tokens: 136, outputs: 30 };
+    let program = parse(&linear(sizes, "f16"), "wafer").unwrap();
+    let start = Instant::now();
+    let checked = check(&program, &FabricSpec::wse2()).unwrap_or_else(|e| panic!("{e:?}"));
+    println!("check {:?}", start.elapsed());
+    let start = Instant::now();
+    let report = flow::time(&checked).unwrap();
+    println!("flow {:?}", start.elapsed());
+    println!("{report:#?}");
+    let flops = 2.0 * 750.0 * 994.0 * 6.0 * 136.0 * 750.0 * 30.0;
+    println!("{:.3e} FLOP/s", flops / report.seconds);
+}
