@@ -394,7 +394,7 @@ fn count_op(op: &LoweredOp, env: &Env, times: u64, tally: &mut Tally) {
     if elements == 0 {
         return;
     }
-    tally.odd |= elements % u64::from(op.step()) != 0;
+    tally.odd |= !elements.is_multiple_of(u64::from(op.step()));
     let words = |lanes: u32| (elements / u64::from(lanes)).saturating_mul(times);
     for source in &op.src {
         match source {

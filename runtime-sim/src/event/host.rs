@@ -114,9 +114,7 @@ pub fn drain(
             if word.control {
                 continue;
             }
-            let Some((_, values)) = tensors.iter_mut().find(|(name, _)| *name == host.tensor) else {
-                return None;
-            };
+            let (_, values) = tensors.iter_mut().find(|(name, _)| *name == host.tensor)?;
             for k in 0..host.wire.lanes() {
                 if let Some(place) = values.get_mut(walk.at(state.element) as usize) {
                     *place = decode(host.wire, word.value, k);

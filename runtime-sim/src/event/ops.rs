@@ -74,10 +74,10 @@ pub fn run(
         state.complete = true;
         return Ok(None);
     }
-    if !state.started {
-        if let Some(wait) = start(op, state, pe, ports, links) {
-            return Ok(Some(wait));
-        }
+    if !state.started
+        && let Some(wait) = start(op, state, pe, ports, links)
+    {
+        return Ok(Some(wait));
     }
     let mut addresses = Addresses::new(op, &env)?;
     if op.streams() {

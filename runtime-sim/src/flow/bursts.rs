@@ -106,7 +106,7 @@ impl Bursts {
         let inside = cursor.offset % b.words;
         let (reads, period) = if b.even() {
             (left / words, words as f64 * b.gap)
-        } else if inside == 0 && words % b.words == 0 {
+        } else if inside == 0 && words.is_multiple_of(b.words) {
             (left / words, (words / b.words) as f64 * b.period)
         } else if inside + words <= b.words {
             ((b.words - inside) / words, words as f64 * b.gap)

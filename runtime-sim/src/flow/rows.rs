@@ -16,7 +16,6 @@ pub struct Rows {
 }
 
 /// A weight as a fraction: rows stood for, over rows chosen for them.
-
 pub type Weight = (u32, u32);
 
 /// Chooses, for each kind of group, the one farthest from the north edge, and also the nearest one where the host
