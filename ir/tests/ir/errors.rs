@@ -298,7 +298,45 @@ fn unknown_words_and_broken_texts() {
     assert_eq!(start("func.func @f() {\n\0return\n}"), "2: a NUL byte cannot be part of a module's text");
 }
 
-/// Programs of the wafer: an op on the line marked by `HERE`.
+/// Wherever a text is cut off, the parser says where, or what is left is whole.
+#[test]
+fn every_cut_is_a_located_fault_or_a_module() {
+    let text = "func.func @f(%i: index, %x: tensor<1x8x64xf32>, %n: tensor<64xf32>) -> tensor<1x8x64xf32> attributes {} {
+  %w = nn.param \"layers.*.w\"[%i] scale = 0.5 : tensor<64x64xf32>
+  %0 = nn.rope half %x head_dim = 16 rot_dims = 8 theta = 1.0e4 scaling = linear factor = 2.0 : tensor<1x8x64xf32>
+  %1 = nn.fused \"k\" row(%a = %0 : tensor<1x8x64xf32>) -> tensor<1x8x64xf32> {
+    %2 = nn.softmax %a : tensor<1x8x64xf32>
+    nn.yield %2 : tensor<1x8x64xf32>
+  } saved_bytes = 1 reason = \"r\"
+  return %1 : tensor<1x8x64xf32>
+}
+wafer.program @p grid = [8, 8] (%ids: tensor<2x8xi32>, %t: tensor<64x64xf32>) {
+  %x = wafer.embed %ids, %t at <0, 0, 8, 8> : (tensor<2x8xi32>, tensor<64x64xf32>) -> !wafer.tile<16x64xf32, <rows = 8, cols = 8>>
+  wafer.return
+}
+cuda.program @c arch = \"sm_80\" {
+  %b = cuda.buffer \"b\" arena bytes = 128 : memref<4x8xf32>
+  cuda.repeat times = 3 (%l: index) {
+  }
+}
+";
+    let cx = IrContext::new();
+    for end in 0..text.len() {
+        match Module::parse(&cx, &text[..end], "t.mlir") {
+            Ok(module) => module.verify().expect("what parses verifies"),
+            Err(error) => {
+                let found = error.diagnostics();
+                assert!(
+                    found.iter().any(|diagnostic| diagnostic.place.file.is_some()),
+                    "cut at {end}: {error}"
+                );
+            }
+        }
+    }
+    assert!(cx.take_diagnostics().is_empty());
+}
+
+/// Programs of the wafer: an op on line 4.
 #[test]
 fn wafer() {
     let program = |op: &str| {
