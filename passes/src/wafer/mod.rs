@@ -11,9 +11,11 @@
 
 mod channel;
 mod code;
+mod data;
 mod error;
 mod host;
 mod kernel;
+mod lanes;
 mod layout;
 mod place;
 mod placed;
@@ -24,13 +26,13 @@ mod sram;
 mod tile;
 
 pub use channel::{Channel, Colours};
+pub use data::{Angles, HostData, Packing, Part};
 pub use error::WaferError;
-pub use host::{Angles, HostData, Packing, Part};
 pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
 pub use place::{Workload, place_layer};
 pub use placed::{
-    Activation, Attention, Heads, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Path, Placed,
-    PlacedOp, Rope, Segment, Step, Tokens,
+    Activation, Attention, Heads, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path,
+    Placed, PlacedOp, Rope, Segment, Source, Step, Tokens,
 };
 pub use report::{ClassReport, ColourReport, PhaseReport, PlacementReport};
 pub use tile::{Blocks, Tiles};
@@ -312,7 +314,7 @@ fn life(placed: &Placed, site: &Site, value: &str) -> Option<Life> {
     let (mut load, mut store) = (None, None);
     for op in &placed.ops {
         match &op.kind {
-            OpKind::Input { value: input, tensor, path: Path::Resident } if input == value => {
+            OpKind::Input { value: input, tensor, path: Path::Resident, .. } if input == value => {
                 (first, load) = (0, Some(whole(placed, site, value, tensor)?));
             }
             OpKind::Output { value: output, tensor, path: Path::Resident } if output == value => {

@@ -4,8 +4,8 @@ use super::WaferSpec;
 use super::error::WaferError;
 use super::layout::{HeadShape, fit_tokens, place_heads, place_tokens};
 use super::placed::{
-    Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Path, Placed, PlacedOp,
-    Rope, Segment, Step,
+    Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path, Placed,
+    PlacedOp, Rope, Segment, Source, Step,
 };
 use lapidary_models::dtype::DType;
 use lapidary_models::spec::{self, AttentionScale, ModelSpec, Position, Residual};
@@ -79,7 +79,7 @@ impl Layer<'_> {
         self.values = vec![("x", columns), ("attn_in", columns), ("mlp_in", columns)];
         let stream = || ("x".to_owned(), Path::Resident);
         let ((value, path), tensor) = (stream(), "input".to_owned());
-        self.push("input", OpKind::Input { value, tensor, path });
+        self.push("input", OpKind::Input { value, tensor, source: Source::Caller, path });
         let parallel = self.model.block.residual == Residual::Parallel;
         let shared = self.model.block.shared_norm;
         self.norm("attn_norm", "attn_in");
@@ -107,7 +107,8 @@ impl Layer<'_> {
             spec::NormKind::Layer => NormKind::Layer,
         };
         let parameter = |part: &str| format!("layers.*.{name}.{part}");
-        let (weight, bias) = (parameter("weight"), norm.bias.then(|| parameter("bias")));
+        let plain = |part: &str| Parameter::plain(parameter(part));
+        let (weight, bias) = (plain("weight"), norm.bias.then(|| plain("bias")));
         self.push(
             name,
             OpKind::Norm(Norm {
@@ -180,8 +181,8 @@ impl Layer<'_> {
 }
 
 fn segment(value: &str, parameter: &str, bias: bool, scale: f64) -> Segment {
-    let part = |part: &str| format!("{parameter}.{part}");
-    Segment { value: value.into(), weight: part("weight"), bias: bias.then(|| part("bias")), scale }
+    let part = |part: &str| Parameter { name: format!("{parameter}.{part}"), scale };
+    Segment { value: value.into(), weight: part("weight"), bias: bias.then(|| part("bias")) }
 }
 
 fn rope_of(value: &str, rope: &spec::Rope) -> Rope {

@@ -126,6 +126,8 @@ pub enum OpKind {
         value: String,
         /// Name of the tensor.
         tensor: String,
+        /// What is in the tensor.
+        source: Source,
         /// How it gets there.
         path: Path,
     },
@@ -160,6 +162,42 @@ pub enum Path {
     Stream,
 }
 
+/// What the host puts into the tensor of an input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Activations that the caller has.
+    Caller,
+    /// The row of a parameter for each token id.
+    Lookup {
+        /// Parameter `[ids, features]`.
+        table: Parameter,
+    },
+    /// The row of a parameter for each position.
+    Positions {
+        /// Parameter `[positions, features]`.
+        table: Parameter,
+        /// Position of the first token of a sequence.
+        offset: u64,
+    },
+}
+
+/// A parameter of the model as an op uses it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// Its name; `layers.*.attn.q.weight` stands for that of the running layer.
+    pub name: String,
+    /// Factor that the host folds in (muP's, say).
+    pub scale: f64,
+}
+
+impl Parameter {
+    /// A parameter as it is.
+    pub fn plain(name: impl Into<String>) -> Self {
+        Parameter { name: name.into(), scale: 1.0 }
+    }
+}
+
 /// A linear layer with streamed weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Linear {
@@ -178,12 +216,10 @@ pub struct Linear {
 pub struct Segment {
     /// The value written.
     pub value: String,
-    /// Weight parameter `[out, in]`.
-    pub weight: String,
-    /// Bias parameter `[out]`.
-    pub bias: Option<String>,
-    /// Factor folded into weight and bias when they are packed (a muP or attention scale).
-    pub scale: f64,
+    /// Weight `[out, in]`.
+    pub weight: Parameter,
+    /// Bias `[out]`.
+    pub bias: Option<Parameter>,
 }
 
 /// Kind of a [`Norm`].
@@ -207,10 +243,10 @@ pub struct Norm {
     pub kind: NormKind,
     /// Added to the mean square.
     pub eps: f64,
-    /// Weight parameter `[features]`.
-    pub weight: String,
-    /// Bias parameter `[features]`.
-    pub bias: Option<String>,
+    /// Weight `[features]`.
+    pub weight: Parameter,
+    /// Bias `[features]`.
+    pub bias: Option<Parameter>,
 }
 
 /// Which features of a head turn together.

@@ -1,0 +1,175 @@
+//! How the host makes the tensors of a program from parameters and token ids.
+
+use super::kernel::attention;
+use super::placed::Parameter;
+use super::tile::Tiles;
+use serde::{Deserialize, Serialize};
+
+/// How the host makes a tensor of the program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostData {
+    /// Activations `[tokens, features]` of the caller.
+    Activations {
+        /// Number of elements.
+        elements: u64,
+    },
+    /// The row of a table for each token id.
+    Lookup {
+        /// The table.
+        table: Parameter,
+        /// Elements of a row.
+        columns: u32,
+        /// Number of tokens.
+        tokens: u64,
+    },
+    /// The row of a table for each position of each sequence.
+    Positions {
+        /// The table.
+        table: Parameter,
+        /// Elements of a row.
+        columns: u32,
+        /// Number of sequences.
+        sequences: u32,
+        /// Tokens of a sequence.
+        length: u32,
+        /// Position of the first.
+        offset: u64,
+    },
+    /// Rows of parameters.
+    Packed(Packing),
+    /// `cos(frequency * (position + offset))` as `[positions, frequencies]`.
+    Cosines(Angles),
+    /// `sin(frequency * (position + offset))` as `[positions, frequencies]`.
+    Sines(Angles),
+    /// The causal mask between the tokens of one PE.
+    Mask {
+        /// Tokens of the fullest PE.
+        tokens: u32,
+    },
+}
+
+/// Angles of a rotary embedding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Angles {
+    /// Radians per position.
+    pub frequencies: Vec<f64>,
+    /// Number of positions.
+    pub positions: u32,
+    /// The first position.
+    pub offset: i64,
+}
+
+/// A tensor made of rows of parameters: block by block the rows of each part in turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Packing {
+    /// Elements of a row.
+    pub columns: u32,
+    /// Number of blocks.
+    pub blocks: u32,
+    /// The parameters.
+    pub parts: Vec<Part>,
+}
+
+/// A parameter within a packed tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// The parameter.
+    pub parameter: Parameter,
+    /// Rows.
+    pub rows: u32,
+}
+
+impl Packing {
+    /// Part and row of each row of the tensor.
+    pub fn rows(&self) -> impl Iterator<Item = (&Part, u32)> {
+        (0..self.blocks).flat_map(move |block| {
+            self.parts.iter().flat_map(move |part| {
+                let tiles = Tiles::new(part.rows, self.blocks);
+                (0..tiles.size(block)).map(move |row| (part, tiles.start(block) + row))
+            })
+        })
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.parts.iter().map(|part| u64::from(part.rows)).sum::<u64>() * u64::from(self.columns)
+    }
+}
+
+impl HostData {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        match self {
+            HostData::Activations { elements } => *elements,
+            HostData::Lookup { columns, tokens, .. } => u64::from(*columns) * tokens,
+            HostData::Positions { columns, sequences, length, .. } => {
+                u64::from(*columns) * u64::from(*sequences) * u64::from(*length)
+            }
+            HostData::Packed(packing) => packing.elements(),
+            HostData::Cosines(angles) | HostData::Sines(angles) => {
+                angles.frequencies.len() as u64 * u64::from(angles.positions)
+            }
+            HostData::Mask { tokens } => u64::from(*tokens) * u64::from(*tokens),
+        }
+    }
+
+    /// The values, where `parameter` gives those of a parameter and `ids` are the token ids; `None` for activations of
+    /// the caller and where a parameter is missing or too short.
+    pub fn values<'a>(&self, parameter: impl Fn(&str) -> Option<&'a [f32]>, ids: &[i32]) -> Option<Vec<f32>> {
+        let rows = Rows { parameter };
+        match self {
+            HostData::Activations { .. } => None,
+            HostData::Mask { tokens } => Some(attention::mask(*tokens)),
+            HostData::Cosines(angles) => Some(angles.table(f64::cos)),
+            HostData::Sines(angles) => Some(angles.table(f64::sin)),
+            HostData::Packed(packing) => {
+                let all = packing.rows().map(|(part, row)| (&part.parameter, u64::from(row)));
+                rows.collect(packing.columns, packing.elements(), all)
+            }
+            HostData::Lookup { table, columns, tokens } => {
+                let ids = ids.iter().take(usize::try_from(*tokens).ok()?);
+                let all = ids.map(|id| (table, u64::try_from(*id).unwrap_or(u64::MAX)));
+                rows.collect(*columns, self.elements(), all)
+            }
+            HostData::Positions { table, columns, sequences, length, offset } => {
+                let sequence = || (0..*length).map(|position| (table, u64::from(position) + offset));
+                rows.collect(*columns, self.elements(), (0..*sequences).flat_map(|_| sequence()))
+            }
+        }
+    }
+}
+
+impl Angles {
+    fn table(&self, of: fn(f64) -> f64) -> Vec<f32> {
+        let row = |position: u32| {
+            let at = (i64::from(position) + self.offset) as f64;
+            self.frequencies.iter().map(move |f| of(f * at) as f32)
+        };
+        (0..self.positions).flat_map(row).collect()
+    }
+}
+
+/// Rows of parameters.
+struct Rows<F> {
+    parameter: F,
+}
+
+impl<'a, F: Fn(&str) -> Option<&'a [f32]>> Rows<F> {
+    /// The rows one after the other, `elements` in all.
+    fn collect<'b>(
+        &self,
+        columns: u32,
+        elements: u64,
+        rows: impl Iterator<Item = (&'b Parameter, u64)>,
+    ) -> Option<Vec<f32>> {
+        let columns = columns as usize;
+        let mut values = Vec::with_capacity(usize::try_from(elements).ok()?);
+        for (parameter, row) in rows {
+            let first = usize::try_from(row).ok()?.checked_mul(columns)?;
+            let row = (self.parameter)(&parameter.name)?.get(first..first.checked_add(columns)?)?;
+            values.extend(row.iter().map(|value| (f64::from(*value) * parameter.scale) as f32));
+        }
+        (values.len() as u64 == elements).then_some(values)
+    }
+}

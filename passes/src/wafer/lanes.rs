@@ -1,0 +1,61 @@
+//! The lanes of an edge by what their columns hold.
+
+use super::placed::{Layout, Placed};
+use super::tile::{Tiles, progressions};
+use lapidary_runtime_sim::program::{Affine, Var};
+
+/// Lanes whose tiles have one size.
+pub struct Lanes {
+    /// `(first lane, lanes, step)`.
+    pub runs: Vec<(u32, u32, u32)>,
+    /// Features of each lane.
+    pub features: u32,
+    /// The first of them, in terms of x.
+    pub first: Affine,
+}
+
+/// The columns that hold features of a layout, by the size of their tile.
+pub fn lanes(placed: &Placed, layout: Layout) -> Vec<Lanes> {
+    all_lanes(placed, layout).into_iter().filter(|lanes| lanes.features > 0).collect()
+}
+
+/// All columns, by the size of their tile.
+pub fn all_lanes(placed: &Placed, layout: Layout) -> Vec<Lanes> {
+    let x = || Affine::from(Var::X);
+    match (layout, placed.heads) {
+        (Layout::Columns { features }, _) => {
+            let tiles = Tiles::new(features, placed.width);
+            let columns: Vec<u32> = (0..placed.width).collect();
+            let (large, small) = columns.split_at(tiles.extra() as usize);
+            let lanes = |lines: &[u32]| lanes_of(tiles, lines, lines.first().copied(), x(), 0.into());
+            [lanes(large), lanes(small)].into_iter().flatten().collect()
+        }
+        (Layout::HeadColumns, Some(heads)) => {
+            let blocks = heads.column_blocks();
+            let tiles = Tiles::new(heads.query_features(), heads.columns);
+            let before = blocks.block_of_x() * i64::from(heads.query_features());
+            let is_large = |x: &u32| tiles.is_large(blocks.local(*x));
+            let (large, small): (Vec<u32>, Vec<u32>) = (0..blocks.lines()).partition(is_large);
+            let lanes = |lines: &[u32]| {
+                let sample = lines.first().map(|x| blocks.local(*x));
+                lanes_of(tiles, lines, sample, blocks.local_x(), before.clone())
+            };
+            [lanes(&large), lanes(&small)].into_iter().flatten().collect()
+        }
+        (Layout::HeadTokens { queries }, Some(heads)) => {
+            let features = if queries { heads.query_features() } else { heads.key_features() };
+            let blocks = heads.column_blocks();
+            let first = blocks.block_of_x() * i64::from(features);
+            vec![Lanes { runs: vec![(0, blocks.lines(), 1)], features, first }]
+        }
+        (_, None) => vec![],
+    }
+}
+
+/// Lanes whose tiles are all as that of `sample`, which is one of them if there are any.
+fn lanes_of(tiles: Tiles, lines: &[u32], sample: Option<u32>, part: Affine, before: Affine) -> Option<Lanes> {
+    let sample = sample?;
+    let features = tiles.size(sample);
+    let first = before + tiles.start_at(part, sample);
+    Some(Lanes { runs: progressions(lines), features, first })
+}
