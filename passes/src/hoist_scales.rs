@@ -3,8 +3,9 @@
 //! before: y = scale(linear(x, w), 0.13875) with y wider than x       after: y = linear(scale(x, 0.13875), w)
 //!
 //! A constant commutes with a contraction; in front of it, it joins the kernel of the norm that makes `x` and costs
-//! no traffic and next to no arithmetic. Leaves alone: factors that would multiply more values than before, results of
-//! linears that others read, and scores: an attention kernel multiplies them in registers anyway.
+//! no traffic and next to no arithmetic. Leaves alone: factors that would multiply more values than before, linears
+//! that do not read a norm (the factor is free behind those), results that others read, and scores: an attention kernel
+//! multiplies them in registers anyway.
 
 use crate::pass::{Changed, Pass, PassCx, PassError};
 use lapidary_ir::{At, New, Op as IrOp};
@@ -18,7 +19,7 @@ impl Pass for HoistScales {
     }
 
     fn summary(&self) -> &'static str {
-        "move factors from the result of a linear to its smaller input"
+        "move factors from the result of a linear to the norm in front of it"
     }
 
     fn run(&self, module: IrOp<'_>, _: &PassCx) -> Result<Changed, PassError> {
@@ -41,7 +42,8 @@ fn hoist(scale: IrOp<'_>) -> Result<bool, PassError> {
     else {
         return Ok(false);
     };
-    if x.width() >= product.width() || !product.has_one_use() {
+    let reads_norm = x.defining_op().is_some_and(|maker| maker.is("nn.norm"));
+    if x.width() >= product.width() || !product.has_one_use() || !reads_norm {
         return Ok(false);
     }
     let factor = New::of("nn.scale", &[x.ty()]).reads(&[x]).with("by", by).with("role", role);

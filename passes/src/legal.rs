@@ -53,12 +53,7 @@ pub struct Legal {
 
 /// What passes promise. Passes without a row promise to add no kind of op.
 pub const LEGAL: &[Legal] = &[
-    Legal {
-        after: "mup-fold",
-        in_functions: GRAPH,
-        in_kernels: &[],
-        roles_gone: &["mup.embedding", "mup.output", "mup.attention"],
-    },
+    Legal { after: "mup-fold", in_functions: GRAPH, in_kernels: &[], roles_gone: &["mup.attention"] },
     Legal { after: "hoist-scales", in_functions: GRAPH, in_kernels: &[], roles_gone: &[] },
     Legal { after: "fuse", in_functions: KERNELS, in_kernels: GRAPH, roles_gone: &[] },
     Legal { after: "lower-to-cuda", in_functions: PROGRAM, in_kernels: GRAPH, roles_gone: &[] },

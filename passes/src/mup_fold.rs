@@ -3,7 +3,8 @@
 //! before: s = scale(embed(ids, table), 14.6); .. ; logits = scale(linear(norm(x), table), 0.13875)
 //! after:  s = embed(ids, table); .. ; logits = linear(norm(x), table), with other scales on `nn.param`s and other eps
 //!
-//! The algebra is in [`crate::mup`]. Leaves alone: scales of other roles. For training, leave the pass out: the
+//! The algebra is in [`crate::mup`]. Leaves alone: scales of other roles, and both ends of a stream whose tied head has
+//! no norm before it (a note says so). For training, leave the pass out: the
 //! multipliers stay ops, free in the kernels they are fused into, and `lapidary_models::mup` has the table of learning
 //! rates.
 
@@ -34,6 +35,12 @@ impl Pass for MupFold {
         let found = fold(&program).map_err(|stuck| refused(&view, &stuck))?;
         let report = report(&program, &found);
         apply(&view, &found)?;
+        for at in &found.kept {
+            let name = &program.node(*at).name;
+            cx.note(format!(
+                "{name} stays: the head shares its table with the embedding and no norm stands before it"
+            ));
+        }
         let changed = Changed::when(!found.removed.is_empty());
         if changed == Changed::Yes {
             cx.with(|notes| notes.fold = Some(report));

@@ -50,7 +50,7 @@ pub const PASSES: &[PassRow] = &[
     },
     PassRow {
         name: "hoist-scales",
-        summary: "move factors from the result of a linear to its smaller input",
+        summary: "move factors from the result of a linear to the norm in front of it",
         options: "",
         kind: PassKind::Ours(|options| plain(HoistScales, options)),
     },

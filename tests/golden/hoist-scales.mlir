@@ -30,3 +30,14 @@ func.func @narrow(%x: tensor<1x2x8xf32>) -> tensor<1x2x4xf32> {
   %y = nn.scale %l by 5.000000e-01 as "residual" : tensor<1x2x4xf32>
   return %y : tensor<1x2x4xf32>
 }
+
+// Where no norm stands in front, the factor is free behind the head.
+// CHECK-LABEL: @bare
+// CHECK: nn.linear
+// CHECK-NEXT: nn.scale
+func.func @bare(%x: tensor<1x2x8xf32>) -> tensor<1x2x32xf32> {
+  %w = nn.param "head.weight" : tensor<32x8xf32>
+  %l = nn.linear %x, %w : (tensor<1x2x8xf32>, tensor<32x8xf32>) -> tensor<1x2x32xf32>
+  %y = nn.scale %l by 5.000000e-01 as "output" : tensor<1x2x32xf32>
+  return %y : tensor<1x2x32xf32>
+}

@@ -168,7 +168,6 @@ fn rule_of(flow: &Flow, parts: &[Set], candidate: &Candidate, anchor: Anchor) ->
         Anchor::Row => Rule::Row,
         Anchor::Elementwise => Rule::Elementwise,
         Anchor::Matmul if contracts(flow, a) && contracts(flow, b) => Rule::Siblings,
-        Anchor::Matmul if contracts(flow, b) && joined(flow, a, b) && a.last() < b.first() => Rule::Prologue,
         Anchor::Matmul => Rule::Epilogue,
     }
 }

@@ -5,8 +5,7 @@
 //! - *elementwise*: every op is pointwise over one shape;
 //! - *row*: pointwise ops and reductions over the same rows;
 //! - *gather*: a lookup that makes rows, and pointwise or row ops over them;
-//! - *matmul*: contractions that share their left operand, factors before them (they commute), pointwise ops
-//!   after them. The tile that a block computes holds part of a row, so no reduction over rows fits behind;
+//! - *matmul*: contractions that share their left operand, pointwise ops behind them, nothing before them. The tile that a block computes holds part of a row, so no reduction over rows fits behind;
 //! - *attention*: `values` behind `softmax`, behind pointwise ops, behind `scores`: softmax over the axis that
 //!   the next contraction sums has a streaming form, so no row of scores is ever whole.
 //!
@@ -138,7 +137,7 @@ fn stores_match(flow: &Flow, nodes: &Set, shape: &[u64]) -> Result<(), String> {
     }
 }
 
-/// Contractions over one left operand, factors before them, pointwise ops and stores behind them.
+/// Contractions over one left operand, pointwise ops and stores behind them.
 fn matmul(flow: &Flow, nodes: &Set, contractions: &[usize]) -> Result<Anchor, String> {
     one_left_operand(flow, contractions)?;
     let mut segments: BTreeMap<usize, BTreeSet<usize>> =
@@ -148,7 +147,7 @@ fn matmul(flow: &Flow, nodes: &Set, contractions: &[usize]) -> Result<Anchor, St
         let from: BTreeSet<usize> =
             inside.iter().filter_map(|m| segments.get(m)).flatten().copied().collect();
         match from.is_empty() {
-            true => prologue(flow, *n, nodes, contractions)?,
+            true => return Err(prologue(flow, *n, contractions)),
             false => {
                 epilogue(flow, *n, &from)?;
                 segments.insert(*n, from);
@@ -198,27 +197,18 @@ fn depends(flow: &Flow, later: usize, earlier: usize) -> bool {
     reached.contains(&earlier)
 }
 
-/// What stands before a contraction is computed again for every tile of its columns, unless it is a factor.
-fn prologue(flow: &Flow, n: usize, nodes: &Set, contractions: &[usize]) -> Result<(), String> {
-    let node = flow.node(n);
-    let name = &node.name;
-    let leads = |user: &usize| contractions.contains(user) || matches!(flow.op(*user), Op::Scale { .. });
-    match &node.op {
-        Op::Scale { .. }
-            if !flow.escapes(node.output, nodes) && flow.users(node.output).iter().all(leads) =>
-        {
-            Ok(())
-        }
-        Op::Scale { .. } => Err(format!("{name} is needed outside as well")),
-        op if class(op) == Class::Row => {
-            let width = flow.result(n).shape.last().copied().unwrap_or(0);
-            let columns: u64 = contractions.iter().filter_map(|c| flow.result(*c).shape.last()).sum();
-            let tiles = columns.div_ceil(TILE_COLUMNS);
-            Err(format!(
-                "{name} needs the whole row of {width} and would run again for each of {tiles} column tiles"
-            ))
-        }
-        _ => Err(format!("{name} would be computed again for every column tile")),
+/// What stands before a contraction: its tiles go from memory to the multipliers as they are, and every column tile
+/// reads them again.
+fn prologue(flow: &Flow, n: usize, contractions: &[usize]) -> String {
+    let name = &flow.node(n).name;
+    let columns: u64 = contractions.iter().filter_map(|c| flow.result(*c).shape.last()).sum();
+    let tiles = columns.div_ceil(TILE_COLUMNS);
+    let width = flow.result(n).shape.last().copied().unwrap_or(0);
+    match class(flow.op(n)) {
+        Class::Row => format!(
+            "{name} needs the whole row of {width} and would run again for each of {tiles} column tiles"
+        ),
+        _ => format!("{name} would run again for each of {tiles} column tiles"),
     }
 }
 

@@ -14,8 +14,6 @@ pub enum Rule {
     Gather,
     /// Pointwise ops join the contraction that makes their tile.
     Epilogue,
-    /// A constant factor commutes with the contraction that follows.
-    Prologue,
     /// Contractions over the same left operand become one.
     Siblings,
     /// Softmax over the axis that the next contraction sums has a streaming form.
@@ -26,12 +24,11 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 8] = [
+    pub const ALL: [Rule; 7] = [
         Rule::Elementwise,
         Rule::Row,
         Rule::Gather,
         Rule::Epilogue,
-        Rule::Prologue,
         Rule::Siblings,
         Rule::Attention,
         Rule::Cache,
@@ -44,7 +41,6 @@ impl Rule {
             Rule::Row => "row",
             Rule::Gather => "gather",
             Rule::Epilogue => "epilogue",
-            Rule::Prologue => "prologue",
             Rule::Siblings => "siblings",
             Rule::Attention => "attention",
             Rule::Cache => "cache",

@@ -12,6 +12,8 @@
 //!   that makes it, weight and bias, and every norm that reads it has its eps divided by `s²`, since
 //!   `norm(x/s; eps/s²) = norm(x; eps)` for RMSNorm and LayerNorm alike.
 //!
+//! Where a tied head reads the stream without a norm, neither end can take its factor: both stay ops.
+//!
 //! Nothing is assumed about names: the rules follow the data, and a structure that they do not cover is refused
 //! with the place where they got stuck.
 
@@ -41,6 +43,8 @@ pub struct Program<'p> {
 /// What to change.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fold {
+    /// Multipliers that stay ops: a tied table stands at both ends of the stream, with no norm before the head.
+    pub kept: Vec<At>,
     /// Factors on parameters, by the node that reads them and its operand.
     pub params: BTreeMap<(At, usize), f64>,
     /// New eps of norms.
@@ -68,6 +72,10 @@ pub fn fold(program: &Program) -> Result<Fold, Vec<Stuck>> {
     let mut fold = Fold::default();
     let mut stuck = Vec::new();
     for (at, by, role) in program.multipliers() {
+        if stream::ends_meet(program, at, role) {
+            fold.kept.push(at);
+            continue;
+        }
         match place(program, &mut fold, at, by, role) {
             Ok(()) => fold.removed.push(at),
             Err(why) => stuck.push(why),

@@ -2,6 +2,7 @@
 
 use crate::mup::carry::{into_operand, stuck};
 use crate::mup::{At, Fold, Program, Stuck};
+use lapidary_models::op::ScaleRole;
 use lapidary_models::{Op, ValueId};
 use std::collections::BTreeSet;
 
@@ -22,6 +23,42 @@ pub fn divide(program: &Program, fold: &mut Fold, at: At, s: f64) -> Result<(), 
         returned(program, &stream, at, *function, *value)?;
     }
     Ok(())
+}
+
+/// Whether the factor at `at` belongs to an end of a stream that enters and leaves through one table, with no norm
+/// before the head: then neither the table nor a norm can take it.
+pub fn ends_meet(program: &Program, at: At, role: ScaleRole) -> bool {
+    match role {
+        ScaleRole::MupEmbedding => {
+            let mut stream = Stream::new();
+            let followed = follow(program, &mut stream, at.function, program.node(at).output).is_ok();
+            let heads = stream.iter().flat_map(|(function, value)| program.readers(*function, *value));
+            followed
+                && heads.into_iter().any(|(reader, operand)| operand == 0 && is_tied_head(program, reader))
+        }
+        ScaleRole::MupOutput => {
+            let mut value = program.node(at).inputs[0];
+            while let Some(maker) = program.maker(at.function, value) {
+                let node = program.node(maker);
+                match node.op {
+                    Op::Bias => value = node.inputs[0],
+                    Op::Linear => return is_tied_head(program, maker) && !reads_norm(program, maker),
+                    _ => return false,
+                }
+            }
+            false
+        }
+        _ => false,
+    }
+}
+
+fn is_tied_head(program: &Program, at: At) -> bool {
+    program.node(at).op == Op::Linear && program.is_shared(at, 1)
+}
+
+fn reads_norm(program: &Program, at: At) -> bool {
+    let x = program.node(at).inputs[0];
+    program.maker(at.function, x).is_some_and(|maker| matches!(program.node(maker).op, Op::Norm { .. }))
 }
 
 /// Collects what is in the stream: what is made from it without leaving it.

@@ -2,4 +2,6 @@
 
 mod golden;
 mod gpu;
+mod interpreter;
 mod models;
+mod numbers;
