@@ -4,11 +4,13 @@
 //! and reports, [`opt`] does the same for text. What is fused, and why, is decided by [`fusion`] on plain graphs; where
 //! muP's multipliers go, by [`mup`].
 
+pub mod cpu;
 pub mod cuda;
 pub mod fuse;
 pub mod fusion;
 pub mod hoist_scales;
 pub mod legal;
+pub mod lower_to_cpu;
 pub mod lower_to_cuda;
 pub mod mup;
 pub mod mup_fold;

@@ -39,7 +39,7 @@ pub enum Goal {
     Gpu,
     /// A wafer program: ops are placed one by one, so nothing is fused.
     Wafer,
-    /// The host interprets the ops one by one.
+    /// Steps of a host program: everything is fused.
     Cpu,
 }
 
@@ -85,7 +85,7 @@ pub fn pipeline_text(goal: Goal, mup: Mup, fusion: &Fusion) -> String {
         passes.push("mup-fold");
     }
     passes.extend(["hoist-scales", "canonicalize", "cse", "symbol-dce"]);
-    if goal == Goal::Gpu {
+    if goal != Goal::Wafer {
         passes.push(&fuse);
     }
     passes.join(",")

@@ -130,3 +130,83 @@ pub fn lower(module: &HostModule, options: &Options) -> Result<CpuProgram, Lower
     let program = function::Emitter::new(module, options).emit()?;
     Ok(program.check()?.into_inner())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fusion::{self, Rules, Step as FusionStep};
+    use lapidary_runtime_cpu::program::{Form, Step};
+
+    const OPTIONS: Options = Options { weights: WeightType::Bf16 };
+
+    fn fused(host: HostFunction, rules: &Rules) -> HostFunction {
+        let plan = fusion::plan(&host.function, rules);
+        let is_repeat = |n: usize| matches!(host.function.nodes[n].op, Op::Repeat { .. });
+        let kernel = |step: &FusionStep| match *step {
+            FusionStep::Region(region) => Some(plan.regions[region].nodes.clone()),
+            FusionStep::Keep(n) => is_repeat(n).then(|| vec![n]),
+        };
+        HostFunction { kernels: plan.steps.iter().filter_map(kernel).collect(), ..host }
+    }
+
+    fn program(name: &str, rules: &Rules) -> CpuProgram {
+        let spec = lapidary_models::builtin(name).expect("a built-in model");
+        let plain = HostModule::unfused(&spec, &host_graph(&spec).expect("a graph"));
+        let module = HostModule { layer: fused(plain.layer, rules), main: fused(plain.main, rules), ..plain };
+        lower(&module, &OPTIONS).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    fn layer(program: &CpuProgram) -> &[Step] {
+        let repeat = program.body.iter().find_map(|step| match step {
+            Step::Repeat { body, .. } => Some(body.as_slice()),
+            _ => None,
+        });
+        repeat.expect("layers")
+    }
+
+    #[test]
+    fn every_built_in_model_has_a_program_with_any_fusion() {
+        let mut rules = vec![Rules::none(), Rules::all()];
+        rules.extend(fusion::Rule::ALL.map(|rule| Rules::all().without([rule])));
+        for name in lapidary_models::builtin_names() {
+            for rules in &rules {
+                let program = program(name, rules);
+                let text = program.to_json();
+                assert_eq!(CpuProgram::from_json(&text).expect("reads back"), program);
+            }
+        }
+    }
+
+    #[test]
+    fn a_fused_layer_of_amber_is_seven_steps() {
+        let program = program("amber", &Rules::all());
+        let names: Vec<&str> = layer(&program).iter().map(Step::name).collect();
+        let kinds = |step: &Step| match step {
+            Step::Rows { .. } => 'r',
+            Step::Linear { .. } => 'l',
+            Step::Attention { .. } => 'a',
+            _ => '?',
+        };
+        assert_eq!(layer(&program).iter().map(kinds).collect::<String>(), "rlalrll", "{names:?}");
+        // 6,738,415,616 parameters, all but the 65 norms' in bf16, and no padding: every row count divides by 32.
+        assert_eq!(program.weight_bytes(), 2 * 6_738_415_616 + 2 * 65 * 4096);
+        assert_eq!(program.cache_bytes_per_token(), 2 * 32 * 4096 * 4);
+    }
+
+    #[test]
+    fn a_tied_table_is_packed_once() {
+        let program = program("crystalcoder", &Rules::all());
+        let embeds = program.parameters.iter().filter(|p| p.name == "embed");
+        let forms: Vec<&Form> = embeds.map(|p| &p.form).collect();
+        assert!(matches!(forms[..], [Form::Matrix { .. }]), "{forms:?}");
+    }
+
+    #[test]
+    fn a_graph_without_a_cache_is_refused() {
+        let spec = lapidary_models::builtin("amber").expect("a built-in model");
+        let graph =
+            Graph::build(&spec, Mode::Forward, Dims { batch: 1, seq: 1, cached: 0 }).expect("a graph");
+        let error = lower(&HostModule::unfused(&spec, &graph), &OPTIONS).expect_err("no cache");
+        assert!(error.to_string().contains("prefill"), "{error}");
+    }
+}

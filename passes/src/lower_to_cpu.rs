@@ -1,0 +1,211 @@
+//! Turns a module, fused or not, into a host program: every `nn.fused` a kernel, every op outside of one alone.
+//!
+//! What a kernel becomes is decided by [`crate::cpu`] on plain data; this file reads the functions from the IR.
+
+use crate::cpu::{HostFunction, HostModule, HostParam, LowerError, Options, lower};
+use crate::pass::{PassError, diagnostic};
+use crate::view::read_op;
+use lapidary_ir::{Module, Op as IrOp, Value as IrValue};
+use lapidary_models::graph::Value;
+use lapidary_models::{Function, ModelSpec, Node, Op, ValueId};
+use lapidary_runtime_cpu::program::CpuProgram;
+use std::collections::BTreeSet;
+
+/// The host program of a module of `spec`; the module stays as it is. Its bound dimensions do not matter, but it has to
+/// be a prefill or decode graph: attention on the host reads the cache.
+///
+/// # Errors
+/// [`PassError::Refused`] at what has no form on the host.
+pub fn emit_cpu(module: &Module<'_>, spec: &ModelSpec, options: &Options) -> Result<CpuProgram, PassError> {
+    let host = host_module(module.op(), spec)?;
+    lower(&host, options).map_err(|error| {
+        let at = match &error {
+            LowerError::Unsupported { node, .. } => module
+                .op()
+                .walk()
+                .into_iter()
+                .find(|op| op.place().node.is_some_and(|at| at.ends_with(node.as_str()))),
+            LowerError::Graph(_) | LowerError::Faulty(_) => None,
+        };
+        PassError::Refused(vec![diagnostic(at.unwrap_or(module.op()), error.to_string())])
+    })
+}
+
+/// Reads `@main` and the function that it repeats.
+fn host_module(module: IrOp<'_>, spec: &ModelSpec) -> Result<HostModule, PassError> {
+    let main = module.lookup("main").filter(|op| op.is("func.func"));
+    let main = main.ok_or_else(|| PassError::at(module, "there is no function @main to begin with"))?;
+    let repeat = main.walk().into_iter().find(|op| op.is("nn.repeat"));
+    let repeat = repeat.ok_or_else(|| PassError::at(main, "there are no layers to repeat"))?;
+    let layer = repeat.symbol("body").and_then(|name| module.lookup(name));
+    let layer = layer.ok_or_else(|| PassError::at(repeat, "the repeated function is not there"))?;
+    Ok(HostModule {
+        name: spec.name.clone(),
+        layers: times(repeat),
+        vocab: spec.vocab,
+        max_seq: spec.max_seq,
+        layer: host_function(layer)?,
+        main: host_function(main)?,
+    })
+}
+
+fn times(repeat: IrOp<'_>) -> u64 {
+    repeat.i64("times").and_then(|times| u64::try_from(times).ok()).unwrap_or(0)
+}
+
+fn host_function(op: IrOp<'_>) -> Result<HostFunction, PassError> {
+    let function = Function {
+        name: op.symbol_name().unwrap_or_default().to_string(),
+        per_layer: false,
+        arguments: Vec::new(),
+        values: Vec::new(),
+        nodes: Vec::new(),
+        results: Vec::new(),
+    };
+    let host = HostFunction { function, params: Vec::new(), kernels: Vec::new() };
+    let mut reader = Reader { host, known: Vec::new(), names: BTreeSet::new() };
+    reader.function(op)?;
+    Ok(reader.host)
+}
+
+struct Reader<'c> {
+    host: HostFunction,
+    known: Vec<(IrValue<'c>, ValueId)>,
+    names: BTreeSet<String>,
+}
+
+impl<'c> Reader<'c> {
+    fn function(&mut self, op: IrOp<'c>) -> Result<(), PassError> {
+        let Some(block) = op.region_block(0) else {
+            return Err(PassError::at(op, "a function without a body"));
+        };
+        for argument in block.arguments() {
+            match self.value(argument) {
+                Some(id) => self.host.function.arguments.push(id),
+                None => self.host.function.per_layer = true,
+            }
+        }
+        for inner in block.ops() {
+            match inner.name() {
+                "nn.fused" => self.kernel(inner)?,
+                "func.return" => self.host.function.results = self.ids(inner),
+                _ => {
+                    let node = self.node(inner)?;
+                    if !inner.is("nn.param") {
+                        self.host.kernels.push(vec![node]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The ops of a region, in which arguments are what comes in and results what is yielded.
+    fn kernel(&mut self, op: IrOp<'c>) -> Result<(), PassError> {
+        let Some(block) = op.region_block(0) else {
+            return Err(PassError::at(op, "a kernel without a body"));
+        };
+        for (outer, inner) in op.operands().into_iter().zip(block.arguments()) {
+            self.known.extend(self.find(outer).map(|id| (inner, id)));
+        }
+        let mut nodes = Vec::new();
+        for inner in block.ops() {
+            match inner.is("nn.yield") {
+                true => {
+                    let yielded = self.ids(inner);
+                    self.known.extend(op.results().into_iter().zip(yielded));
+                }
+                false => nodes.push(self.node(inner)?),
+            }
+        }
+        self.host.kernels.push(nodes);
+        Ok(())
+    }
+
+    fn node(&mut self, op: IrOp<'c>) -> Result<usize, PassError> {
+        let kind = match op.name() {
+            "nn.param" => {
+                let name = op.text("name").unwrap_or_default().to_string();
+                self.host.params.push(HostParam { name, scale: op.f64("scale").unwrap_or(1.0) });
+                Op::Param { param: self.host.params.len() - 1 }
+            }
+            "nn.repeat" => Op::Repeat { function: 0, times: times(op) },
+            _ => read_op(op).map_err(|what| PassError::at(op, what))?,
+        };
+        let inputs = self.ids(op);
+        let located = op.place().node.filter(|node| !node.is_empty());
+        let wanted = located.unwrap_or_else(|| kind.name().to_string());
+        let name = self.unique(wanted.strip_prefix("layers.*.").unwrap_or(&wanted).to_string());
+        let output = op.result(0).and_then(|result| self.value(result));
+        let output = output.ok_or_else(|| PassError::at(op, format!("{} makes no tensor", op.name())))?;
+        self.host.function.nodes.push(Node { name, op: kind, inputs, output });
+        Ok(self.host.function.nodes.len() - 1)
+    }
+
+    /// Adds a value; none for what is not a tensor (the layer's number).
+    fn value(&mut self, value: IrValue<'c>) -> Option<ValueId> {
+        let id = ValueId(self.host.function.values.len());
+        self.host.function.values.push(Value { ty: value.tensor()? });
+        self.known.push((value, id));
+        Some(id)
+    }
+
+    fn find(&self, value: IrValue<'c>) -> Option<ValueId> {
+        self.known.iter().find(|(known, _)| *known == value).map(|(_, id)| *id)
+    }
+
+    fn ids(&self, op: IrOp<'c>) -> Vec<ValueId> {
+        op.operands().into_iter().filter_map(|value| self.find(value)).collect()
+    }
+
+    fn unique(&mut self, wanted: String) -> String {
+        let free = (1..).map(|n| if n == 1 { wanted.clone() } else { format!("{wanted}.{n}") });
+        let name = free.into_iter().find(|name| !self.names.contains(name)).unwrap_or(wanted);
+        self.names.insert(name.clone());
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{host_graph, lower_unfused};
+    use crate::{Fusion, Goal, Mup, Watch, pipeline::pipeline, run};
+    use lapidary_ir::{IrContext, import::import};
+    use lapidary_runtime_cpu::program::{Step, WeightType};
+
+    const OPTIONS: Options = Options { weights: WeightType::Bf16 };
+
+    fn emitted(name: &str, fusion: Fusion) -> CpuProgram {
+        let spec = lapidary_models::builtin(name).expect("a built-in model");
+        let cx = IrContext::new();
+        let mut module = import(&cx, &host_graph(&spec).expect("a graph")).expect("imports");
+        let passes = pipeline(Goal::Cpu, Mup::Fold, &fusion).expect("a pipeline");
+        run(&mut module, &passes, Watch::default()).expect("runs");
+        emit_cpu(&module, &spec, &OPTIONS).expect("a host program")
+    }
+
+    fn layer(program: &CpuProgram) -> Vec<&str> {
+        let body = program.body.iter().find_map(|step| match step {
+            Step::Repeat { body, .. } => Some(body),
+            _ => None,
+        });
+        body.expect("layers").iter().map(Step::name).collect()
+    }
+
+    #[test]
+    fn fused_layers_are_a_few_steps() {
+        for name in ["amber", "crystalcoder"] {
+            let program = emitted(name, Fusion::On);
+            assert!(layer(&program).len() <= 7, "{name}: {:?}", layer(&program));
+            assert_eq!(program.layers, 32);
+        }
+    }
+
+    #[test]
+    fn a_module_without_fusion_is_the_plain_program() {
+        let spec = lapidary_models::builtin("amber").expect("a built-in model");
+        let plain = lower_unfused(&spec, &OPTIONS).expect("a host program");
+        assert_eq!(layer(&emitted("amber", Fusion::Off)), layer(&plain));
+    }
+}
