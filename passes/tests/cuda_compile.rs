@@ -7,9 +7,9 @@ mod models;
 mod region;
 
 use lapidary_passes::cuda::spec::*;
-use lapidary_passes::cuda::{Lowered, Options, lower};
+use lapidary_passes::cuda::{Choice, Lowered, Node, Options, lower, lower_kernel};
 use lapidary_runtime_gpu::compile::{Compiled, CompileOptions, Nvrtc, Source, apply, compile_all, library_folder};
-use lapidary_runtime_gpu::program::KernelKind;
+use lapidary_runtime_gpu::program::{Dtype, KernelKind};
 use models::{Model, Run};
 use std::path::PathBuf;
 use std::process::Command;
@@ -53,7 +53,7 @@ fn sass(compiled: &Compiled) -> String {
 /// Compiles a model for prefill and decode and holds every kernel to the rules.
 fn check(model: &Model, runs: &[Run]) {
     for &run in runs {
-        let mut lowered = lower(&model.module(run), &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        let mut lowered = lower(&model.module(run, Dtype::Bf16), &Options::default()).unwrap_or_else(|e| panic!("{e}"));
         let Some(results) = compiled(&mut lowered) else { return };
         for (name, result) in &results {
             let r = &result.resources;
@@ -82,7 +82,9 @@ fn uses_its_instructions(lowered: &Lowered, name: &str, result: &Compiled, model
         "matmul" => assert!(text.contains("LDG.E.128"), "{name}"),
         _ => {}
     }
-    assert!(!text.contains("LDL") && !text.contains("STL"), "{name} touches local memory");
+    for (word, why) in [("LDL", "reads local memory"), ("STL", "writes local memory"), ("CALL", "calls a subroutine")] {
+        assert!(!text.contains(word), "{name} {why}");
+    }
 }
 
 fn amber() -> Model {
@@ -130,4 +132,81 @@ fn parallel_residuals_of_pythia_and_gpt_j() {
     check(&pythia, &[PREFILL, DECODE]);
     let gptj = Model { name: "gptj", vocab: 50400, heads: 16, kv_heads: 16, head_dim: 256, plain: Some(ActivationFn::GeluTanh), rope: Some((Pairing::Interleaved, 64)), ..pythia };
     check(&gptj, &[PREFILL, DECODE]);
+}
+
+/// One region, compiled; the widest use of registers is where spills would show.
+fn check_regions(specs: &[KernelSpec], options: &Options) {
+    let Some(wheels) = wheels() else { return eprintln!("skipped: no .deps/cuda; `make setup` fetches NVRTC") };
+    let nvrtc = Nvrtc::open(&library_folder(&wheels)).expect("NVRTC opens where its wheel is");
+    let mut sources = Vec::new();
+    for spec in specs {
+        match lower_kernel(spec, options).unwrap_or_else(|e| panic!("{e}")) {
+            Choice::Generated(generated) => {
+                sources.extend(generated.kernels.into_iter().map(|k| Source { name: k.name, text: k.source }))
+            }
+            Choice::Library(_) => panic!("{} became a library call", spec.name),
+        }
+    }
+    let options = CompileOptions { jobs: 2, ..CompileOptions::new("sm_80") };
+    for (source, result) in sources.iter().zip(compile_all(&nvrtc, &sources, &options)) {
+        let r = result.unwrap_or_else(|e| panic!("{e}")).resources;
+        println!("{:32} {:3} registers {:4} spilled", source.name, r.registers, r.spill_stores + r.spill_loads);
+        assert_eq!(r.spill_stores + r.spill_loads + r.stack_bytes, 0, "{} spills", source.name);
+    }
+}
+
+fn attention(name: &str, head_dim: u64, kv_heads: u64, run: Run, change: impl Fn(&mut Mask)) -> KernelSpec {
+    let model = Model { head_dim, heads: 32, kv_heads, d: 32 * head_dim, rope: None, ..amber() };
+    let module = model.module(run, Dtype::Bf16);
+    let Node::Repeat { body, .. } = &module.body[1] else { panic!("the second node is the repeat") };
+    let Node::Kernel { spec, .. } = &body[2] else { panic!("the third node is attention") };
+    let mut spec = KernelSpec { name: name.into(), ..spec.clone() };
+    for op in &mut spec.ops {
+        if let KernelOp::Mask(mask) = &mut op.op {
+            change(mask);
+        }
+    }
+    spec
+}
+
+#[test]
+fn attention_of_every_width_and_mask() {
+    let mut specs = Vec::new();
+    let behind = Run { batch: 2, new: 500, cached: 1500 };
+    for head_dim in [16, 64, 72, 80, 96, 112, 120, 128, 192, 256] {
+        specs.push(attention(&format!("causal_{head_dim}"), head_dim, 32, PREFILL, |_| {}));
+        specs.push(attention(&format!("all_{head_dim}"), head_dim, 4, behind, |mask| (mask.window, mask.alibi) = (333, true)));
+        specs.push(attention(&format!("decode_{head_dim}"), head_dim, 8, DECODE, |mask| (mask.window, mask.alibi) = (333, true)));
+    }
+    check_regions(&specs, &Options::default());
+}
+
+#[test]
+fn every_tile_with_the_heaviest_epilogues() {
+    for tile in 0..5 {
+        let mut specs = Vec::new();
+        for (model, run) in [(amber(), PREFILL), (crystal(), Run { batch: 3, new: 333, cached: 1000 })] {
+            let module = model.module(run, Dtype::Bf16);
+            let Node::Repeat { body, .. } = &module.body[1] else { panic!("the second node is the repeat") };
+            let regions = body.iter().filter_map(|node| match node {
+                Node::Kernel { spec, .. } if spec.anchor == Anchor::Matmul => Some(spec.clone()),
+                _ => None,
+            });
+            specs.extend(regions);
+        }
+        check_regions(&specs, &Options { library: false, tile: Some(tile), ..Options::default() });
+    }
+}
+
+#[test]
+fn single_precision_of_a_whole_layer() {
+    for run in [Run { batch: 1, new: 100, cached: 0 }, DECODE] {
+        let module = crystal().module(run, Dtype::F32);
+        let Node::Repeat { body, .. } = &module.body[1] else { panic!("the second node is the repeat") };
+        let regions = body.iter().filter_map(|node| match node {
+            Node::Kernel { spec, .. } => Some(spec.clone()),
+            Node::Repeat { .. } => None,
+        });
+        check_regions(&regions.collect::<Vec<_>>(), &Options { library: false, ..Options::default() });
+    }
 }

@@ -6,6 +6,8 @@ mod harness;
 #[path = "cuda_emulation/reference.rs"]
 mod reference;
 
+#[path = "cuda_emulation/models.rs"]
+mod models;
 #[path = "cuda_emulation/region.rs"]
 mod region;
 
@@ -13,5 +15,7 @@ mod region;
 mod attention;
 #[path = "cuda_emulation/products.rs"]
 mod products;
+#[path = "cuda_emulation/programs.rs"]
+mod programs;
 #[path = "cuda_emulation/rows.rs"]
 mod rows;

@@ -20,6 +20,7 @@ mod matmul_source;
 mod row;
 mod source;
 pub mod spec;
+mod validate;
 mod work;
 
 pub use assemble::{KernelSource, Lowered, ModuleSpec, Node, ValueSpec, lower};
@@ -184,54 +185,5 @@ impl KernelSpec {
     /// An error about a contradiction.
     pub(crate) fn malformed(&self, what: impl Into<String>) -> CudaError {
         CudaError::Malformed { kernel: self.name.clone(), what: what.into() }
-    }
-
-    /// Checks what the emitters rely on: the name, operand order and count, shapes within 2^30 columns and 2^46 elements.
-    fn validate(&self) -> Result<(), CudaError> {
-        let identifier = self.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-            && self.name.starts_with(|c: char| c.is_ascii_alphabetic());
-        if !identifier {
-            return Err(self.malformed("the name is not a C identifier"));
-        }
-        for id in self.results() {
-            let Some(op) = self.op(id) else { continue };
-            if let Some(late) = op.operands.iter().find(|&&operand| operand >= id) {
-                return Err(self.malformed(format!("value {id} reads value {late}, which comes later")));
-            }
-            let wanted = operand_counts(&op.op);
-            if !wanted.contains(&op.operands.len()) {
-                let found = op.operands.len();
-                return Err(self.malformed(format!("{} has {found} operands, not {wanted:?}", op.op.word())));
-            }
-        }
-        if let Some(bad) = self.outputs.iter().find(|&&id| id < self.inputs.len() || id >= self.results().end) {
-            return Err(self.malformed(format!("output {bad} is not computed here")));
-        }
-        if self.outputs.is_empty() {
-            return Err(self.malformed("there are no outputs"));
-        }
-        (0..self.results().end).try_for_each(|id| self.validate_type(id))
-    }
-
-    fn validate_type(&self, id: usize) -> Result<(), CudaError> {
-        let ty = self.ty(id);
-        let elements = ty.shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
-        if ty.shape.contains(&0) {
-            return Err(self.malformed(format!("value {id} has an empty dimension: {:?}", ty.shape)));
-        }
-        if ty.cols() >= 1 << 30 || ty.shape.iter().any(|&d| d >= 1 << 31) || elements.is_none_or(|n| n >= 1 << 46) {
-            return Err(self.unsupported(format!("{:?} is too large", ty.shape), "split the model over more machines"));
-        }
-        Ok(())
-    }
-}
-
-fn operand_counts(op: &KernelOp) -> &'static [usize] {
-    match op {
-        KernelOp::Embed | KernelOp::Position { .. } | KernelOp::Linear | KernelOp::Bias => &[2],
-        KernelOp::Add | KernelOp::Mul | KernelOp::Scores { .. } | KernelOp::Values { .. } => &[2],
-        KernelOp::Norm { .. } => &[2, 3],
-        KernelOp::Scale { .. } | KernelOp::Activation(_) | KernelOp::Rope(_) | KernelOp::KvAppend { .. } => &[1],
-        KernelOp::Mask(_) | KernelOp::Softmax | KernelOp::LastToken => &[1],
     }
 }

@@ -268,7 +268,7 @@ impl RowWriter<'_> {
                 self.over_runs(&format!("LP_UNROLL for (int e = 0; e < W; ++e) sum{id} += v{x}[c][e];\n"));
                 let _ = writeln!(
                     self.code,
-                    "const float mean{id} = lp_block_sum<THREADS>(sum{id}, partial) / COLS;\nsum{id} = 0.0f;"
+                    "const float mean{id} = lp_block_sum<THREADS>(sum{id}, partial) * (1.0f / COLS);\nsum{id} = 0.0f;"
                 );
                 self.over_runs(&format!(
                     "LP_UNROLL for (int e = 0; e < W; ++e) {{\n    const float d = e < valid ? v{x}[c][e] - mean{id} : 0.0f;\n    \
@@ -278,7 +278,7 @@ impl RowWriter<'_> {
         }
         let _ = writeln!(
             self.code,
-            "const float scale{id} = rsqrtf(lp_block_sum<THREADS>(sum{id}, partial) / COLS + {eps});"
+            "const float scale{id} = rsqrtf(lp_block_sum<THREADS>(sum{id}, partial) * (1.0f / COLS) + {eps});"
         );
         let place = Place::here("[c]");
         let normal = format!("v{id}[c][e] = (v{x}[c][e] - mean{id}) * scale{id} * p[e];");
@@ -303,7 +303,7 @@ impl RowWriter<'_> {
              v{id}[c][e] = e < valid ? lp_exp2((v{x}[c][e] - max{id}) * 1.4426950408889634f) : 0.0f;\n    \
              sum{id} += v{id}[c][e];\n}}\n"
         ));
-        let _ = writeln!(self.code, "const float scale{id} = 1.0f / lp_block_sum<THREADS>(sum{id}, partial);");
+        let _ = writeln!(self.code, "const float scale{id} = __fdividef(1.0f, lp_block_sum<THREADS>(sum{id}, partial));");
         self.pending.push_str(&format!("LP_UNROLL for (int e = 0; e < W; ++e) v{id}[c][e] *= scale{id};\n"));
         self.evaluator.provide(id, &Place::here("[c]"));
         Ok(())

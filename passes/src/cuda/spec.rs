@@ -294,22 +294,22 @@ impl TensorType {
 
     /// Product of all dimensions but the last.
     pub fn rows(&self) -> u64 {
-        self.shape.iter().rev().skip(1).product()
+        self.shape.iter().rev().skip(1).fold(1, |n, &dim| n.saturating_mul(dim))
     }
 
     /// Number of elements.
     pub fn elements(&self) -> u64 {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |n, &dim| n.saturating_mul(dim))
     }
 
     /// Elements between two rows in memory: the last dimension rounded up to 16 bytes (token ids are dense).
     pub fn pitch(&self) -> u64 {
-        if self.dtype == Dtype::I32 { self.cols() } else { self.cols().next_multiple_of(self.dtype.vector()) }
+        if self.dtype == Dtype::I32 { self.cols() } else { self.cols().div_ceil(self.dtype.vector()).saturating_mul(self.dtype.vector()) }
     }
 
     /// Bytes in memory, row padding included.
     pub fn bytes(&self) -> u64 {
-        self.rows() * self.pitch() * self.dtype.bytes()
+        self.rows().saturating_mul(self.pitch()).saturating_mul(self.dtype.bytes())
     }
 }
 

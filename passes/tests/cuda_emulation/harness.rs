@@ -3,7 +3,8 @@ use crate::reference::{Tensor, evaluate};
 use lapidary_passes::cuda::spec::*;
 use lapidary_passes::cuda::{Choice, Generated, GeneratedKernel, Operand, Options, lower_kernel};
 use lapidary_runtime_gpu::program::{Dtype, Packing, RowOrder};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Numbers from a seed, about uniform in [-1, 1].
@@ -16,7 +17,7 @@ impl Random {
     }
 }
 
-fn round(dtype: Dtype, x: f64) -> f64 {
+pub fn round(dtype: Dtype, x: f64) -> f64 {
     match dtype {
         Dtype::Bf16 => f32::from_bits(u32::from(to_bf16(x)) << 16).into(),
         Dtype::F32 => (x as f32).into(),
@@ -29,18 +30,60 @@ fn to_bf16(x: f64) -> u16 {
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
+/// A program for the host that holds several kernels.
+pub struct Emulation {
+    binary: PathBuf,
+    names: Vec<String>,
+    _folder: tempfile::TempDir,
+}
+
+impl Emulation {
+    /// Compiles the texts, each in a namespace of its own, with the number of each kernel's arguments.
+    pub fn build(kernels: &[(&str, &str, usize)]) -> Emulation {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let shim = include_str!("shim.h");
+        let mut program = format!("{shim}\nstruct Any {{ void* p; template <typename T> operator T*() const {{ return (T*)p; }} }};\n");
+        for (i, (name, text, args)) in kernels.iter().enumerate() {
+            let casts: Vec<String> = (0..*args).map(|i| format!("Any{{p[{i}]}}")).collect();
+            let call = format!("static void call(void** p) {{ {name}({}); }}", casts.join(", "));
+            program.push_str(&format!("#undef LP_UNROLL_DEPTH\nnamespace kernel{i} {{\n{text}\n{call}\n}}\n"));
+        }
+        let table: Vec<String> = (0..kernels.len()).map(|i| format!("kernel{i}::call")).collect();
+        let table = format!("static const emu_call table[] = {{{}}};", table.join(", "));
+        program.push_str(&format!("{table}\nstatic emu_call emu_kernel(unsigned index) {{ return table[index]; }}\n"));
+        let (text, binary) = (folder.path().join("kernels.cpp"), folder.path().join("kernels"));
+        std::fs::write(&text, program).expect("a file");
+        let flags = ["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-o"];
+        let out = Command::new("g++").args(flags).arg(&binary).arg(&text).output().expect("g++ runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let names = kernels.iter().map(|kernel| kernel.0.to_string()).collect();
+        Emulation { binary, names, _folder: folder }
+    }
+
+    /// Runs a kernel on files that hold its arguments; they hold what it wrote afterwards.
+    pub fn launch(&self, name: &str, launch: ([u32; 3], [u32; 3], u64), backwards: bool, files: &[PathBuf]) {
+        let (grid, block, shared) = launch;
+        let index = self.names.iter().position(|known| known == name).expect("a kernel");
+        let mut command = Command::new(&self.binary);
+        command.arg(index.to_string()).args(grid.iter().chain(&block).map(|n| n.to_string()));
+        command.arg(shared.to_string()).arg(u8::from(backwards).to_string()).args(files);
+        let out = command.output().expect("the emulation runs");
+        assert!(out.status.success(), "{name}: {} {}", out.status, String::from_utf8_lossy(&out.stderr));
+    }
+}
+
 /// The bytes of a row-major image; every element starts as NaN.
-struct Image {
-    dtype: Dtype,
-    bytes: Vec<u8>,
+pub struct Image {
+    pub dtype: Dtype,
+    pub bytes: Vec<u8>,
 }
 
 impl Image {
-    fn poisoned(dtype: Dtype, elements: u64) -> Image {
+    pub fn poisoned(dtype: Dtype, elements: u64) -> Image {
         Image { dtype, bytes: vec![0xff; (elements * dtype.bytes()) as usize] }
     }
 
-    fn set(&mut self, at: usize, x: f64) {
+    pub fn set(&mut self, at: usize, x: f64) {
         match self.dtype {
             Dtype::Bf16 => self.bytes[at * 2..at * 2 + 2].copy_from_slice(&to_bf16(x).to_le_bytes()),
             Dtype::F32 => self.bytes[at * 4..at * 4 + 4].copy_from_slice(&(x as f32).to_le_bytes()),
@@ -48,7 +91,7 @@ impl Image {
         }
     }
 
-    fn get(&self, at: usize) -> f64 {
+    pub fn get(&self, at: usize) -> f64 {
         let b = &self.bytes;
         match self.dtype {
             Dtype::Bf16 => f32::from_bits(u32::from(u16::from_le_bytes([b[at * 2], b[at * 2 + 1]])) << 16).into(),
@@ -58,7 +101,7 @@ impl Image {
     }
 }
 
-fn activation_image(ty: &TensorType, tensor: &Tensor) -> Image {
+pub fn activation_image(ty: &TensorType, tensor: &Tensor) -> Image {
     let (cols, pitch) = (ty.cols() as usize, ty.pitch() as usize);
     let mut image = Image::poisoned(ty.dtype, ty.rows() * ty.pitch());
     for (i, &x) in tensor.data.iter().enumerate() {
@@ -67,15 +110,17 @@ fn activation_image(ty: &TensorType, tensor: &Tensor) -> Image {
     image
 }
 
-fn packed_image(spec: &KernelSpec, inputs: &[Tensor], packing: &Packing, dtype: Dtype) -> Image {
+/// A device parameter from canonical tensors, as a loader makes it.
+pub fn packed_image(packing: &Packing, dtype: Dtype, tensor: impl Fn(&str) -> Tensor) -> Image {
     let mut image = Image::poisoned(dtype, packing.rows * packing.pitch);
     (0..(packing.rows * packing.pitch) as usize).for_each(|i| image.set(i, 0.0));
+    let names = packing.groups.iter().flat_map(|group| &group.sources).map(|source| source.name.as_str());
+    let tensors: BTreeMap<&str, Tensor> = names.map(|name| (name, tensor(name))).collect();
     for row in 0..packing.rows {
         let Some((source, from)) = packing.source(row) else { continue };
-        let index = spec.inputs.iter().position(|input| matches!(&input.source, Source::Param { name, .. } if *name == source.name));
-        let tensor = &inputs[index.expect("the packing names an input")];
-        let vector = tensor.shape.len() == 1;
+        let tensor = &tensors[source.name.as_str()];
         for col in 0..packing.cols {
+            let vector = tensor.shape.len() == 1;
             let at = if vector { source.order.source_row(col) } else { from * packing.cols + col };
             image.set((row * packing.pitch + col) as usize, tensor.data[at as usize] * source.scale);
         }
@@ -114,13 +159,21 @@ impl<'a> Case<'a> {
 
     /// Lowers the region and runs its kernels, once with threads in order and once backwards.
     pub fn check(&self, options: &Options) -> Generated {
+        self.check_changed(options, |text| text)
+    }
+
+    /// The same with a change to the kernels' texts.
+    pub fn check_changed(&self, options: &Options, change: impl Fn(String) -> String) -> Generated {
         let choice = lower_kernel(self.spec, options).unwrap_or_else(|e| panic!("{e}"));
-        let Choice::Generated(generated) = choice else { panic!("{} became a library call", self.spec.name) };
+        let Choice::Generated(mut generated) = choice else { panic!("{} became a library call", self.spec.name) };
+        generated.kernels.iter_mut().for_each(|kernel| kernel.source = change(std::mem::take(&mut kernel.source)));
+        let kernels = generated.kernels.iter().map(|k| (k.name.as_str(), k.source.as_str(), k.args.len()));
+        let emulation = Emulation::build(&kernels.collect::<Vec<_>>());
         for backwards in [false, true] {
             let folder = tempfile::tempdir().expect("a temporary folder");
             self.prepare(&generated, folder.path());
             for kernel in &generated.kernels {
-                self.run(kernel, folder.path(), backwards);
+                self.run(kernel, &emulation, folder.path(), backwards);
             }
             for (j, &value) in self.spec.outputs.iter().enumerate() {
                 self.compare(value, generated.output_orders[j], &folder.path().join(format!("output{j}")));
@@ -156,41 +209,31 @@ impl<'a> Case<'a> {
         for kernel in &generated.kernels {
             for (i, arg) in kernel.args.iter().enumerate() {
                 if let Operand::Param(packing, dtype) = &arg.operand {
-                    write(format!("{}.param{i}", kernel.name), packed_image(self.spec, &self.inputs, packing, *dtype));
+                    let image = packed_image(packing, *dtype, |name| self.param(name));
+                    write(format!("{}.param{i}", kernel.name), image);
                 }
             }
         }
     }
 
-    fn run(&self, kernel: &GeneratedKernel, folder: &Path, backwards: bool) {
-        let shim = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda_emulation/shim.h");
-        let casts: Vec<String> = (0..kernel.args.len()).map(|i| format!("Any{{p[{i}]}}")).collect();
-        let program = format!(
-            "#include \"{shim}\"\n{}\nstruct Any {{ void* p; template <typename T> operator T*() const {{ return (T*)p; }} }};\n\
-             static void call_kernel(void** p) {{ {}({}); }}\n",
-            kernel.source, kernel.name, casts.join(", ")
-        );
-        let (text, binary) = (folder.join("kernel.cpp"), folder.join(&kernel.name));
-        std::fs::write(&text, program).expect("a file");
-        if !binary.exists() {
-            let out = Command::new("g++").args(["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-o"]).arg(&binary).arg(&text).output();
-            let out = out.expect("g++ runs");
-            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        }
-        let mut command = Command::new(&binary);
-        command.args(kernel.grid.iter().chain(&kernel.block).map(|n| n.to_string()));
-        command.arg(kernel.shared_bytes.to_string()).arg(u8::from(backwards).to_string());
-        for (i, arg) in kernel.args.iter().enumerate() {
-            command.arg(folder.join(match &arg.operand {
+    fn param(&self, wanted: &str) -> Tensor {
+        let named = |input: &Input| matches!(&input.source, Source::Param { name, .. } if name == wanted);
+        let index = self.spec.inputs.iter().position(named).expect("the packing names an input");
+        self.inputs[index].clone()
+    }
+
+    fn run(&self, kernel: &GeneratedKernel, emulation: &Emulation, folder: &Path, backwards: bool) {
+        let files = kernel.args.iter().enumerate().map(|(i, arg)| {
+            folder.join(match &arg.operand {
                 Operand::Input(i) => format!("input{i}"),
                 Operand::Output(j) => format!("output{j}"),
                 Operand::Scratch(s) => format!("scratch{s}"),
                 Operand::Position => "position".into(),
                 Operand::Param(..) => format!("{}.param{i}", kernel.name),
-            }));
-        }
-        let out = command.output().expect("the emulation runs");
-        assert!(out.status.success(), "{}: {} {}", kernel.name, out.status, String::from_utf8_lossy(&out.stderr));
+            })
+        });
+        let launch = (kernel.grid, kernel.block, kernel.shared_bytes);
+        emulation.launch(&kernel.name, launch, backwards, &files.collect::<Vec<_>>());
     }
 
     /// Every element within 1 % of itself and of the tensor's size (bf16), 10^-4 for f32.

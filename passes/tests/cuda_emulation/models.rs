@@ -2,7 +2,7 @@
 use crate::region::Region;
 use lapidary_passes::cuda::spec::*;
 use lapidary_passes::cuda::{ModuleSpec, Node, ValueSpec};
-use lapidary_runtime_gpu::program::Dtype::{self, Bf16, I32};
+use lapidary_runtime_gpu::program::Dtype::{self, I32};
 
 /// The sizes and kinds that decide a model's kernels.
 #[derive(Debug, Clone)]
@@ -217,11 +217,7 @@ impl Builder<'_> {
 
 impl Model {
     /// Forward pass to the logits of the last token.
-    pub fn module(&self, run: Run) -> ModuleSpec {
-        self.module_in(run, Bf16)
-    }
-
-    pub fn module_in(&self, run: Run, dtype: Dtype) -> ModuleSpec {
+    pub fn module(&self, run: Run, dtype: Dtype) -> ModuleSpec {
         let mut b = Builder { model: self, run, dtype, values: Vec::new() };
         let ids = b.shaped("ids", I32, &[run.batch, run.new]);
         let (embed, embedded) = b.embed(ids);

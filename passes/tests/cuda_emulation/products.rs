@@ -125,3 +125,26 @@ fn plain_products_go_to_the_library_and_others_do_not() {
     assert!(chosen(&residual(Bf16, 64, 32, 48)).contains("more than a bias and a residual"));
     assert!(chosen(&swiglu(Bf16, 1, 64, 32, false)).contains("streamed"));
 }
+
+/// The emulation is no test if it lets broken kernels pass: each of these changes must be noticed.
+#[test]
+fn a_missing_wait_barrier_or_tail_is_noticed() {
+    let spec = residual(Bf16, 150, 330, 140);
+    let options = Options { library: false, tile: Some(1), ..Options::default() };
+    let changes = [
+        ("lp_copy_wait<STAGES - 2>()", "lp_copy_wait<STAGES - 1>()"),
+        ("lp_copy_wait<STAGES - 2>();\n        __syncthreads();", "lp_copy_wait<STAGES - 2>();"),
+        ("left >= 8 ? 16 : left > 0 ? 2 * left : 0", "16"),
+        ("lane / 8 % 2) ^ right_key", "lane / 8 % 2) ^ left_key ^ 1"),
+        ("row < M && col < N", "col < N"),
+    ];
+    for (from, to) in changes {
+        let case = Case::new(&spec, 5);
+        let change = |text: String| {
+            assert!(text.contains(from), "{from}");
+            text.replace(from, to)
+        };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.check_changed(&options, change)));
+        assert!(outcome.is_err(), "{from} -> {to} passes");
+    }
+}

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <ucontext.h>
 #include <vector>
 
@@ -37,6 +36,7 @@ static emu_dim threadIdx, blockIdx, blockDim, gridDim;
 static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
 static inline float __int_as_float(int i) { return __uint_as_float(unsigned(i)); }
+static inline float __fdividef(float x, float y) { return x / y; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 namespace emu {
@@ -58,7 +58,8 @@ static meeting block;
 static jmp_buf scheduler;
 static int now, alive;
 static long progress;
-static std::function<void()> entry;
+static void (*entry)(void**);
+static void** entry_args;
 
 [[noreturn]] static void fail(const char* why) {
     fprintf(stderr, "emulation: %s in thread %d of block %u,%u,%u\n", why, now, blockIdx.x, blockIdx.y, blockIdx.z);
@@ -74,7 +75,7 @@ template <typename F> static void meet(meeting& m, int slot, int expected, const
 template <typename F> static void warp_meet(const char* what, void* data, F&& all) {
     meet(warps[now / 32], now % 32, 32, what, data, all);
 }
-static void body() { entry(); fibers[now].finished = true; ++progress; _longjmp(scheduler, 1); }
+static void body() { entry(entry_args); fibers[now].finished = true; ++progress; _longjmp(scheduler, 1); }
 static void run_block(int threads, bool backwards) {
     fibers.resize(threads); warps.assign(threads / 32, meeting()); block = meeting();
     memset(shared.data(), 0xff, shared.n);
@@ -105,8 +106,8 @@ static void run_block(int threads, bool backwards) {
         if (alive > 0 && progress == before) fail("deadlock");
     }
 }
-static void launch(emu_dim grid, emu_dim threads, size_t shared_bytes, bool backwards, std::function<void()> call) {
-    gridDim = grid; blockDim = threads; entry = call; shared.resize(shared_bytes);
+static void launch(emu_dim grid, emu_dim threads, size_t shared_bytes, bool backwards, void (*call)(void**), void** p) {
+    gridDim = grid; blockDim = threads; entry = call; entry_args = p; shared.resize(shared_bytes);
     if (threads.x * threads.y * threads.z % 32) { fprintf(stderr, "a block of partial warps\n"); exit(3); }
     for (unsigned z = 0; z < grid.z; ++z) for (unsigned y = 0; y < grid.y; ++y) for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = {x, y, z};
@@ -199,33 +200,34 @@ static inline void lp_mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, un
     });
 }
 
-// The driver: arguments are files that are read before the launch and written back after it. Guards around each array must
-// stay as they are.
-static void call_kernel(void** p);
+// The driver: the kernel's index, its launch, then files that are read before the launch and written back after it. Guards
+// around each array must stay as they are. The table of kernels follows this file and the kernels.
+typedef void (*emu_call)(void**);
+static emu_call emu_kernel(unsigned index);
 int main(int argc, char** argv) {
     auto number = [&](int i) { return unsigned(atoll(argv[i])); };
-    const emu_dim grid = {number(1), number(2), number(3)}, threads = {number(4), number(5), number(6)};
-    const size_t shared_bytes = number(7), guard = 4096;
-    const bool backwards = number(8);
-    std::vector<void*> pointers; std::vector<std::vector<unsigned char>> images; std::vector<unsigned char*> arrays;
-    for (int i = 9; i < argc; ++i) {
-        FILE* f = fopen(argv[i], "rb"); std::vector<unsigned char> image; int c;
-        fseek(f, 0, SEEK_END); image.resize(ftell(f)); rewind(f);
-        if (fread(image.data(), 1, image.size(), f) != image.size()) return 4;
-        fclose(f); (void)c;
-        const size_t room = (image.size() + 127) / 128 * 128;
+    const emu_dim grid = {number(2), number(3), number(4)}, threads = {number(5), number(6), number(7)};
+    const size_t shared_bytes = number(8), guard = 4096;
+    const int files = 10, n = argc - files;
+    std::vector<void*> pointers; std::vector<size_t> sizes;
+    for (int i = 0; i < n; ++i) {
+        FILE* f = fopen(argv[files + i], "rb");
+        fseek(f, 0, SEEK_END); const size_t size = ftell(f); rewind(f);
+        const size_t room = (size + 127) / 128 * 128;
         unsigned char* array = (unsigned char*)aligned_alloc(128, room + 2 * guard);
-        memset(array, 0xff, room + 2 * guard); memcpy(array + guard, image.data(), image.size());
-        images.push_back(image); arrays.push_back(array); pointers.push_back(array + guard);
+        memset(array, 0xff, room + 2 * guard);
+        if (fread(array + guard, 1, size, f) != size) return 4;
+        fclose(f); pointers.push_back(array + guard); sizes.push_back(size);
     }
-    emu::launch(grid, threads, shared_bytes, backwards, [&] { call_kernel(pointers.data()); });
-    for (int i = 9; i < argc; ++i) {
-        const size_t n = images[i - 9].size(), room = (n + 127) / 128 * 128;
-        unsigned char* array = arrays[i - 9];
+    emu::launch(grid, threads, shared_bytes, number(9), emu_kernel(number(1)), pointers.data());
+    for (int i = 0; i < n; ++i) {
+        const size_t room = (sizes[i] + 127) / 128 * 128;
+        unsigned char* array = (unsigned char*)pointers[i] - guard;
         for (size_t b = 0; b < room + 2 * guard; ++b) {
-            if ((b < guard || b >= guard + n) && array[b] != 0xff) { fprintf(stderr, "write outside of argument %d\n", i - 9); return 5; }
+            const bool outside = b < guard || b >= guard + sizes[i];
+            if (outside && array[b] != 0xff) { fprintf(stderr, "write outside of argument %d\n", i); return 5; }
         }
-        FILE* f = fopen(argv[i], "wb"); fwrite(array + guard, 1, n, f); fclose(f);
+        FILE* f = fopen(argv[files + i], "wb"); fwrite(pointers[i], 1, sizes[i], f); fclose(f);
     }
     return 0;
 }

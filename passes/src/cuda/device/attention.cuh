@@ -4,24 +4,18 @@
 constexpr int WARPS = 4, THREADS = 32 * WARPS, BQ = WARPS * MT * 16, PITCH = HD + 8, PIECES = HD / 8;
 constexpr int KT = BKV / 8, DT = HD / 8;
 
-// Starts copying ROWS rows of D columns; rows from `limit` and columns from D become zero.
+// Starts copying ROWS rows of D columns; rows from `limit` and columns from D become zero. A thread keeps its piece and walks
+// down the rows by equal steps; where the pieces of a row are no power of two some threads have none.
 template <int ROWS, int ROW_PITCH>
 LP_DEVICE void lp_stage(unsigned to, const bf16* from, int row0, int limit) {
-    if constexpr (THREADS % PIECES == 0) {
-        // A thread keeps its piece and walks down the rows by equal steps.
-        constexpr int STEP = THREADS / PIECES;
-        const int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-        const bf16* const source = from + size_t(row0 + row) * ROW_PITCH + piece * 8;
-        const unsigned target = to + (row * PITCH + piece * 8) * 2;
+    constexpr int SLOTS = PIECES <= 2 ? 2 : PIECES <= 4 ? 4 : PIECES <= 8 ? 8 : PIECES <= 16 ? 16 : 32, STEP = THREADS / SLOTS;
+    const int row = threadIdx.x / SLOTS, piece = threadIdx.x % SLOTS;
+    const bf16* const source = from + size_t(row0 + row) * ROW_PITCH + piece * 8;
+    const unsigned target = to + (row * PITCH + piece * 8) * 2;
+    if (SLOTS == PIECES || piece < PIECES) {
         LP_UNROLL for (int i = 0; i < ROWS / STEP; ++i) {
             const bool inside = row0 + row + i * STEP < limit && piece * 8 < D;
             lp_copy16(target + i * STEP * PITCH * 2, source + size_t(i) * STEP * ROW_PITCH, inside ? 16 : 0);
-        }
-    } else {
-        LP_UNROLL for (int i = threadIdx.x; i < ROWS * PIECES; i += THREADS) {
-            const int row = i / PIECES, piece = i % PIECES;
-            const bool inside = row0 + row < limit && piece * 8 < D;
-            lp_copy16(to + (row * PITCH + piece * 8) * 2, from + size_t(row0 + row) * ROW_PITCH + piece * 8, inside ? 16 : 0);
         }
     }
 }
@@ -75,19 +69,29 @@ LP_DEVICE void lp_attention(const bf16* q, const bf16* k, const bf16* v, bf16* o
             }
         }
 
-        const bool edge = key0 + BKV > total || (CAUSAL && key0 + BKV - 1 > my_position) ||
+        // Every key of a causal row lies before the end, so only the other rows have to ask for it.
+        const bool edge = (!CAUSAL && key0 + BKV > total) || (CAUSAL && key0 + BKV - 1 > my_position) ||
                           (WINDOW > 0 && key0 <= my_position + MT * 16 - 1 - WINDOW);
         LP_UNROLL for (int i = 0; i < MT; ++i) {
             LP_UNROLL for (int h = 0; h < 2; ++h) {
-                const int position = my_position + i * 16 + lane / 4 + h * 8;
-                if (ALIBI || edge) {
+                // How far this lane's first key is ahead of the row; its others are constants further on.
+                const int ahead = key0 + lane % 4 * 2 - (my_position + i * 16 + lane / 4 + h * 8);
+                if (ALIBI) {
+                    const float slope = lp_slope[head], bias = slope * float(ahead);
                     LP_UNROLL for (int j = 0; j < KT; ++j) {
                         LP_UNROLL for (int e = 0; e < 2; ++e) {
-                            const int key = key0 + j * 8 + lane % 4 * 2 + e;
-                            const bool hidden = key >= total || (CAUSAL && key > position) || (WINDOW > 0 && position - key >= WINDOW);
                             float& x = score[i][j][2 * h + e];
-                            if (ALIBI) x = fmaf(x, SCORE_SCALE, lp_slope[head] * float(key - position));
-                            if (hidden) x = -LP_INFINITY;
+                            x = fmaf(x, SCORE_SCALE, fmaf(slope, float(j * 8 + e), bias));
+                        }
+                    }
+                }
+                if (edge) {
+                    const int room = total - key0 - lane % 4 * 2;
+                    LP_UNROLL for (int j = 0; j < KT; ++j) {
+                        LP_UNROLL for (int e = 0; e < 2; ++e) {
+                            const int on = j * 8 + e;
+                            const bool hidden = CAUSAL ? ahead > -on : room <= on;
+                            if (hidden || (WINDOW > 0 && ahead <= -WINDOW - on)) score[i][j][2 * h + e] = -LP_INFINITY;
                         }
                     }
                 }
@@ -140,7 +144,7 @@ LP_DEVICE void lp_attention(const bf16* q, const bf16* k, const bf16* v, bf16* o
             float whole = weight[i][h];
             whole += __shfl_xor_sync(0xffffffffu, whole, 1);
             whole += __shfl_xor_sync(0xffffffffu, whole, 2);
-            const float inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
+            const float inverse = whole > 0.0f ? __fdividef(1.0f, whole) : 0.0f;
             bf16* const row = queries + (my_row + i * 16 + lane / 4 + h * 8) * PITCH + lane % 4 * 2;
             LP_UNROLL for (int j = 0; j < DT; ++j) {
                 *reinterpret_cast<unsigned*>(row + j * 8) = lp_pack(sum[i][j][2 * h] * inverse, sum[i][j][2 * h + 1] * inverse);

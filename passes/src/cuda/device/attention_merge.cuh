@@ -9,6 +9,6 @@ LP_DEVICE void lp_attention_merge(const float* parts, Element* out) {
     for (int d = threadIdx.x; d < D; d += THREADS) {
         float x = 0.0f;
         for (int s = 0; s < SPLITS; ++s) x += mine[s * PART_PITCH + d] * lp_exp2(mine[s * PART_PITCH + D] - base);
-        lp_from_float(whole > 0.0f ? x / whole : 0.0f, out[size_t(row) * Q_PITCH + head * D + d]);
+        lp_from_float(whole > 0.0f ? __fdividef(x, whole) : 0.0f, out[size_t(row) * Q_PITCH + head * D + d]);
     }
 }

@@ -99,7 +99,7 @@ LP_DEVICE void lp_attention_rows(const Element* q, const Element* k, const Eleme
             x += part_sum[w][g][d] * share_of;
         }
         if (SPLITS == 1) {
-            lp_from_float(whole > 0.0f ? x / whole : 0.0f, out[size_t(row) * Q_PITCH + (head0 + g) * D + d]);
+            lp_from_float(whole > 0.0f ? __fdividef(x, whole) : 0.0f, out[size_t(row) * Q_PITCH + (head0 + g) * D + d]);
         } else {
             float* const part = parts + ((size_t(row) * HEADS + head0 + g) * SPLITS + split) * PART_PITCH;
             part[d] = x;

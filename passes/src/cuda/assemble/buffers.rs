@@ -1,0 +1,168 @@
+//! Buffers: where values, parameters and caches live, and the arena's plan.
+use super::Assembler;
+use crate::cuda::CudaError;
+use crate::cuda::spec::{KernelOp, KernelSpec, TensorType};
+use lapidary_runtime_gpu::memory::{ALIGNMENT, Interval, lifetimes, plan_memory};
+use lapidary_runtime_gpu::program::{
+    Access, Arg, Buffer, BufferKind, Dtype, GpuProgram, Layers, Packing, RowOrder, SCHEMA, Step,
+};
+
+impl Assembler<'_> {
+    /// Values that appends yield live in the cache of that name, one slice per round of the repeat around it.
+    pub(super) fn claim_caches(&mut self, spec: &KernelSpec, results: &[usize], rounds: Option<u64>) -> Result<(), CudaError> {
+        for (j, &value) in spec.outputs.iter().enumerate() {
+            let Some(KernelOp::KvAppend { cache, .. }) = spec.op(value).map(|op| &op.op) else { continue };
+            let name = match rounds {
+                Some(_) => format!("cache.{cache}"),
+                None => format!("cache.{cache}.{}", self.caches.len()),
+            };
+            if self.buffers.iter().any(|buffer| buffer.name == name) {
+                return Err(spec.unsupported(format!("two appends to `{name}`"), "one append per cache and layer"));
+            }
+            let ty = self.module.values[results[j]].ty.clone();
+            self.buffers.push(buffer(&name, BufferKind::Cache, &ty, rounds));
+            self.caches.insert(results[j], name);
+        }
+        Ok(())
+    }
+
+    /// A pointer to a buffer, or to the current layer's slice of it.
+    pub(super) fn pointer(&self, name: &str, access: Access) -> Result<Arg, CudaError> {
+        let found = self.buffers.iter().find(|buffer| buffer.name == name);
+        let buffer = found.ok_or_else(|| self.malformed(format!("no buffer `{name}`")))?;
+        let slice = buffer.shape.iter().rev().skip(1).product::<u64>() * buffer.pitch * buffer.dtype.bytes();
+        let layer_stride_bytes = buffer.layers.map_or(0, |layers| layers.stride_bytes);
+        let buffer = name.to_string();
+        Ok(Arg { buffer, access, offset_bytes: 0, layer_stride_bytes, extent_bytes: slice })
+    }
+
+    /// The buffer of a value, made on first sight.
+    pub(super) fn value_buffer(&mut self, value: usize, kind: BufferKind) -> String {
+        if let Some(cache) = self.caches.get(&value) {
+            return cache.clone();
+        }
+        let home = self.home[value];
+        let name = self.module.values[home].name.clone();
+        if !self.buffers.iter().any(|buffer| buffer.name == name) {
+            let leaves = self.module.outputs.iter().any(|&output| self.home[output] == home);
+            let kind = if leaves && kind == BufferKind::Arena { BufferKind::Output } else { kind };
+            self.buffers.push(buffer(&name, kind, &self.module.values[home].ty.clone(), None));
+        }
+        name
+    }
+
+    pub(super) fn position(&mut self) -> String {
+        let name = "cached".to_string();
+        if !self.buffers.iter().any(|buffer| buffer.name == name) {
+            let ty = TensorType::new(Dtype::I32, &[1]);
+            self.buffers.push(buffer(&name, BufferKind::Input, &ty, None));
+        }
+        name
+    }
+
+    /// The device parameter of that recipe. Recipes that differ only in trailing padding rows share the larger one.
+    pub(super) fn parameter(
+        &mut self,
+        spec: &KernelSpec,
+        packing: &Packing,
+        dtype: Dtype,
+        rounds: Option<u64>,
+    ) -> Result<String, CudaError> {
+        let sources = packing.groups.iter().flat_map(|group| &group.sources);
+        let names: Vec<&str> = sources.map(|source| source.name.as_str()).collect();
+        let layered = names.iter().any(|name| name.contains('*'));
+        let times = match (layered, rounds) {
+            (false, _) => None,
+            (true, Some(times)) => Some(times),
+            (true, None) => return Err(spec.malformed("a parameter per layer outside of a repeat")),
+        };
+        let same = |known: &Packing| {
+            known.groups == packing.groups && known.cols == packing.cols && known.pitch == packing.pitch
+        };
+        let matches = |b: &&mut Buffer| b.dtype == dtype && b.packing.as_ref().is_some_and(same);
+        if let Some(known) = self.buffers.iter_mut().find(matches) {
+            let rows = known.packing.as_ref().map_or(0, |known| known.rows).max(packing.rows);
+            let name = known.name.clone();
+            *known = param_buffer(&name, Packing { rows, ..packing.clone() }, dtype, times);
+            return Ok(name);
+        }
+        let mut name = names.join("+");
+        while self.buffers.iter().any(|buffer| buffer.name == name) {
+            name.push('\'');
+        }
+        self.buffers.push(param_buffer(&name, packing.clone(), dtype, times));
+        Ok(name)
+    }
+
+    /// The program: arena buffers get their places, permuted values their note.
+    pub(super) fn program(&mut self, steps: Vec<Step>) -> Result<GpuProgram, CudaError> {
+        for (value, order) in self.orders.clone().into_iter().enumerate() {
+            let name = self.caches.get(&value).unwrap_or(&self.module.values[self.home[value]].name).clone();
+            if let Some(buffer) = self.buffers.iter_mut().find(|b| b.name == name && !order.is_natural()) {
+                buffer.column_order = order;
+            }
+        }
+        // Parameters may have grown after their first use: read the extents again.
+        let mut steps = steps;
+        self.refresh(&mut steps)?;
+        let alive = lifetimes(&steps);
+        let mut planned: Vec<usize> = (0..self.buffers.len()).collect();
+        planned.retain(|&i| self.buffers[i].kind == BufferKind::Arena);
+        let interval = |&i: &usize| {
+            let (first, last) = alive.get(&self.buffers[i].name).copied().unwrap_or((0, 0));
+            Interval { bytes: self.buffers[i].bytes, first, last }
+        };
+        let plan = plan_memory(&planned.iter().map(interval).collect::<Vec<_>>());
+        for (&i, &offset) in planned.iter().zip(&plan.offsets) {
+            self.buffers[i].offset = Some(offset);
+        }
+        Ok(GpuProgram {
+            schema: SCHEMA.into(),
+            version: 1,
+            name: self.module.name.clone(),
+            arch: self.module.arch.clone(),
+            arena_bytes: plan.peak_bytes,
+            arena_naive_bytes: plan.naive_bytes,
+            buffers: std::mem::take(&mut self.buffers),
+            kernels: std::mem::take(&mut self.kernels),
+            steps,
+        })
+    }
+
+    fn refresh(&self, steps: &mut [Step]) -> Result<(), CudaError> {
+        let again = |arg: &mut Arg| -> Result<(), CudaError> {
+            *arg = self.pointer(&arg.buffer, arg.access)?;
+            Ok(())
+        };
+        for step in steps {
+            match step {
+                Step::Launch(launch) => launch.args.iter_mut().try_for_each(again)?,
+                Step::Gemm(gemm) => again(&mut gemm.w)?,
+                Step::Repeat { body, .. } => self.refresh(body)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn buffer(name: &str, kind: BufferKind, ty: &TensorType, rounds: Option<u64>) -> Buffer {
+    let stride_bytes = ty.bytes().next_multiple_of(ALIGNMENT);
+    let layers = rounds.map(|count| Layers { count, stride_bytes });
+    Buffer {
+        name: name.into(),
+        kind,
+        dtype: ty.dtype,
+        shape: ty.shape.clone(),
+        pitch: ty.pitch(),
+        bytes: layers.map_or(ty.bytes(), |layers| layers.count * layers.stride_bytes),
+        offset: None,
+        layers,
+        packing: None,
+        column_order: RowOrder::Natural,
+    }
+}
+
+fn param_buffer(name: &str, packing: Packing, dtype: Dtype, rounds: Option<u64>) -> Buffer {
+    let ty = TensorType::new(dtype, &[packing.rows, packing.cols]);
+    Buffer { pitch: packing.pitch, packing: Some(packing), ..buffer(name, BufferKind::Param, &ty, rounds) }
+}
