@@ -8,7 +8,9 @@ mod region;
 
 use lapidary_passes::cuda::spec::*;
 use lapidary_passes::cuda::{Choice, Lowered, Node, Options, lower, lower_kernel};
-use lapidary_runtime_gpu::compile::{Compiled, CompileOptions, Nvrtc, Source, apply, compile_all, library_folder};
+use lapidary_runtime_gpu::compile::{
+    CompileOptions, Compiled, Nvrtc, Source, apply, compile_all, library_folder,
+};
 use lapidary_runtime_gpu::program::{Dtype, KernelKind};
 use models::{Model, Run};
 use std::path::PathBuf;
@@ -29,7 +31,8 @@ fn compiled(lowered: &mut Lowered) -> Option<Vec<(String, Compiled)>> {
         return None;
     };
     let nvrtc = Nvrtc::open(&library_folder(&wheels)).expect("NVRTC opens where its wheel is");
-    let source = |s: &lapidary_passes::cuda::KernelSource| Source { name: s.name.clone(), text: s.text.clone() };
+    let source =
+        |s: &lapidary_passes::cuda::KernelSource| Source { name: s.name.clone(), text: s.text.clone() };
     let sources: Vec<Source> = lowered.sources.iter().map(source).collect();
     let options = CompileOptions { jobs: 2, ..CompileOptions::new("sm_80") };
     let results = compile_all(&nvrtc, &sources, &options);
@@ -53,11 +56,18 @@ fn sass(compiled: &Compiled) -> String {
 /// Compiles a model for prefill and decode and holds every kernel to the rules.
 fn check(model: &Model, runs: &[Run]) {
     for &run in runs {
-        let mut lowered = lower(&model.module(run, Dtype::Bf16), &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        let mut lowered =
+            lower(&model.module(run, Dtype::Bf16), &Options::default()).unwrap_or_else(|e| panic!("{e}"));
         let Some(results) = compiled(&mut lowered) else { return };
         for (name, result) in &results {
             let r = &result.resources;
-            println!("{name:32} {:3} registers {:6} shared {:4} stack {} spilled", r.registers, r.shared_bytes, r.stack_bytes, r.spill_stores + r.spill_loads);
+            println!(
+                "{name:32} {:3} registers {:6} shared {:4} stack {} spilled",
+                r.registers,
+                r.shared_bytes,
+                r.stack_bytes,
+                r.spill_stores + r.spill_loads
+            );
         }
         for (name, result) in &results {
             assert_eq!(result.resources.spill_stores + result.resources.spill_loads, 0, "{name} spills");
@@ -65,7 +75,9 @@ fn check(model: &Model, runs: &[Run]) {
             uses_its_instructions(&lowered, name, result, model);
         }
         let generated = lowered.program.kernels.iter().filter(|kernel| kernel.kind == KernelKind::Generated);
-        assert!(generated.into_iter().all(|kernel| kernel.spill_bytes == Some(0) && kernel.registers.is_some()));
+        assert!(
+            generated.into_iter().all(|kernel| kernel.spill_bytes == Some(0) && kernel.registers.is_some())
+        );
         lowered.program.check().expect("the program holds with its registers known");
     }
 }
@@ -76,23 +88,50 @@ fn uses_its_instructions(lowered: &Lowered, name: &str, result: &Compiled, model
     let tensor = kernel.shared_bytes > 20_000;
     match kernel.anchor.as_str() {
         "matmul" | "attention" if tensor => {
-            assert!(text.contains("HMMA.16816.F32.BF16") && text.contains("LDGSTS") && text.contains("LDSM"), "{name}");
+            assert!(
+                text.contains("HMMA.16816.F32.BF16") && text.contains("LDGSTS") && text.contains("LDSM"),
+                "{name}"
+            );
         }
-        "row" | "gather" if model.d % 8 == 0 => assert!(text.contains("LDG.E.128") && text.contains("STG.E.128"), "{name}"),
+        "row" | "gather" if model.d.is_multiple_of(8) => {
+            assert!(text.contains("LDG.E.128") && text.contains("STG.E.128"), "{name}")
+        }
         "matmul" => assert!(text.contains("LDG.E.128"), "{name}"),
         _ => {}
     }
-    for (word, why) in [("LDL", "reads local memory"), ("STL", "writes local memory"), ("CALL", "calls a subroutine")] {
+    for (word, why) in
+        [("LDL", "reads local memory"), ("STL", "writes local memory"), ("CALL", "calls a subroutine")]
+    {
         assert!(!text.contains(word), "{name} {why}");
     }
 }
 
 fn amber() -> Model {
-    Model { name: "amber", vocab: 32000, d: 4096, layers: 32, heads: 32, kv_heads: 32, head_dim: 128, ff: 11008, rope: Some((Pairing::Half, 128)), ..Model::tiny() }
+    Model {
+        name: "amber",
+        vocab: 32000,
+        d: 4096,
+        layers: 32,
+        heads: 32,
+        kv_heads: 32,
+        head_dim: 128,
+        ff: 11008,
+        rope: Some((Pairing::Half, 128)),
+        ..Model::tiny()
+    }
 }
 
 fn crystal() -> Model {
-    Model { name: "crystal", vocab: 32032, ff: 10922, norm: NormKind::Layer, bias: true, rope: Some((Pairing::Interleaved, 32)), tied: true, ..amber() }
+    Model {
+        name: "crystal",
+        vocab: 32032,
+        ff: 10922,
+        norm: NormKind::Layer,
+        bias: true,
+        rope: Some((Pairing::Interleaved, 32)),
+        tied: true,
+        ..amber()
+    }
 }
 
 #[test]
@@ -109,34 +148,88 @@ fn crystalcoder_prefill_and_decode() {
 fn grouped_heads_of_llama_3_and_the_window_of_mistral() {
     let llama = Model { name: "llama3", vocab: 128256, kv_heads: 8, ff: 14336, ..amber() };
     check(&llama, &[PREFILL, DECODE, Run { batch: 64, new: 1, cached: 1000 }]);
-    check(&Model { name: "mistral", vocab: 32000, window: 4096, ..llama }, &[Run { batch: 1, new: 8192, cached: 0 }]);
+    check(
+        &Model { name: "mistral", vocab: 32000, window: 4096, ..llama },
+        &[Run { batch: 1, new: 8192, cached: 0 }],
+    );
 }
 
 #[test]
 fn slopes_of_jais_and_btlm_with_head_width_80() {
-    let jais = Model { name: "jais", vocab: 84992, d: 5120, heads: 40, kv_heads: 40, ff: 13653, rope: None, alibi: true, ..crystal() };
+    let jais = Model {
+        name: "jais",
+        vocab: 84992,
+        d: 5120,
+        heads: 40,
+        kv_heads: 40,
+        ff: 13653,
+        rope: None,
+        alibi: true,
+        ..crystal()
+    };
     check(&jais, &[PREFILL, DECODE]);
-    let btlm = Model { name: "btlm", vocab: 50257, d: 2560, heads: 32, kv_heads: 32, head_dim: 80, ff: 6826, ..jais };
+    let btlm = Model {
+        name: "btlm",
+        vocab: 50257,
+        d: 2560,
+        heads: 32,
+        kv_heads: 32,
+        head_dim: 80,
+        ff: 6826,
+        ..jais
+    };
     check(&btlm, &[PREFILL, DECODE]);
 }
 
 #[test]
 fn learned_positions_of_cerebras_gpt() {
-    let gpt = Model { name: "cerebras", vocab: 50257, d: 768, heads: 12, kv_heads: 12, head_dim: 64, ff: 3072, plain: Some(ActivationFn::Gelu), rope: None, learned: true, ..crystal() };
+    let gpt = Model {
+        name: "cerebras",
+        vocab: 50257,
+        d: 768,
+        heads: 12,
+        kv_heads: 12,
+        head_dim: 64,
+        ff: 3072,
+        plain: Some(ActivationFn::Gelu),
+        rope: None,
+        learned: true,
+        ..crystal()
+    };
     check(&gpt, &[PREFILL, DECODE]);
 }
 
 #[test]
 fn parallel_residuals_of_pythia_and_gpt_j() {
-    let pythia = Model { name: "pythia", vocab: 50432, ff: 16384, plain: Some(ActivationFn::Gelu), rope: Some((Pairing::Half, 32)), parallel: true, tied: false, ..crystal() };
+    let pythia = Model {
+        name: "pythia",
+        vocab: 50432,
+        ff: 16384,
+        plain: Some(ActivationFn::Gelu),
+        rope: Some((Pairing::Half, 32)),
+        parallel: true,
+        tied: false,
+        ..crystal()
+    };
     check(&pythia, &[PREFILL, DECODE]);
-    let gptj = Model { name: "gptj", vocab: 50400, heads: 16, kv_heads: 16, head_dim: 256, plain: Some(ActivationFn::GeluTanh), rope: Some((Pairing::Interleaved, 64)), ..pythia };
+    let gptj = Model {
+        name: "gptj",
+        vocab: 50400,
+        heads: 16,
+        kv_heads: 16,
+        head_dim: 256,
+        plain: Some(ActivationFn::GeluTanh),
+        rope: Some((Pairing::Interleaved, 64)),
+        ..pythia
+    };
     check(&gptj, &[PREFILL, DECODE]);
 }
 
 /// One region, compiled; the widest use of registers is where spills would show.
 fn check_regions(specs: &[KernelSpec], options: &Options) {
-    let Some(wheels) = wheels() else { return eprintln!("skipped: no .deps/cuda; `make setup` fetches NVRTC") };
+    let Some(wheels) = wheels() else {
+        return eprintln!("skipped: no .deps/cuda; `make setup` fetches NVRTC");
+    };
     let nvrtc = Nvrtc::open(&library_folder(&wheels)).expect("NVRTC opens where its wheel is");
     let mut sources = Vec::new();
     for spec in specs {
@@ -150,7 +243,12 @@ fn check_regions(specs: &[KernelSpec], options: &Options) {
     let options = CompileOptions { jobs: 2, ..CompileOptions::new("sm_80") };
     for (source, result) in sources.iter().zip(compile_all(&nvrtc, &sources, &options)) {
         let r = result.unwrap_or_else(|e| panic!("{e}")).resources;
-        println!("{:32} {:3} registers {:4} spilled", source.name, r.registers, r.spill_stores + r.spill_loads);
+        println!(
+            "{:32} {:3} registers {:4} spilled",
+            source.name,
+            r.registers,
+            r.spill_stores + r.spill_loads
+        );
         assert_eq!(r.spill_stores + r.spill_loads + r.stack_bytes, 0, "{} spills", source.name);
     }
 }
@@ -175,8 +273,12 @@ fn attention_of_every_width_and_mask() {
     let behind = Run { batch: 2, new: 500, cached: 1500 };
     for head_dim in [16, 64, 72, 80, 96, 112, 120, 128, 192, 256] {
         specs.push(attention(&format!("causal_{head_dim}"), head_dim, 32, PREFILL, |_| {}));
-        specs.push(attention(&format!("all_{head_dim}"), head_dim, 4, behind, |mask| (mask.window, mask.alibi) = (333, true)));
-        specs.push(attention(&format!("decode_{head_dim}"), head_dim, 8, DECODE, |mask| (mask.window, mask.alibi) = (333, true)));
+        specs.push(attention(&format!("all_{head_dim}"), head_dim, 4, behind, |mask| {
+            (mask.window, mask.alibi) = (333, true)
+        }));
+        specs.push(attention(&format!("decode_{head_dim}"), head_dim, 8, DECODE, |mask| {
+            (mask.window, mask.alibi) = (333, true)
+        }));
     }
     check_regions(&specs, &Options::default());
 }

@@ -4,7 +4,9 @@
 //! many of the `W` columns exist), and `cached` where the region works at positions. Nothing is rounded between
 //! operations; values are rounded once, when they are stored.
 use super::source::{Signature, c_float, constants};
-use super::spec::{ActivationFn, KernelOp, KernelSpec, Pairing, Rope, RopeScaling, Source, TensorType, ValueId};
+use super::spec::{
+    ActivationFn, KernelOp, KernelSpec, Pairing, Rope, RopeScaling, Source, TensorType, ValueId,
+};
 use super::{CudaError, Operand};
 use lapidary_runtime_gpu::program::{Access, Dtype, RowOrder};
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,7 +112,9 @@ impl<'a> Evaluator<'a> {
     fn load_input(&self, input: ValueId, place: &Place) -> Result<String, CudaError> {
         let ty = &self.spec.inputs[input].ty;
         if matches!(self.spec.inputs[input].source, Source::Param { .. }) {
-            return Err(self.spec.unsupported("a parameter is used as an activation", "use it in bias, norm or linear"));
+            return Err(self
+                .spec
+                .unsupported("a parameter is used as an activation", "use it in bias, norm or linear"));
         }
         let row = self.row_of(ty)?;
         let (name, pitch) = (self.name(input, place), ty.pitch());
@@ -150,14 +154,22 @@ impl<'a> Evaluator<'a> {
         let x = self.name(op.operands[0], place);
         let second = op.operands.get(1).copied();
         let code = match &op.op {
-            KernelOp::Add => self.each(&format!("{y}[e] = {x}[e] + {}[e];", self.name(second.unwrap_or(0), place))),
-            KernelOp::Mul => self.each(&format!("{y}[e] = {x}[e] * {}[e];", self.name(second.unwrap_or(0), place))),
+            KernelOp::Add => {
+                self.each(&format!("{y}[e] = {x}[e] + {}[e];", self.name(second.unwrap_or(0), place)))
+            }
+            KernelOp::Mul => {
+                self.each(&format!("{y}[e] = {x}[e] * {}[e];", self.name(second.unwrap_or(0), place)))
+            }
             KernelOp::Scale { by } => self.each(&format!("{y}[e] = {x}[e] * {};", c_float(*by))),
             KernelOp::Activation(f) => self.each(&format!("{y}[e] = {}({x}[e]);", function(*f))),
             KernelOp::LastToken | KernelOp::KvAppend { .. } => self.each(&format!("{y}[e] = {x}[e];")),
-            KernelOp::Bias => self.with_vector(second.unwrap_or(0), place, &format!("{y}[e] = {x}[e] + p[e];")),
+            KernelOp::Bias => {
+                self.with_vector(second.unwrap_or(0), place, &format!("{y}[e] = {x}[e] + p[e];"))
+            }
             KernelOp::Position { .. } => self.add_position(second.unwrap_or(0), &x, &y, place),
-            KernelOp::Rope(rope) if self.neighbours(&op.op) => self.rotate_neighbours(value, rope, &x, &y, place)?,
+            KernelOp::Rope(rope) if self.neighbours(&op.op) => {
+                self.rotate_neighbours(value, rope, &x, &y, place)?
+            }
             KernelOp::Rope(rope) => self.rotate_halves(value, op.operands[0], rope, &y, place)?,
             other => {
                 let what = format!("{} inside a kernel that evaluates element by element", other.word());
@@ -177,7 +189,8 @@ impl<'a> Evaluator<'a> {
     fn add_position(&self, table: ValueId, x: &str, y: &str, place: &Place) -> String {
         let (width, pitch, p) = (self.width, self.spec.ty(table).pitch(), self.pointers);
         let (col, valid, s) = (&place.col, &place.valid, self.sequence);
-        let load = format!("lp_load(&{p}in{table}[size_t(cached + row % {s}) * {pitch} + {col}], {valid}, p);");
+        let load =
+            format!("lp_load(&{p}in{table}[size_t(cached + row % {s}) * {pitch} + {col}], {valid}, p);");
         let add = self.each(&format!("{y}[e] = {x}[e] + p[e];"));
         format!("{{ float p[{width}]; {load} {} }}\n", add.trim_end())
     }
@@ -191,8 +204,13 @@ impl<'a> Evaluator<'a> {
         y: &str,
         place: &Place,
     ) -> Result<String, CudaError> {
-        if self.width % 2 != 0 || rope.head_dim % 2 != 0 || rope.rot_dims % 2 != 0 {
-            return Err(self.spec.unsupported("a rotation of an odd number of columns", "head_dim and rot_dims are even"));
+        if !self.width.is_multiple_of(2)
+            || !rope.head_dim.is_multiple_of(2)
+            || !rope.rot_dims.is_multiple_of(2)
+        {
+            return Err(self
+                .spec
+                .unsupported("a rotation of an odd number of columns", "head_dim and rot_dims are even"));
         }
         let (head, rot, col, s) = (rope.head_dim, rope.rot_dims, &place.col, self.sequence);
         let angle = format!("float(cached + row % {s}) * lp_frequency{value}[at / 2]");
@@ -207,10 +225,12 @@ impl<'a> Evaluator<'a> {
     /// Code after which the operand is known at the columns that its own columns are rotated with.
     fn at_partner(&mut self, operand: ValueId, rope: &Rope, place: &Place) -> Result<String, CudaError> {
         if !place.suffix.is_empty() {
-            return Err(self.spec.unsupported("a half-split rotation in a kernel with statistics", "give it its own region"));
+            return Err(self
+                .spec
+                .unsupported("a half-split rotation in a kernel with statistics", "give it its own region"));
         }
         let half = rope.rot_dims / 2;
-        if half % self.width != 0 || rope.head_dim % self.width != 0 {
+        if !half.is_multiple_of(self.width) || !rope.head_dim.is_multiple_of(self.width) {
             return Err(self.spec.malformed("the run's width does not divide the rotation's half"));
         }
         let (head, rot, w) = (rope.head_dim, rope.rot_dims, self.width);
@@ -254,7 +274,9 @@ impl<'a> Evaluator<'a> {
             _ if ty.rows() == self.rows => "size_t(row)".into(),
             _ => {
                 let hint = "values before last_token cannot leave the region";
-                return Err(self.spec.unsupported(format!("an output {:?} before last_token", ty.shape), hint));
+                return Err(self
+                    .spec
+                    .unsupported(format!("an output {:?} before last_token", ty.shape), hint));
             }
         };
         Ok(format!("lp_store(&{p}out{output}[({row}) * {pitch} + {col}], {valid}, {name});\n"))
@@ -300,7 +322,12 @@ pub(crate) fn frequency_tables(spec: &KernelSpec) -> String {
         }
         let lines: Vec<String> = values.chunks(8).map(|line| line.join(", ")).collect();
         let _ = writeln!(text, "// Radians per position of each rotated pair.");
-        let _ = writeln!(text, "__device__ const float lp_frequency{id}[{}] = {{\n    {}}};", values.len(), lines.join(",\n    "));
+        let _ = writeln!(
+            text,
+            "__device__ const float lp_frequency{id}[{}] = {{\n    {}}};",
+            values.len(),
+            lines.join(",\n    ")
+        );
     }
     text
 }

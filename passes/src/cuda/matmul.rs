@@ -84,10 +84,14 @@ impl Product {
     fn of(spec: &KernelSpec) -> Result<Product, CudaError> {
         let is_linear = |&id: &ValueId| spec.op(id).is_some_and(|op| op.op == KernelOp::Linear);
         let linears: Vec<ValueId> = spec.results().filter(is_linear).collect();
-        let Some(&first) = linears.first() else { return Err(spec.malformed("a matmul region without a linear")) };
+        let Some(&first) = linears.first() else {
+            return Err(spec.malformed("a matmul region without a linear"));
+        };
         let left = operand(spec, first, 0);
         if linears.iter().any(|&linear| operand(spec, linear, 0) != left) {
-            return Err(spec.unsupported("linears with different left sides in one region", "split the region"));
+            return Err(
+                spec.unsupported("linears with different left sides in one region", "split the region")
+            );
         }
         let (x, lda, first_element) = left_side(spec, left)?;
         let (segments, vector_orders) = segments(spec, &linears)?;
@@ -96,15 +100,29 @@ impl Product {
         let dtype = spec.ty(x).dtype;
         for &linear in &linears {
             let weight = &spec.inputs.get(operand(spec, linear, 1)).map(|input| input.ty.clone());
-            let good = weight.as_ref().is_some_and(|w| w.shape == [spec.ty(linear).cols(), k] && w.dtype == dtype);
+            let good =
+                weight.as_ref().is_some_and(|w| w.shape == [spec.ty(linear).cols(), k] && w.dtype == dtype);
             if !good {
-                return Err(spec.malformed(format!("linear {linear}: weight {weight:?} for a left side of {k} columns")));
+                return Err(spec.malformed(format!(
+                    "linear {linear}: weight {weight:?} for a left side of {k} columns"
+                )));
             }
         }
         if m >= 1 << 31 || n >= 1 << 31 {
             return Err(spec.unsupported(format!("a product of {m} x {n}"), "reduce the batch or the width"));
         }
-        Ok(Product { x, m, n, k, lda, first_element, dtype, sequence: sequence(spec), segments, vector_orders })
+        Ok(Product {
+            x,
+            m,
+            n,
+            k,
+            lda,
+            first_element,
+            dtype,
+            sequence: sequence(spec),
+            segments,
+            vector_orders,
+        })
     }
 
     /// How the weights of all linears become one matrix.
@@ -129,7 +147,9 @@ fn operand(spec: &KernelSpec, value: ValueId, i: usize) -> ValueId {
 fn left_side(spec: &KernelSpec, left: ValueId) -> Result<(ValueId, u64, u64), CudaError> {
     let (x, sequence) = match spec.op(left) {
         None => (left, 1),
-        Some(op) if op.op == KernelOp::LastToken => (op.operands[0], spec.ty(op.operands[0]).shape.get(1).copied().unwrap_or(1)),
+        Some(op) if op.op == KernelOp::LastToken => {
+            (op.operands[0], spec.ty(op.operands[0]).shape.get(1).copied().unwrap_or(1))
+        }
         Some(op) => {
             let what = format!("{} before a linear in one kernel", op.op.word());
             return Err(spec.unsupported(what, "give it a region of its own"));
@@ -177,11 +197,14 @@ fn segments(spec: &KernelSpec, linears: &[ValueId]) -> Result<(Vec<Segment>, Ord
         if let Some(known) = segments.iter_mut().find(|segment| segment.linears == used) {
             known.outputs.push(index);
             if order_of(spec, &slice)? != known.order {
-                return Err(spec.unsupported("one linear leaves both rotated and unrotated", "split the region"));
+                return Err(
+                    spec.unsupported("one linear leaves both rotated and unrotated", "split the region")
+                );
             }
             continue;
         }
-        let shared = segments.iter().any(|segment| segment.linears.iter().any(|linear| used.contains(linear)));
+        let shared =
+            segments.iter().any(|segment| segment.linears.iter().any(|linear| used.contains(linear)));
         let cols = used.first().map_or(0, |&linear| spec.ty(linear).cols());
         let even = used.iter().all(|&linear| spec.ty(linear).cols() == cols);
         if used.is_empty() || used.len() > 2 || shared || !even {
@@ -232,8 +255,13 @@ fn note_vectors(spec: &KernelSpec, slice: &BTreeSet<ValueId>, order: RowOrder, o
 }
 
 /// The library's product for this region, if it is plain or has only a bias and a residual behind it.
-fn library(spec: &KernelSpec, product: &Product, options: &Options) -> Result<Option<LibraryProduct>, CudaError> {
-    let plain = product.segments.len() == 1 && product.segments[0].linears.len() == 1 && product.first_element == 0;
+fn library(
+    spec: &KernelSpec,
+    product: &Product,
+    options: &Options,
+) -> Result<Option<LibraryProduct>, CudaError> {
+    let plain =
+        product.segments.len() == 1 && product.segments[0].linears.len() == 1 && product.first_element == 0;
     if !options.library || !plain || product.m <= SMALL || spec.outputs.len() != 1 {
         return Ok(None);
     }
@@ -282,7 +310,9 @@ impl Tail {
             let fresh = tail.bias.is_none() && tail.residual.is_none();
             match &op.op {
                 KernelOp::Scale { by } if fresh => tail.alpha *= by,
-                KernelOp::Bias if tail.bias.is_none() && op.operands[0] == value => tail.bias = Some(op.operands[1]),
+                KernelOp::Bias if tail.bias.is_none() && op.operands[0] == value => {
+                    tail.bias = Some(op.operands[1])
+                }
                 KernelOp::Add if tail.residual.is_none() => {
                     let other = *op.operands.iter().find(|&&operand| operand != value)?;
                     if spec.inputs.get(other)?.source != Source::Activation {

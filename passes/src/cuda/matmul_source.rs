@@ -87,8 +87,12 @@ pub(crate) fn emit(spec: &KernelSpec, product: &Product, form: Form) -> Result<G
     let signature = product_signature(spec, product)?;
     let mut source = opening(&paragraph(spec, product, form));
     source.push_str(&constants(&[
-        ("M", product.m), ("N", product.n), ("K", product.k), ("LDA", product.lda),
-        ("LDW", product.k.next_multiple_of(product.dtype.vector())), ("P", run),
+        ("M", product.m),
+        ("N", product.n),
+        ("K", product.k),
+        ("LDA", product.lda),
+        ("LDW", product.k.next_multiple_of(product.dtype.vector())),
+        ("P", run),
     ]));
     let _ = writeln!(source, "typedef {} Element;", c_type(product.dtype));
     source.push_str(&frequency_tables(spec));
@@ -96,11 +100,14 @@ pub(crate) fn emit(spec: &KernelSpec, product: &Product, form: Form) -> Result<G
     source.push_str(&epilogue(spec, product, run)?);
     let (text, function, blocks, threads, shared) = body(product, form);
     source.push_str(&text);
-    let offset = if product.first_element > 0 { format!(" + {}", product.first_element) } else { String::new() };
+    let offset =
+        if product.first_element > 0 { format!(" + {}", product.first_element) } else { String::new() };
     let _ = write!(
         source,
         "\nextern \"C\" __global__ void __launch_bounds__({threads}) {}({}) {{\n{}    {function}(x{offset}, weights, args);\n}}\n",
-        spec.name, signature.parameters(), signature.bundle()
+        spec.name,
+        signature.parameters(),
+        signature.bundle()
     );
     if blocks >= 1 << 31 {
         return Err(spec.unsupported(format!("{blocks} blocks"), "reduce the batch or the width"));
@@ -128,10 +135,12 @@ pub(crate) fn emit(spec: &KernelSpec, product: &Product, form: Form) -> Result<G
 /// Left side and weights first, then what the epilogue reads and writes.
 fn product_signature(spec: &KernelSpec, product: &Product) -> Result<Signature, CudaError> {
     let weights = product.segments.iter().flat_map(|segment| &segment.linears);
-    let mut bound: BTreeSet<usize> = weights.filter_map(|&linear| Some(spec.op(linear)?.operands[1])).collect();
-    let elsewhere = spec.users(product.x).iter().any(|&user| {
-        spec.op(user).is_some_and(|op| !matches!(op.op.word(), "linear" | "last_token"))
-    });
+    let mut bound: BTreeSet<usize> =
+        weights.filter_map(|&linear| Some(spec.op(linear)?.operands[1])).collect();
+    let elsewhere = spec
+        .users(product.x)
+        .iter()
+        .any(|&user| spec.op(user).is_some_and(|op| !matches!(op.op.word(), "linear" | "last_token")));
     if !elsewhere {
         bound.insert(product.x);
     }
@@ -149,8 +158,12 @@ fn body(product: &Product, form: Form) -> (String, &'static str, u64, u64, u64) 
     match form {
         Form::Tiles(tile) => {
             let sizes = constants(&[
-                ("BM", tile.bm), ("BN", tile.bn), ("BK", tile.bk), ("STAGES", tile.stages),
-                ("WARPS_M", tile.warps_m), ("WARPS_N", tile.warps_n),
+                ("BM", tile.bm),
+                ("BN", tile.bn),
+                ("BK", tile.bk),
+                ("STAGES", tile.stages),
+                ("WARPS_M", tile.warps_m),
+                ("WARPS_N", tile.warps_n),
             ]);
             let threads = 32 * tile.warps_m * tile.warps_n;
             (sizes + GEMM, "lp_gemm", tile.blocks(product), threads, tile.shared_bytes())
@@ -173,7 +186,9 @@ fn why(product: &Product, form: Form) -> String {
             "Generated because its epilogue is more than a bias and a residual; {} x {} tiles of depth {}, {} stages.",
             tile.bm, tile.bn, tile.bk, tile.stages
         ),
-        Form::Stream(_) => format!("Generated because {} rows are few: the weights are streamed once.", product.m),
+        Form::Stream(_) => {
+            format!("Generated because {} rows are few: the weights are streamed once.", product.m)
+        }
         Form::Single => "Generated in single precision without tensor cores.".into(),
     }
 }
@@ -183,14 +198,22 @@ fn paragraph(spec: &KernelSpec, product: &Product, form: Form) -> String {
     let Product { m, n, k, .. } = product;
     format!(
         "{}: [{m}, {k}] x [{n}, {k}]^T in f32 sums, then {} on the accumulators. Packed weight rows: {}. {} {}",
-        spec.name, spec.op_words().join(", "), segments.join("; "), why(product, form), spec.reason
+        spec.name,
+        spec.op_words().join(", "),
+        segments.join("; "),
+        why(product, form),
+        spec.reason
     )
 }
 
 fn describe(spec: &KernelSpec, segment: &Segment) -> String {
     let pairs = if segment.linears.len() == 2 { ", two linears alternating" } else { "" };
     let order = if segment.order.is_natural() { "" } else { ", rotary pairs as neighbours within each head" };
-    let outputs: Vec<String> = segment.outputs.iter().map(|&o| spec.ty(spec.outputs[o]).shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")).collect();
+    let outputs: Vec<String> = segment
+        .outputs
+        .iter()
+        .map(|&o| spec.ty(spec.outputs[o]).shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x "))
+        .collect();
     format!("{}..{} for the outputs {}{pairs}{order}", segment.first, segment.end(), outputs.join(" and "))
 }
 
@@ -199,7 +222,8 @@ fn epilogue(spec: &KernelSpec, product: &Product, run: u64) -> Result<String, Cu
     let mut code = String::new();
     for segment in &product.segments {
         let text = segment_code(spec, product, segment, run)?;
-        let _ = write!(code, "    if (at < {}) {{\n{}        return;\n    }}\n", segment.end(), indent(&text, 2));
+        let _ =
+            write!(code, "    if (at < {}) {{\n{}        return;\n    }}\n", segment.end(), indent(&text, 2));
     }
     Ok(format!(
         "\n// What follows the product, on P neighbouring packed columns of one row.\n\
@@ -208,7 +232,12 @@ fn epilogue(spec: &KernelSpec, product: &Product, run: u64) -> Result<String, Cu
     ))
 }
 
-fn segment_code(spec: &KernelSpec, product: &Product, segment: &Segment, run: u64) -> Result<String, CudaError> {
+fn segment_code(
+    spec: &KernelSpec,
+    product: &Product,
+    segment: &Segment,
+    run: u64,
+) -> Result<String, CudaError> {
     let ways = segment.linears.len() as u64;
     let width = run / ways;
     let mut evaluator = Evaluator {
@@ -222,12 +251,16 @@ fn segment_code(spec: &KernelSpec, product: &Product, segment: &Segment, run: u6
         declare: true,
     };
     let place = Place::here("");
-    let column = if ways == 1 { format!("at - {}", segment.first) } else { format!("(at - {}) / {ways}", segment.first) };
+    let column = if ways == 1 {
+        format!("at - {}", segment.first)
+    } else {
+        format!("(at - {}) / {ways}", segment.first)
+    };
     let mut code = format!("const int col = {column};\n");
-    if segment.cols % width == 0 {
+    if segment.cols.is_multiple_of(width) {
         let padded = segment.first + segment.cols * ways != segment.end();
         let guard = if padded { format!("if (col >= {}) return;\n", segment.cols) } else { String::new() };
-        let _ = write!(code, "{guard}constexpr int valid = {width};\n");
+        let _ = writeln!(code, "{guard}constexpr int valid = {width};");
     } else {
         let cols = segment.cols;
         let _ = writeln!(code, "const int valid = {cols} - col < {width} ? {cols} - col : {width};");
@@ -235,7 +268,10 @@ fn segment_code(spec: &KernelSpec, product: &Product, segment: &Segment, run: u6
     for (i, &linear) in segment.linears.iter().enumerate() {
         let name = evaluator.name(linear, &place);
         let from = if ways == 1 { "e".to_string() } else { format!("{ways} * e + {i}") };
-        let _ = writeln!(code, "float {name}[{width}];\nLP_UNROLL for (int e = 0; e < {width}; ++e) {name}[e] = sum[{from}];");
+        let _ = writeln!(
+            code,
+            "float {name}[{width}];\nLP_UNROLL for (int e = 0; e < {width}; ++e) {name}[e] = sum[{from}];"
+        );
         evaluator.provide(linear, &place);
     }
     for &output in &segment.outputs {

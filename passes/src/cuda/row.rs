@@ -59,7 +59,7 @@ impl Shape {
 /// The largest power of two that divides both; `width` is one.
 fn common_power(width: u64, value: u64) -> u64 {
     let mut width = width;
-    while width > 1 && value % width != 0 {
+    while width > 1 && !value.is_multiple_of(width) {
         width /= 2;
     }
     width
@@ -100,13 +100,20 @@ fn element_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, C
     let runs = shape.rows.saturating_mul(shape.runs());
     let blocks = runs.div_ceil(ELEMENT_THREADS);
     if blocks >= 1 << 31 {
-        return Err(spec.unsupported(format!("{runs} runs of columns"), "reduce the batch or the sequence length"));
+        return Err(
+            spec.unsupported(format!("{runs} runs of columns"), "reduce the batch or the sequence length")
+        );
     }
     let index = if runs < 1 << 31 { "unsigned" } else { "unsigned long long" };
     let paragraph = format!(
         "{}: {} on {} rows of {}. Each thread computes {} neighbouring columns of one row in f32 registers: it loads every \
          input once, applies the operations in order and stores every output once. {}",
-        spec.name, spec.op_words().join(", "), shape.rows, shape.cols, shape.width, spec.reason
+        spec.name,
+        spec.op_words().join(", "),
+        shape.rows,
+        shape.cols,
+        shape.width,
+        spec.reason
     );
     let mut source = opening(&paragraph);
     source.push_str(&width_constant(shape.width));
@@ -118,7 +125,11 @@ fn element_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, C
          const {index} run = {index}(blockIdx.x) * {ELEMENT_THREADS} + threadIdx.x;\n    \
          const int row = int(run / RUNS), col = int(run % RUNS) * W;\n    if (row >= ROWS) return;\n    \
          {}\n{}}}\n",
-        spec.name, signature.parameters(), cached_line(spec, ""), valid_line(shape.cols % shape.width == 0), indent(&code, 1)
+        spec.name,
+        signature.parameters(),
+        cached_line(spec, ""),
+        valid_line(shape.cols.is_multiple_of(shape.width)),
+        indent(&code, 1)
     );
     let work = spec.work();
     Ok(GeneratedKernel {
@@ -149,9 +160,13 @@ fn row_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, CudaE
     let (threads, per_thread) = split_row(shape.runs());
     if per_thread * shape.width > 64 {
         let most = 64 * 1024;
-        return Err(spec.unsupported(format!("rows of {} columns with statistics", shape.cols), format!("at most {most}")));
+        return Err(spec.unsupported(
+            format!("rows of {} columns with statistics", shape.cols),
+            format!("at most {most}"),
+        ));
     }
-    let mut writer = RowWriter { evaluator: evaluator(spec, shape, false), pending: String::new(), code: String::new() };
+    let mut writer =
+        RowWriter { evaluator: evaluator(spec, shape, false), pending: String::new(), code: String::new() };
     writer.region()?;
     let signature = signature(spec, &BTreeSet::new(), &BTreeMap::new())?;
     let exact = shape.cols == threads * per_thread * shape.width;
@@ -159,7 +174,12 @@ fn row_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, CudaE
     let paragraph = format!(
         "{}: {} on {} rows of {}. One block of {threads} threads per row; each thread keeps {per_thread} runs of {} columns \
          in f32 registers from the first load to the last store, and statistics are sums over the block. {}",
-        spec.name, spec.op_words().join(", "), shape.rows, shape.cols, shape.width, spec.reason
+        spec.name,
+        spec.op_words().join(", "),
+        shape.rows,
+        shape.cols,
+        shape.width,
+        spec.reason
     );
     let mut source = opening(&paragraph);
     source.push_str(ROW);
@@ -170,7 +190,10 @@ fn row_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, CudaE
         source,
         "\nextern \"C\" __global__ void __launch_bounds__(THREADS) {}({}) {{\n{}    __shared__ float partial[32];\n    \
          const int row = blockIdx.x;\n{}}}\n",
-        spec.name, signature.parameters(), cached_line(spec, ""), indent(&body, 1)
+        spec.name,
+        signature.parameters(),
+        cached_line(spec, ""),
+        indent(&body, 1)
     );
     let work = spec.work();
     Ok(GeneratedKernel {
@@ -261,7 +284,9 @@ impl RowWriter<'_> {
         let _ = writeln!(self.code, "float sum{id} = 0.0f;");
         match kind {
             NormKind::Rms => {
-                self.over_runs(&format!("LP_UNROLL for (int e = 0; e < W; ++e) sum{id} += v{x}[c][e] * v{x}[c][e];\n"));
+                self.over_runs(&format!(
+                    "LP_UNROLL for (int e = 0; e < W; ++e) sum{id} += v{x}[c][e] * v{x}[c][e];\n"
+                ));
                 let _ = writeln!(self.code, "constexpr float mean{id} = 0.0f;");
             }
             NormKind::Layer => {
@@ -284,7 +309,11 @@ impl RowWriter<'_> {
         let normal = format!("v{id}[c][e] = (v{x}[c][e] - mean{id}) * scale{id} * p[e];");
         self.pending.push_str(&self.evaluator.with_vector(operands[1], &place, &normal));
         if let Some(&bias) = operands.get(2) {
-            self.pending.push_str(&self.evaluator.with_vector(bias, &place, &format!("v{id}[c][e] += p[e];")));
+            self.pending.push_str(&self.evaluator.with_vector(
+                bias,
+                &place,
+                &format!("v{id}[c][e] += p[e];"),
+            ));
         }
         self.evaluator.provide(id, &place);
         Ok(())
@@ -303,7 +332,10 @@ impl RowWriter<'_> {
              v{id}[c][e] = e < valid ? lp_exp2((v{x}[c][e] - max{id}) * 1.4426950408889634f) : 0.0f;\n    \
              sum{id} += v{id}[c][e];\n}}\n"
         ));
-        let _ = writeln!(self.code, "const float scale{id} = __fdividef(1.0f, lp_block_sum<THREADS>(sum{id}, partial));");
+        let _ = writeln!(
+            self.code,
+            "const float scale{id} = __fdividef(1.0f, lp_block_sum<THREADS>(sum{id}, partial));"
+        );
         self.pending.push_str(&format!("LP_UNROLL for (int e = 0; e < W; ++e) v{id}[c][e] *= scale{id};\n"));
         self.evaluator.provide(id, &Place::here("[c]"));
         Ok(())

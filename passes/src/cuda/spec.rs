@@ -304,7 +304,11 @@ impl TensorType {
 
     /// Elements between two rows in memory: the last dimension rounded up to 16 bytes (token ids are dense).
     pub fn pitch(&self) -> u64 {
-        if self.dtype == Dtype::I32 { self.cols() } else { self.cols().div_ceil(self.dtype.vector()).saturating_mul(self.dtype.vector()) }
+        if self.dtype == Dtype::I32 {
+            self.cols()
+        } else {
+            self.cols().div_ceil(self.dtype.vector()).saturating_mul(self.dtype.vector())
+        }
     }
 
     /// Bytes in memory, row padding included.

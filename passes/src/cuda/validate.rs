@@ -38,7 +38,9 @@ impl KernelSpec {
     fn check_type(&self, id: ValueId) -> Result<(), CudaError> {
         match fits(self.ty(id)) {
             true => Ok(()),
-            false if self.ty(id).shape.contains(&0) => Err(self.malformed(format!("value {id} has an empty dimension"))),
+            false if self.ty(id).shape.contains(&0) => {
+                Err(self.malformed(format!("value {id} has an empty dimension")))
+            }
             false => {
                 let what = format!("value {id} of shape {:?}", self.ty(id).shape);
                 Err(self.unsupported(what, "split the model over more machines"))
@@ -73,7 +75,8 @@ impl KernelSpec {
                 shape(1).len() == 2 && shape(1)[1] == cols && rows == result
             }
             KernelOp::Position { offset } => {
-                let long = |table: &[u64]| table.len() == 2 && table[1] == cols && table[0] >= offset + result[1];
+                let long =
+                    |table: &[u64]| table.len() == 2 && table[1] == cols && table[0] >= offset + result[1];
                 shape(0) == result && result.len() == 3 && long(shape(1))
             }
             KernelOp::Linear => {
@@ -109,8 +112,8 @@ pub(crate) fn fits(ty: &TensorType) -> bool {
 }
 
 fn rotates(rope: &Rope, cols: u64) -> bool {
-    let divides = rope.head_dim > 0 && cols % rope.head_dim == 0;
-    divides && rope.rot_dims % 2 == 0 && rope.rot_dims <= rope.head_dim && rope.theta > 0.0
+    let divides = rope.head_dim > 0 && cols.is_multiple_of(rope.head_dim);
+    divides && rope.rot_dims.is_multiple_of(2) && rope.rot_dims <= rope.head_dim && rope.theta > 0.0
 }
 
 fn operand_counts(op: &KernelOp) -> &'static [usize] {
@@ -118,7 +121,9 @@ fn operand_counts(op: &KernelOp) -> &'static [usize] {
         KernelOp::Embed | KernelOp::Position { .. } | KernelOp::Linear | KernelOp::Bias => &[2],
         KernelOp::Add | KernelOp::Mul | KernelOp::Scores { .. } | KernelOp::Values { .. } => &[2],
         KernelOp::Norm { .. } => &[2, 3],
-        KernelOp::Scale { .. } | KernelOp::Activation(_) | KernelOp::Rope(_) | KernelOp::KvAppend { .. } => &[1],
+        KernelOp::Scale { .. } | KernelOp::Activation(_) | KernelOp::Rope(_) | KernelOp::KvAppend { .. } => {
+            &[1]
+        }
         KernelOp::Mask(_) | KernelOp::Softmax | KernelOp::LastToken => &[1],
     }
 }
@@ -131,9 +136,17 @@ mod tests {
 
     fn add(left: &[u64], right: &[u64]) -> KernelSpec {
         let input = |shape| Input { ty: TensorType::new(Dtype::Bf16, shape), source: Source::Activation };
-        let ops = vec![OpSpec { op: KernelOp::Add, operands: vec![0, 1], ty: TensorType::new(Dtype::Bf16, left) }];
+        let ops =
+            vec![OpSpec { op: KernelOp::Add, operands: vec![0, 1], ty: TensorType::new(Dtype::Bf16, left) }];
         let inputs = vec![input(left), input(right)];
-        KernelSpec { name: "add".into(), anchor: Anchor::Elementwise, inputs, ops, outputs: vec![2], reason: String::new() }
+        KernelSpec {
+            name: "add".into(),
+            anchor: Anchor::Elementwise,
+            inputs,
+            ops,
+            outputs: vec![2],
+            reason: String::new(),
+        }
     }
 
     #[test]

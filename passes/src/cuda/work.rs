@@ -70,9 +70,10 @@ impl KernelSpec {
             KernelOp::Position { .. } if op.operands[1] == input => op.ty.shape.iter().rev().nth(1).copied(),
             _ => None,
         });
-        let last_only = self.users(input).iter().all(|&user| {
-            self.op(user).is_some_and(|op| op.op == KernelOp::LastToken)
-        });
+        let last_only = self
+            .users(input)
+            .iter()
+            .all(|&user| self.op(user).is_some_and(|op| op.op == KernelOp::LastToken));
         let rows = match table_rows {
             Some(rows) => rows,
             None if last_only && ty.shape.len() == 3 => ty.shape[0],

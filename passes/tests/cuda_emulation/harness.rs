@@ -42,15 +42,20 @@ impl Emulation {
     pub fn build(kernels: &[(&str, &str, usize)]) -> Emulation {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let shim = include_str!("shim.h");
-        let mut program = format!("{shim}\nstruct Any {{ void* p; template <typename T> operator T*() const {{ return (T*)p; }} }};\n");
+        let mut program = format!(
+            "{shim}\nstruct Any {{ void* p; template <typename T> operator T*() const {{ return (T*)p; }} }};\n"
+        );
         for (i, (name, text, args)) in kernels.iter().enumerate() {
             let casts: Vec<String> = (0..*args).map(|i| format!("Any{{p[{i}]}}")).collect();
             let call = format!("static void call(void** p) {{ {name}({}); }}", casts.join(", "));
-            program.push_str(&format!("#undef LP_UNROLL_DEPTH\nnamespace kernel{i} {{\n{text}\n{call}\n}}\n"));
+            program
+                .push_str(&format!("#undef LP_UNROLL_DEPTH\nnamespace kernel{i} {{\n{text}\n{call}\n}}\n"));
         }
         let table: Vec<String> = (0..kernels.len()).map(|i| format!("kernel{i}::call")).collect();
         let table = format!("static const emu_call table[] = {{{}}};", table.join(", "));
-        program.push_str(&format!("{table}\nstatic emu_call emu_kernel(unsigned index) {{ return table[index]; }}\n"));
+        program.push_str(&format!(
+            "{table}\nstatic emu_call emu_kernel(unsigned index) {{ return table[index]; }}\n"
+        ));
         let (text, binary) = (folder.path().join("kernels.cpp"), folder.path().join("kernels"));
         std::fs::write(&text, program).expect("a file");
         let flags = ["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-o"];
@@ -94,7 +99,9 @@ impl Image {
     pub fn get(&self, at: usize) -> f64 {
         let b = &self.bytes;
         match self.dtype {
-            Dtype::Bf16 => f32::from_bits(u32::from(u16::from_le_bytes([b[at * 2], b[at * 2 + 1]])) << 16).into(),
+            Dtype::Bf16 => {
+                f32::from_bits(u32::from(u16::from_le_bytes([b[at * 2], b[at * 2 + 1]])) << 16).into()
+            }
             Dtype::F32 => f32::from_le_bytes([b[at * 4], b[at * 4 + 1], b[at * 4 + 2], b[at * 4 + 3]]).into(),
             Dtype::I32 => i32::from_le_bytes([b[at * 4], b[at * 4 + 1], b[at * 4 + 2], b[at * 4 + 3]]).into(),
         }
@@ -165,8 +172,13 @@ impl<'a> Case<'a> {
     /// The same with a change to the kernels' texts.
     pub fn check_changed(&self, options: &Options, change: impl Fn(String) -> String) -> Generated {
         let choice = lower_kernel(self.spec, options).unwrap_or_else(|e| panic!("{e}"));
-        let Choice::Generated(mut generated) = choice else { panic!("{} became a library call", self.spec.name) };
-        generated.kernels.iter_mut().for_each(|kernel| kernel.source = change(std::mem::take(&mut kernel.source)));
+        let Choice::Generated(mut generated) = choice else {
+            panic!("{} became a library call", self.spec.name)
+        };
+        generated
+            .kernels
+            .iter_mut()
+            .for_each(|kernel| kernel.source = change(std::mem::take(&mut kernel.source)));
         let kernels = generated.kernels.iter().map(|k| (k.name.as_str(), k.source.as_str(), k.args.len()));
         let emulation = Emulation::build(&kernels.collect::<Vec<_>>());
         for backwards in [false, true] {
@@ -183,7 +195,8 @@ impl<'a> Case<'a> {
     }
 
     fn prepare(&self, generated: &Generated, folder: &Path) {
-        let write = |name: String, image: Image| std::fs::write(folder.join(name), image.bytes).expect("a file");
+        let write =
+            |name: String, image: Image| std::fs::write(folder.join(name), image.bytes).expect("a file");
         for (i, input) in self.spec.inputs.iter().enumerate() {
             if input.source == Source::Activation {
                 write(format!("input{i}"), activation_image(&input.ty, &self.inputs[i]));
@@ -254,7 +267,8 @@ impl<'a> Case<'a> {
                 let kept = cached > 0 && row % wanted.shape[1] < cached;
                 let from = if kept { col } else { order.source_row(col as u64) as usize };
                 let (found, right) = (image.get(row * pitch + col), wanted.data[row * cols + from]);
-                let close = (found - right).abs() <= tolerance * (right.abs() + rms) || (found.is_nan() && right.is_nan());
+                let close = (found - right).abs() <= tolerance * (right.abs() + rms)
+                    || (found.is_nan() && right.is_nan());
                 assert!(close, "{}: value {value} [{row}, {col}] is {found}, not {right}", self.spec.name);
             }
         }

@@ -98,7 +98,8 @@ impl Builder<'_> {
         let mut r = self.region("qkv", Anchor::Matmul);
         let input = r.input(&self.act());
         let names = ["q", "k", "v"].map(|n| format!("layers.*.attn.{n}"));
-        let weights: Vec<_> = (0..3).map(|i| r.param(&format!("{}.weight", names[i]), &[widths[i], m.d])).collect();
+        let weights: Vec<_> =
+            (0..3).map(|i| r.param(&format!("{}.weight", names[i]), &[widths[i], m.d])).collect();
         let biases: Vec<_> = match m.bias {
             true => (0..3).map(|i| r.param(&format!("{}.bias", names[i]), &[widths[i]])).collect(),
             false => Vec::new(),
@@ -111,7 +112,8 @@ impl Builder<'_> {
             }
             if let (Some((pairing, rot_dims)), true) = (m.rope, i < 2) {
                 let (head_dim, offset) = (m.head_dim, self.run.cached);
-                let rope = Rope { head_dim, rot_dims, pairing, theta: 1e4, offset, scaling: RopeScaling::None };
+                let rope =
+                    Rope { head_dim, rot_dims, pairing, theta: 1e4, offset, scaling: RopeScaling::None };
                 y = r.op(KernelOp::Rope(rope), &[y]);
             }
             if i > 0 {
@@ -132,7 +134,8 @@ impl Builder<'_> {
     fn attention(&mut self, qkv: [usize; 3]) -> (Node, usize) {
         let m = self.model;
         let mut r = self.region("attention", Anchor::Attention);
-        let inputs: Vec<usize> = qkv.iter().map(|&value| r.input(&self.values[value].ty.shape.clone())).collect();
+        let inputs: Vec<usize> =
+            qkv.iter().map(|&value| r.input(&self.values[value].ty.shape.clone())).collect();
         let x = r.op(KernelOp::Scores { heads: m.heads, kv_heads: m.kv_heads }, &inputs[..2]);
         let x = r.op(KernelOp::Scale { by: 1.0 / (m.head_dim as f64).sqrt() }, &[x]);
         let (window, alibi, offset) = (m.window, m.alibi, self.run.cached);
@@ -169,7 +172,8 @@ impl Builder<'_> {
         let mut r = self.region("mlp", Anchor::Matmul);
         let input = r.input(&self.act());
         let names: &[&str] = if m.plain.is_some() { &["up"] } else { &["gate", "up"] };
-        let weights: Vec<_> = names.iter().map(|n| r.param(&format!("layers.*.mlp.{n}.weight"), &[m.ff, m.d])).collect();
+        let weights: Vec<_> =
+            names.iter().map(|n| r.param(&format!("layers.*.mlp.{n}.weight"), &[m.ff, m.d])).collect();
         let biases: Vec<_> = match m.bias {
             true => names.iter().map(|n| r.param(&format!("layers.*.mlp.{n}.bias"), &[m.ff])).collect(),
             false => Vec::new(),

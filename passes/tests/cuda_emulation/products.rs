@@ -15,7 +15,14 @@ fn rope(pairing: Pairing, head_dim: u64, rot_dims: u64, offset: u64) -> KernelOp
 }
 
 /// q, k and v in one product, biases, rotation, and k and v appended to their caches.
-fn qkv(dtype: Dtype, b: u64, s: u64, d: u64, head: (u64, u64, u64), rot: u64, pairing: Pairing, cached: u64) -> KernelSpec {
+fn qkv(
+    dtype: Dtype,
+    (b, s, d): (u64, u64, u64),
+    head: (u64, u64, u64),
+    rot: u64,
+    pairing: Pairing,
+    cached: u64,
+) -> KernelSpec {
     let (heads, kv_heads, head_dim) = head;
     let mut r = Region::new("qkv", Anchor::Matmul, dtype);
     let x = r.input(&[b, s, d]);
@@ -38,11 +45,11 @@ fn qkv(dtype: Dtype, b: u64, s: u64, d: u64, head: (u64, u64, u64), rot: u64, pa
 
 #[test]
 fn qkv_with_rotation_into_the_caches() {
-    check(&qkv(Bf16, 2, 20, 72, (4, 2, 16), 16, Pairing::Half, 0), 1);
-    check(&qkv(Bf16, 1, 13, 50, (3, 3, 24), 8, Pairing::Interleaved, 5), 1);
-    check(&qkv(Bf16, 2, 1, 70, (4, 2, 16), 8, Pairing::Half, 9), 1);
-    check(&qkv(F32, 1, 17, 40, (2, 1, 10), 6, Pairing::Half, 3), 1);
-    check(&qkv(F32, 3, 1, 41, (2, 2, 8), 8, Pairing::Half, 3), 1);
+    check(&qkv(Bf16, (2, 20, 72), (4, 2, 16), 16, Pairing::Half, 0), 1);
+    check(&qkv(Bf16, (1, 13, 50), (3, 3, 24), 8, Pairing::Interleaved, 5), 1);
+    check(&qkv(Bf16, (2, 1, 70), (4, 2, 16), 8, Pairing::Half, 9), 1);
+    check(&qkv(F32, (1, 17, 40), (2, 1, 10), 6, Pairing::Half, 3), 1);
+    check(&qkv(F32, (3, 1, 41), (2, 2, 8), 8, Pairing::Half, 3), 1);
 }
 
 /// gate and up in one product, activation and product of the two behind it.
@@ -117,7 +124,8 @@ fn plain_products_go_to_the_library_and_others_do_not() {
         Err(e) => e.to_string(),
     };
     let mut r = Region::new("out", Anchor::Matmul, Bf16);
-    let (x, a, w, b) = (r.input(&[1, 64, 32]), r.input(&[1, 64, 48]), r.param("w", &[48, 32]), r.param("b", &[48]));
+    let (x, a, w, b) =
+        (r.input(&[1, 64, 32]), r.input(&[1, 64, 48]), r.param("w", &[48, 32]), r.param("b", &[48]));
     let y = r.op(KernelOp::Linear, &[x, w]);
     let y = r.op(KernelOp::Bias, &[y, b]);
     let y = r.op(KernelOp::Add, &[a, y]);
@@ -144,7 +152,8 @@ fn a_missing_wait_barrier_or_tail_is_noticed() {
             assert!(text.contains(from), "{from}");
             text.replace(from, to)
         };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.check_changed(&options, change)));
+        let outcome =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.check_changed(&options, change)));
         assert!(outcome.is_err(), "{from} -> {to} passes");
     }
 }

@@ -54,14 +54,24 @@ impl Reference<'_> {
 
     fn kernel(&mut self, spec: &KernelSpec, args: &[usize], results: &[usize], layer: u64) {
         let mut args = args.iter();
-        let inputs: Vec<Tensor> = spec.inputs.iter().map(|input| match &input.source {
-            Source::Activation => self.values[args.next().expect("an argument")].clone(),
-            Source::Param { name, .. } => weight(&name.replace('*', &layer.to_string()), &input.ty),
-        }).collect();
-        let caches: Vec<(String, Tensor)> = spec.ops.iter().filter_map(|op| match &op.op {
-            KernelOp::KvAppend { cache, cached } => Some((cache.clone(), past(layer, cache, &op.ty, *cached))),
-            _ => None,
-        }).collect();
+        let inputs: Vec<Tensor> = spec
+            .inputs
+            .iter()
+            .map(|input| match &input.source {
+                Source::Activation => self.values[args.next().expect("an argument")].clone(),
+                Source::Param { name, .. } => weight(&name.replace('*', &layer.to_string()), &input.ty),
+            })
+            .collect();
+        let caches: Vec<(String, Tensor)> = spec
+            .ops
+            .iter()
+            .filter_map(|op| match &op.op {
+                KernelOp::KvAppend { cache, cached } => {
+                    Some((cache.clone(), past(layer, cache, &op.ty, *cached)))
+                }
+                _ => None,
+            })
+            .collect();
         let values = evaluate(spec, &inputs, &caches);
         for (&result, &output) in results.iter().zip(&spec.outputs) {
             let mut value = values[output].clone();
@@ -93,15 +103,22 @@ impl Memory<'_> {
     fn steps(&mut self, steps: &[Step], layer: u64, emulation: &Emulation, folder: &Path) {
         for step in steps {
             match step {
-                Step::Repeat { times, body } => (0..*times).for_each(|layer| self.steps(body, layer, emulation, folder)),
+                Step::Repeat { times, body } => {
+                    (0..*times).for_each(|layer| self.steps(body, layer, emulation, folder))
+                }
                 Step::Gemm(gemm) => self.gemm(gemm, layer),
                 Step::Launch(l) => {
-                    let files: Vec<PathBuf> = (0..l.args.len()).map(|i| folder.join(format!("arg{i}"))).collect();
+                    // Arguments in the same place share a file, so that writing over an input is really done.
+                    let same =
+                        |arg: &Arg| l.args.iter().position(|other| other.buffer == arg.buffer).unwrap_or(0);
+                    let files: Vec<PathBuf> =
+                        l.args.iter().map(|arg| folder.join(format!("arg{}", same(arg)))).collect();
                     for (arg, file) in l.args.iter().zip(&files) {
                         std::fs::write(file, self.slice(arg, layer)).expect("a file");
                     }
                     emulation.launch(&l.kernel, (l.grid, l.block, l.shared_bytes), false, &files);
-                    for (arg, file) in l.args.iter().zip(&files).filter(|(arg, _)| arg.access != Access::Read) {
+                    for (arg, file) in l.args.iter().zip(&files).filter(|(arg, _)| arg.access != Access::Read)
+                    {
                         let bytes = std::fs::read(file).expect("a file");
                         self.slice(arg, layer).copy_from_slice(&bytes);
                     }
@@ -121,7 +138,8 @@ impl Memory<'_> {
                 let dot = |k: usize| a.get(row * g.lda as usize + k) * w.get(col * g.ldw as usize + k);
                 let at = row * g.ldo as usize + col;
                 let sum: f64 = (0..g.k as usize).map(dot).sum::<f64>() * g.alpha;
-                let added = residual.as_ref().map_or(0.0, |r| g.beta * r.get(at)) + bias.as_ref().map_or(0.0, |b| b.get(col));
+                let added = residual.as_ref().map_or(0.0, |r| g.beta * r.get(at))
+                    + bias.as_ref().map_or(0.0, |b| b.get(col));
                 out.set(at, sum + added);
             }
         }
@@ -137,10 +155,12 @@ fn check(model: &Model, run: Run, dtype: Dtype, tolerance: f64) -> GpuProgram {
     let ids = &module.values[module.inputs[0]].ty;
     let mut tokens = Tensor::zeros(ids);
     tokens.data.iter_mut().enumerate().for_each(|(i, x)| *x = ((i * 37 + 11) % model.vocab as usize) as f64);
-    let mut reference = Reference { module: &module, values: BTreeMap::from([(module.inputs[0], tokens.clone())]) };
+    let mut reference =
+        Reference { module: &module, values: BTreeMap::from([(module.inputs[0], tokens.clone())]) };
     reference.nodes(&module.body, 0);
 
-    let mut memory = Memory { program, buffers: BTreeMap::new(), arena: vec![0xff; program.arena_bytes as usize] };
+    let mut memory =
+        Memory { program, buffers: BTreeMap::new(), arena: vec![0xff; program.arena_bytes as usize] };
     for buffer in &program.buffers {
         let bytes = match buffer.kind {
             BufferKind::Param | BufferKind::Cache => {
@@ -160,7 +180,13 @@ fn check(model: &Model, run: Run, dtype: Dtype, tolerance: f64) -> GpuProgram {
         memory.buffers.insert(buffer.name.clone(), bytes);
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let args = |name: &str| program.flat_steps().into_iter().find(|step| step.kernel() == Some(name)).map_or(0, |step| step.args().len());
+    let args = |name: &str| {
+        program
+            .flat_steps()
+            .into_iter()
+            .find(|step| step.kernel() == Some(name))
+            .map_or(0, |step| step.args().len())
+    };
     let kernels = lowered.sources.iter().map(|s| (s.name.as_str(), s.text.as_str(), args(&s.name)));
     let emulation = Emulation::build(&kernels.collect::<Vec<_>>());
     memory.steps(&program.steps, 0, &emulation, folder.path());
@@ -172,16 +198,29 @@ fn check(model: &Model, run: Run, dtype: Dtype, tolerance: f64) -> GpuProgram {
     for (i, &right) in wanted.data.iter().enumerate() {
         let cols = ty.cols() as usize;
         let x = found.get(i / cols * ty.pitch() as usize + i % cols);
-        assert!((x - right).abs() <= tolerance * size, "{}: logit {i} is {x}, not {right} (largest {size})", model.name);
+        assert!(
+            (x - right).abs() <= tolerance * size,
+            "{}: logit {i} is {x}, not {right} (largest {size})",
+            model.name
+        );
     }
     lowered.program
 }
 
 /// What a parameter or a cache holds before the run.
-fn initial(module: &ModuleSpec, buffer: &lapidary_runtime_gpu::program::Buffer, layer: u64, run: Run, dtype: Dtype) -> Image {
+fn initial(
+    module: &ModuleSpec,
+    buffer: &lapidary_runtime_gpu::program::Buffer,
+    layer: u64,
+    run: Run,
+    dtype: Dtype,
+) -> Image {
     match &buffer.packing {
         Some(packing) => packed_image(packing, dtype, |name| {
-            weight(&name.replace('*', &layer.to_string()), &param_type(&module.body, name).expect("a parameter"))
+            weight(
+                &name.replace('*', &layer.to_string()),
+                &param_type(&module.body, name).expect("a parameter"),
+            )
         }),
         None => {
             let ty = TensorType::new(dtype, &buffer.shape);
@@ -221,13 +260,29 @@ fn a_llama_prefills_and_decodes() {
 
 #[test]
 fn a_crystal_with_biases_and_interleaved_pairs_decodes() {
-    let crystal = Model { name: "crystal", norm: NormKind::Layer, bias: true, ff: 43, rope: Some((Pairing::Interleaved, 8)), tied: true, ..Model::tiny() };
+    let crystal = Model {
+        name: "crystal",
+        norm: NormKind::Layer,
+        bias: true,
+        ff: 43,
+        rope: Some((Pairing::Interleaved, 8)),
+        tied: true,
+        ..Model::tiny()
+    };
     check(&crystal, DECODE, Dtype::Bf16, 0.03);
 }
 
 #[test]
 fn a_pythia_with_parallel_residuals_and_a_gpt_with_learned_positions() {
-    let pythia = Model { name: "pythia", norm: NormKind::Layer, bias: true, plain: Some(ActivationFn::Gelu), parallel: true, rope: Some((Pairing::Half, 8)), ..Model::tiny() };
+    let pythia = Model {
+        name: "pythia",
+        norm: NormKind::Layer,
+        bias: true,
+        plain: Some(ActivationFn::Gelu),
+        parallel: true,
+        rope: Some((Pairing::Half, 8)),
+        ..Model::tiny()
+    };
     check(&pythia, PREFILL, Dtype::F32, 1e-4);
     let gpt = Model { name: "gpt", parallel: false, rope: None, learned: true, alibi: true, ..pythia };
     check(&gpt, Run { batch: 1, new: 3, cached: 5 }, Dtype::F32, 1e-4);

@@ -42,16 +42,22 @@ pub fn evaluate(spec: &KernelSpec, inputs: &[Tensor], caches: &[(String, Tensor)
             KernelOp::Mul => x(0).map(|i, v| v * x(1).data[i]),
             KernelOp::Scale { by } => x(0).map(|_, v| v * by),
             KernelOp::Activation(f) => x(0).map(|_, v| activation(*f, v)),
-            KernelOp::Norm { kind, eps } => norm(*kind, *eps, x(0), x(1), op.operands.get(2).map(|&b| &values[b])),
+            KernelOp::Norm { kind, eps } => {
+                norm(*kind, *eps, x(0), x(1), op.operands.get(2).map(|&b| &values[b]))
+            }
             KernelOp::Rope(rope) => rotate(rope, x(0)),
             KernelOp::KvAppend { cache, cached } => {
                 let past = &caches.iter().find(|(name, _)| name == cache).expect("a cache").1;
                 append(past, x(0), *cached as usize)
             }
-            KernelOp::Scores { heads, kv_heads } => scores(x(0), x(1), *heads as usize, *kv_heads as usize, &op.ty),
+            KernelOp::Scores { heads, kv_heads } => {
+                scores(x(0), x(1), *heads as usize, *kv_heads as usize, &op.ty)
+            }
             KernelOp::Mask(mask) => apply_mask(mask, x(0)),
             KernelOp::Softmax => softmax(x(0)),
-            KernelOp::Values { heads, kv_heads } => weigh(x(0), x(1), *heads as usize, *kv_heads as usize, &op.ty),
+            KernelOp::Values { heads, kv_heads } => {
+                weigh(x(0), x(1), *heads as usize, *kv_heads as usize, &op.ty)
+            }
             KernelOp::LastToken => {
                 let (s, d) = (x(0).shape[1], x(0).cols());
                 let mut y = Tensor::zeros(&op.ty);
@@ -80,7 +86,9 @@ fn activation(f: ActivationFn, x: f64) -> f64 {
     match f {
         ActivationFn::Silu => x / (1.0 + (-x).exp()),
         ActivationFn::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
-        ActivationFn::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+        ActivationFn::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
         ActivationFn::Relu => x.max(0.0),
         ActivationFn::Relu2 => x.max(0.0).powi(2),
     }

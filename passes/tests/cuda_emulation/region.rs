@@ -11,7 +11,10 @@ pub struct Region {
 impl Region {
     pub fn new(name: &str, anchor: Anchor, dtype: Dtype) -> Region {
         let (inputs, ops, outputs) = (Vec::new(), Vec::new(), Vec::new());
-        Region { spec: KernelSpec { name: name.into(), anchor, inputs, ops, outputs, reason: "test.".into() }, dtype }
+        Region {
+            spec: KernelSpec { name: name.into(), anchor, inputs, ops, outputs, reason: "test.".into() },
+            dtype,
+        }
     }
 
     /// Inputs come before operations.
@@ -42,13 +45,19 @@ impl Region {
             KernelOp::Embed => [&first[..], &self.spec.ty(operands[1]).shape[1..]].concat(),
             KernelOp::LastToken => vec![first[0], 1, first[2]],
             KernelOp::KvAppend { cached, .. } => vec![first[0], first[1] + cached, first[2]],
-            KernelOp::Scores { heads, .. } => vec![first[0], *heads, first[1], self.spec.ty(operands[1]).shape[1]],
+            KernelOp::Scores { heads, .. } => {
+                vec![first[0], *heads, first[1], self.spec.ty(operands[1]).shape[1]]
+            }
             KernelOp::Values { heads, kv_heads } => {
                 vec![first[0], first[2], self.spec.ty(operands[1]).shape[2] / kv_heads * heads]
             }
             _ => first,
         };
-        self.spec.ops.push(OpSpec { op, operands: operands.to_vec(), ty: TensorType::new(self.dtype, &shape) });
+        self.spec.ops.push(OpSpec {
+            op,
+            operands: operands.to_vec(),
+            ty: TensorType::new(self.dtype, &shape),
+        });
         self.spec.inputs.len() + self.spec.ops.len() - 1
     }
 

@@ -46,9 +46,12 @@ fn embedding_with_scale_and_learned_positions_behind_a_cache() {
 
 #[test]
 fn rotations_of_both_pairings_outside_a_product() {
-    for (pairing, head_dim, rot_dims) in
-        [(Pairing::Half, 32, 32), (Pairing::Half, 24, 8), (Pairing::Half, 10, 6), (Pairing::Interleaved, 16, 4)]
-    {
+    for (pairing, head_dim, rot_dims) in [
+        (Pairing::Half, 32, 32),
+        (Pairing::Half, 24, 8),
+        (Pairing::Half, 10, 6),
+        (Pairing::Interleaved, 16, 4),
+    ] {
         let mut r = Region::new("rope", Anchor::Elementwise, F32);
         let (x, b) = (r.input(&[2, 4, 3 * head_dim]), r.param("b", &[3 * head_dim]));
         let x = r.op(KernelOp::Bias, &[x, b]);

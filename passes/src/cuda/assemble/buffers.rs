@@ -9,7 +9,12 @@ use lapidary_runtime_gpu::program::{
 
 impl Assembler<'_> {
     /// Values that appends yield live in the cache of that name, one slice per round of the repeat around it.
-    pub(super) fn claim_caches(&mut self, spec: &KernelSpec, results: &[usize], rounds: Option<u64>) -> Result<(), CudaError> {
+    pub(super) fn claim_caches(
+        &mut self,
+        spec: &KernelSpec,
+        results: &[usize],
+        rounds: Option<u64>,
+    ) -> Result<(), CudaError> {
         for (j, &value) in spec.outputs.iter().enumerate() {
             let Some(KernelOp::KvAppend { cache, .. }) = spec.op(value).map(|op| &op.op) else { continue };
             let name = match rounds {
@@ -17,7 +22,9 @@ impl Assembler<'_> {
                 None => format!("cache.{cache}.{}", self.caches.len()),
             };
             if self.buffers.iter().any(|buffer| buffer.name == name) {
-                return Err(spec.unsupported(format!("two appends to `{name}`"), "one append per cache and layer"));
+                return Err(
+                    spec.unsupported(format!("two appends to `{name}`"), "one append per cache and layer")
+                );
             }
             let ty = self.module.values[results[j]].ty.clone();
             self.buffers.push(buffer(&name, BufferKind::Cache, &ty, rounds));
@@ -44,8 +51,6 @@ impl Assembler<'_> {
         let home = self.home[value];
         let name = self.module.values[home].name.clone();
         if !self.buffers.iter().any(|buffer| buffer.name == name) {
-            let leaves = self.module.outputs.iter().any(|&output| self.home[output] == home);
-            let kind = if leaves && kind == BufferKind::Arena { BufferKind::Output } else { kind };
             self.buffers.push(buffer(&name, kind, &self.module.values[home].ty.clone(), None));
         }
         name
@@ -102,6 +107,14 @@ impl Assembler<'_> {
                 buffer.column_order = order;
             }
         }
+        // Where a value that leaves the module lives is known only now.
+        for &output in &self.module.outputs {
+            let name = self.place(output).to_string();
+            let temporary = |b: &&mut Buffer| b.name == name && b.kind == BufferKind::Arena;
+            if let Some(buffer) = self.buffers.iter_mut().find(temporary) {
+                buffer.kind = BufferKind::Output;
+            }
+        }
         // Parameters may have grown after their first use: read the extents again.
         let mut steps = steps;
         self.refresh(&mut steps)?;
@@ -154,7 +167,7 @@ pub(super) fn buffer(name: &str, kind: BufferKind, ty: &TensorType, rounds: Opti
         dtype: ty.dtype,
         shape: ty.shape.clone(),
         pitch: ty.pitch(),
-        bytes: layers.map_or(ty.bytes(), |layers| layers.count * layers.stride_bytes),
+        bytes: layers.map_or(ty.bytes(), |layers| layers.count.saturating_mul(layers.stride_bytes)),
         offset: None,
         layers,
         packing: None,

@@ -3,14 +3,18 @@
 //! Decides where every value lives. The value that a repeat carries from round to round lives in one place: a round's last
 //! kernel writes over its input where that is safe, else a copy does. Caches are written in place. What is left shares the
 //! arena as the memory plan says.
-use super::spec::{Anchor, Input, KernelOp, KernelSpec, OpSpec, Source, TensorType, ValueId};
+use super::spec::{Anchor, Input, KernelOp, KernelSpec, OpSpec, Source, TensorType};
 use super::validate::fits;
 use super::{CudaError, Options};
 use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Kernel, RowOrder, Step};
 use std::collections::BTreeMap;
 
 mod buffers;
+mod places;
 mod steps;
+
+use places::{Carried, reads};
+use steps::Call;
 
 /// A function made of fused regions and repeats.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +106,9 @@ pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaErro
     }
 }
 
+/// Rounds of the longest repeat.
+const MOST_ROUNDS: u64 = 1 << 16;
+
 struct Assembler<'a> {
     module: &'a ModuleSpec,
     options: &'a Options,
@@ -130,7 +137,10 @@ impl<'a> Assembler<'a> {
         };
         assembler.values_exist(&module.body)?;
         if let Some(value) = module.values.iter().find(|value| !fits(&value.ty)) {
-            return Err(assembler.malformed(format!("value `{}` of shape {:?} is empty or too large", value.name, value.ty.shape)));
+            return Err(assembler.malformed(format!(
+                "value `{}` of shape {:?} is empty or too large",
+                value.name, value.ty.shape
+            )));
         }
         for &value in module.inputs.iter().chain(&module.outputs) {
             assembler.exists(value)?;
@@ -170,33 +180,52 @@ impl<'a> Assembler<'a> {
         Ok(())
     }
 
-    /// Steps of a list of nodes; `rounds` is set inside a repeat.
-    fn nodes(&mut self, nodes: &[Node], rounds: Option<u64>) -> Result<Vec<Step>, CudaError> {
+    /// Steps of a list of nodes; `round` is set inside a repeat: how many there are and what they carry.
+    fn nodes(&mut self, nodes: &[Node], round: Option<(u64, Carried)>) -> Result<Vec<Step>, CudaError> {
+        let (rounds, carried) = (round.map(|round| round.0), round.map(|round| round.1));
         let mut steps = Vec::new();
         for (i, node) in nodes.iter().enumerate() {
             match node {
-                Node::Kernel { spec, args, results } => steps.extend(self.kernel(spec, args, results, rounds)?),
-                Node::Repeat { times, input, param, body, yielded, result } => {
-                    let used_later = nodes[i + 1..].iter().any(|node| reads(node, *input));
-                    let kept = used_later || self.module.outputs.contains(input) || rounds.is_some();
-                    let entering = kept || self.module.inputs.contains(input);
-                    self.home[*result] = if entering { *result } else { self.home[*input] };
-                    self.home[*param] = self.home[*result];
-                    if entering {
-                        steps.extend(self.copy(*input, *result)?);
-                    }
-                    let in_place = writes_over(body, *param, *yielded);
-                    if in_place {
-                        self.home[*yielded] = self.home[*param];
-                    }
-                    let mut round = self.nodes(body, Some(*times))?;
-                    if !in_place && self.home[*yielded] != self.home[*param] {
-                        round.extend(self.copy(*yielded, *param)?);
-                    }
-                    steps.push(Step::Repeat { times: *times, body: round });
+                Node::Kernel { spec, args, results } => {
+                    Call::of(spec, args, results)?;
+                    self.settle(nodes, i, carried);
+                    steps.extend(self.kernel(spec, args, results, rounds)?);
+                }
+                Node::Repeat { .. } => {
+                    let used_later = |value: usize| nodes[i + 1..].iter().any(|node| reads(node, value));
+                    steps.extend(self.repeat(node, &used_later, rounds.is_some())?);
                 }
             }
         }
+        Ok(steps)
+    }
+
+    /// A repeat keeps its value in one place: that of the value that enters, unless that one is still needed.
+    fn repeat(
+        &mut self,
+        node: &Node,
+        used_later: &dyn Fn(usize) -> bool,
+        nested: bool,
+    ) -> Result<Vec<Step>, CudaError> {
+        let Node::Repeat { times, input, param, body, yielded, result } = node else { return Ok(Vec::new()) };
+        if !(1..=MOST_ROUNDS).contains(times) {
+            return Err(
+                self.malformed(format!("a repeat of {times} rounds; 1 to {MOST_ROUNDS} are possible"))
+            );
+        }
+        let mut steps = Vec::new();
+        let given = self.module.inputs.contains(input) || self.module.outputs.contains(input);
+        let entering = used_later(*input) || given || nested;
+        self.home[*result] = if entering { *result } else { self.home[*input] };
+        self.home[*param] = self.home[*result];
+        if entering {
+            steps.extend(self.copy(*input, *result)?);
+        }
+        let mut body = self.nodes(body, Some((*times, Carried { param: *param, yielded: *yielded })))?;
+        if self.home[*yielded] != self.home[*param] {
+            body.extend(self.copy(*yielded, *param)?);
+        }
+        steps.push(Step::Repeat { times: *times, body });
         Ok(steps)
     }
 
@@ -214,38 +243,4 @@ impl<'a> Assembler<'a> {
         };
         self.kernel(&spec, &[from], &[to], None)
     }
-}
-
-/// Whether a node reads a value.
-fn reads(node: &Node, value: usize) -> bool {
-    match node {
-        Node::Kernel { args, .. } => args.contains(&value),
-        Node::Repeat { input, body, .. } => *input == value || body.iter().any(|node| reads(node, value)),
-    }
-}
-
-/// Whether the kernel that makes `yielded` may write it over `param`: nothing later reads `param`, and the kernel itself
-/// reads it, if at all, only element by element at the place it writes.
-fn writes_over(body: &[Node], param: usize, yielded: usize) -> bool {
-    let maker = body.iter().position(|node| matches!(node, Node::Kernel { results, .. } if results.contains(&yielded)));
-    let Some(at) = maker else { return false };
-    if body[at + 1..].iter().any(|node| reads(node, param)) {
-        return false;
-    }
-    let Node::Kernel { spec, args, .. } = &body[at] else { return false };
-    let inputs = (0..spec.inputs.len()).filter(|&i| spec.inputs[i].source == Source::Activation);
-    inputs.zip(args).filter(|(_, value)| **value == param).all(|(input, _)| only_in_place(spec, input))
-}
-
-/// Whether a region reads an input only where it writes: through element-wise operations of the same rows.
-fn only_in_place(spec: &KernelSpec, input: ValueId) -> bool {
-    // Outside of products, a half-split rotation computes its operand a second time at other columns.
-    let looks_aside = spec.anchor != Anchor::Matmul && spec.ops.iter().any(|op| matches!(op.op, KernelOp::Rope(_)));
-    !looks_aside && spec.users(input).iter().all(|&user| {
-        spec.op(user).is_some_and(|op| match op.op {
-            KernelOp::Add | KernelOp::Mul | KernelOp::Scale { .. } | KernelOp::Activation(_) => true,
-            KernelOp::Bias | KernelOp::Position { .. } | KernelOp::Norm { .. } => true,
-            _ => false,
-        })
-    })
 }

@@ -1,6 +1,6 @@
 //! Steps of single regions: launches and library products with their arguments.
-use super::{Assembler, KernelSource};
 use super::buffers::buffer;
+use super::{Assembler, KernelSource};
 use crate::cuda::spec::{KernelOp, KernelSpec, Source, TensorType, ValueId};
 use crate::cuda::{Choice, CudaError, GeneratedKernel, KernelArg, LibraryProduct, Operand, lower_kernel};
 use lapidary_runtime_gpu::program::{
@@ -51,14 +51,20 @@ impl Assembler<'_> {
 
     /// Values whose columns are permuted may only meet each other, in scores.
     fn orders_agree(&self, spec: &KernelSpec, call: &Call) -> Result<(), CudaError> {
-        let order = |input: ValueId| call.inputs.get(&input).map_or(RowOrder::Natural, |&value| self.orders[value]);
+        let order =
+            |input: ValueId| call.inputs.get(&input).map_or(RowOrder::Natural, |&value| self.orders[value]);
         let scores = spec.ops.iter().find(|op| matches!(op.op, KernelOp::Scores { .. }));
         let pair = scores.map(|op| [op.operands[0], op.operands[1]]).unwrap_or_default();
         let matching = scores.is_some() && order(pair[0]) == order(pair[1]);
         for &input in call.inputs.keys() {
-            if !order(input).is_natural() && !(matching && pair.contains(&input)) {
-                let what = "a rotated value whose pairs were made neighbours is used where that order matters";
-                return Err(spec.unsupported(what, "rotate q and k both in the epilogue of their products, or both outside"));
+            let allowed = order(input).is_natural() || (matching && pair.contains(&input));
+            if !allowed {
+                let what =
+                    "a rotated value whose pairs were made neighbours is used where that order matters";
+                return Err(spec.unsupported(
+                    what,
+                    "rotate q and k both in the epilogue of their products, or both outside",
+                ));
             }
         }
         Ok(())
@@ -120,7 +126,8 @@ impl Assembler<'_> {
     ) -> Result<Arg, CudaError> {
         let name = match &arg.operand {
             Operand::Input(input) => {
-                let value = call.inputs.get(input).ok_or_else(|| spec.malformed("an input without a value"))?;
+                let value =
+                    call.inputs.get(input).ok_or_else(|| spec.malformed("an input without a value"))?;
                 self.value_buffer(*value, BufferKind::Arena)
             }
             Operand::Output(j) => self.value_buffer(call.results[*j], BufferKind::Arena),
@@ -139,7 +146,9 @@ impl Assembler<'_> {
         rounds: Option<u64>,
     ) -> Result<Step, CudaError> {
         let [m, n, k] = product.mnk;
-        let value = |input: usize| call.inputs.get(&input).copied().ok_or_else(|| spec.malformed("an input without a value"));
+        let value = |input: usize| {
+            call.inputs.get(&input).copied().ok_or_else(|| spec.malformed("an input without a value"))
+        };
         let a = self.value_buffer(value(product.a)?, BufferKind::Arena);
         let residual = match product.residual {
             Some(input) => Some(self.value_buffer(value(input)?, BufferKind::Arena)),
@@ -147,7 +156,11 @@ impl Assembler<'_> {
         };
         let out = self.value_buffer(call.results[0], BufferKind::Arena);
         let w = self.parameter(spec, &product.w, product.dtype, rounds)?;
-        let bias = product.bias.as_ref().map(|bias| self.parameter(spec, bias, product.dtype, rounds)).transpose()?;
+        let bias = product
+            .bias
+            .as_ref()
+            .map(|bias| self.parameter(spec, bias, product.dtype, rounds))
+            .transpose()?;
         self.kernels.push(Kernel {
             name: spec.name.clone(),
             file: None,
@@ -186,13 +199,13 @@ impl Assembler<'_> {
 }
 
 /// Which value stands for which input, and for which output.
-struct Call {
+pub(super) struct Call {
     inputs: BTreeMap<usize, usize>,
     results: Vec<usize>,
 }
 
 impl Call {
-    fn of(spec: &KernelSpec, args: &[usize], results: &[usize]) -> Result<Call, CudaError> {
+    pub(super) fn of(spec: &KernelSpec, args: &[usize], results: &[usize]) -> Result<Call, CudaError> {
         let active: Vec<usize> =
             (0..spec.inputs.len()).filter(|&i| spec.inputs[i].source == Source::Activation).collect();
         if active.len() != args.len() || spec.outputs.len() != results.len() {

@@ -19,7 +19,9 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
     position.iter().for_each(|name| signature.read(Operand::Position, Dtype::I32, *name));
     let paragraph = format!(
         "{}: attention of {}. One block of 4 warps per {rows} queries and head; {keys} keys at a time. {}",
-        spec.name, attention.describe(), spec.reason
+        spec.name,
+        attention.describe(),
+        spec.reason
     );
     let mut source = opening(&paragraph);
     source.push_str(&attention.constants(spec));
@@ -28,7 +30,9 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
     let _ = write!(
         source,
         "\nextern \"C\" __global__ void __launch_bounds__(THREADS) {}({}) {{\n{}    lp_attention(q, k, v, out, cached);\n}}\n",
-        spec.name, signature.parameters(), cached_line_of(attention)
+        spec.name,
+        signature.parameters(),
+        cached_line_of(attention)
     );
     if attention.heads > 65535 || attention.batch > 65535 {
         return Err(spec.unsupported("more than 65535 heads or sequences", "split the batch"));

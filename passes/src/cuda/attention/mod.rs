@@ -46,18 +46,23 @@ impl Attention {
     fn of(spec: &KernelSpec) -> Result<Attention, CudaError> {
         let chain = Chain::of(spec)?;
         let (q, k, v) = (spec.ty(chain.q), spec.ty(chain.k), spec.ty(chain.v));
-        let [batch, queries, width] = q.shape[..] else { return Err(spec.malformed("queries are not of rank 3")) };
+        let [batch, queries, width] = q.shape[..] else {
+            return Err(spec.malformed("queries are not of rank 3"));
+        };
         let (heads, kv_heads) = chain.heads;
         let divides = heads > 0 && kv_heads > 0 && width % heads == 0 && heads % kv_heads == 0;
         let head_dim = if divides { width / heads } else { 0 };
         let keys = k.shape.get(1).copied().unwrap_or(0);
         let wanted = [batch, keys, kv_heads * head_dim];
         if !divides || k.shape != wanted || v.shape != wanted || q.dtype != k.dtype || q.dtype != v.dtype {
-            let what = format!("{heads} heads over {kv_heads} of q {:?}, k {:?}, v {:?}", q.shape, k.shape, v.shape);
+            let what =
+                format!("{heads} heads over {kv_heads} of q {:?}, k {:?}, v {:?}", q.shape, k.shape, v.shape);
             return Err(spec.malformed(what));
         }
         if keys < chain.mask.offset + queries && chain.mask.causal {
-            return Err(spec.malformed(format!("{keys} keys for {queries} queries behind {}", chain.mask.offset)));
+            return Err(
+                spec.malformed(format!("{keys} keys for {queries} queries behind {}", chain.mask.offset))
+            );
         }
         let cached = chain.mask.offset > 0;
         let (dtype, scale, mask) = (q.dtype, chain.scale, chain.mask);
@@ -68,23 +73,41 @@ impl Attention {
     /// Numbers that both forms use.
     fn constants(&self, spec: &KernelSpec) -> String {
         let mut text = constants(&[
-            ("S", self.queries), ("L", self.keys), ("HEADS", self.heads), ("KV_HEADS", self.kv_heads),
-            ("D", self.head_dim), ("Q_PITCH", spec.ty(self.q).pitch()), ("KV_PITCH", spec.ty(self.k).pitch()),
+            ("S", self.queries),
+            ("L", self.keys),
+            ("HEADS", self.heads),
+            ("KV_HEADS", self.kv_heads),
+            ("D", self.head_dim),
+            ("Q_PITCH", spec.ty(self.q).pitch()),
+            ("KV_PITCH", spec.ty(self.k).pitch()),
             ("WINDOW", self.mask.window),
         ]);
-        for (name, value) in [("CAUSAL", self.mask.causal), ("CACHED", self.cached), ("ALIBI", self.mask.alibi)] {
+        for (name, value) in
+            [("CAUSAL", self.mask.causal), ("CACHED", self.cached), ("ALIBI", self.mask.alibi)]
+        {
             let _ = writeln!(text, "constexpr bool {name} = {value};");
         }
         // Powers of two instead of e: the factor is folded into the scores.
         let log2e = std::f64::consts::LOG2_E;
         let _ = writeln!(text, "constexpr float SCORE_SCALE = {};", c_float(self.scale * log2e));
-        let _ = writeln!(text, "constexpr float EXPONENT_SCALE = {};", if self.mask.alibi { "1.0f" } else { "SCORE_SCALE" });
+        let _ = writeln!(
+            text,
+            "constexpr float EXPONENT_SCALE = {};",
+            if self.mask.alibi { "1.0f" } else { "SCORE_SCALE" }
+        );
         let slopes: Vec<String> = match self.mask.alibi {
-            true => slopes(self.heads).into_iter().map(|s| c_float(s * self.mask.alibi_scaling * log2e)).collect(),
+            true => {
+                slopes(self.heads).into_iter().map(|s| c_float(s * self.mask.alibi_scaling * log2e)).collect()
+            }
             false => vec!["0.0f".into()],
         };
         let lines: Vec<String> = slopes.chunks(8).map(|line| line.join(", ")).collect();
-        let _ = writeln!(text, "__device__ const float lp_slope[{}] = {{\n    {}}};", slopes.len(), lines.join(",\n    "));
+        let _ = writeln!(
+            text,
+            "__device__ const float lp_slope[{}] = {{\n    {}}};",
+            slopes.len(),
+            lines.join(",\n    ")
+        );
         text
     }
 
@@ -146,7 +169,9 @@ impl Chain {
                     stage = 2;
                 }
                 (KernelOp::Softmax, 1 | 2) if follows => stage = 3,
-                (KernelOp::Values { heads, kv_heads }, 3) if follows && (*heads, *kv_heads) == chain.heads => {
+                (KernelOp::Values { heads, kv_heads }, 3)
+                    if follows && (*heads, *kv_heads) == chain.heads =>
+                {
                     chain.v = op.operands[1];
                     stage = 4;
                 }
@@ -159,7 +184,9 @@ impl Chain {
         }
         let inputs = [chain.q, chain.k, chain.v].iter().all(|&value| value < spec.inputs.len());
         if stage != 4 || !inputs || spec.outputs.len() != 1 || previous != Some(spec.outputs[0]) {
-            return Err(spec.malformed("attention is scores, scale, mask, softmax, values of three inputs with one output"));
+            return Err(spec.malformed(
+                "attention is scores, scale, mask, softmax, values of three inputs with one output",
+            ));
         }
         Ok(chain)
     }

@@ -29,11 +29,14 @@ struct RowPlan {
 impl RowPlan {
     fn of(spec: &KernelSpec, attention: &Attention, options: &Options) -> Result<RowPlan, CudaError> {
         let d = attention.head_dim;
-        let width = [8, 4, 2, 1].into_iter().find(|w| d % w == 0).unwrap_or(1);
+        let width = [8, 4, 2, 1].into_iter().find(|w| d.is_multiple_of(*w)).unwrap_or(1);
         let chunks = d.div_ceil(width * 32);
         let lanes = d.div_ceil(width * chunks).next_power_of_two().min(32);
         if chunks * width > 16 {
-            return Err(spec.unsupported(format!("a head width of {d}"), "head widths are multiples of 8 up to 512, or below 513 / width of a load"));
+            return Err(spec.unsupported(
+                format!("a head width of {d}"),
+                "head widths are multiples of 8 up to 512, or below 513 / width of a load",
+            ));
         }
         let ratio = attention.heads / attention.kv_heads;
         let group = ratio.min(if chunks * width > 8 { 2 } else { 4 });
@@ -45,19 +48,29 @@ impl RowPlan {
 }
 
 /// The kernel that takes single queries, and the one that joins parts of the keys.
-pub(super) fn lower(spec: &KernelSpec, attention: &Attention, options: &Options) -> Result<Generated, CudaError> {
+pub(super) fn lower(
+    spec: &KernelSpec,
+    attention: &Attention,
+    options: &Options,
+) -> Result<Generated, CudaError> {
     let plan = RowPlan::of(spec, attention, options)?;
     let rows = attention.batch * attention.queries;
     let groups = attention.kv_heads * (attention.heads / attention.kv_heads).div_ceil(plan.group);
     if rows.saturating_mul(plan.splits.max(attention.heads)) >= 1 << 31 || groups > 65535 {
-        return Err(spec.unsupported(format!("{rows} queries of {} heads", attention.heads), "split the batch"));
+        return Err(
+            spec.unsupported(format!("{rows} queries of {} heads", attention.heads), "split the batch")
+        );
     }
     let part_pitch = (attention.head_dim + 2).next_multiple_of(4);
     let mut shared = format!("typedef {} Element;\n", c_type(attention.dtype));
     shared.push_str(&attention.constants(spec));
     shared.push_str(&constants(&[
-        ("W", plan.width), ("CHUNKS", plan.chunks), ("LANES", plan.lanes), ("G", plan.group),
-        ("SPLITS", plan.splits), ("PART_PITCH", part_pitch),
+        ("W", plan.width),
+        ("CHUNKS", plan.chunks),
+        ("LANES", plan.lanes),
+        ("G", plan.group),
+        ("SPLITS", plan.splits),
+        ("PART_PITCH", part_pitch),
     ]));
     let grid = [(rows * plan.splits) as u32, groups as u32, 1];
     let first = rows_kernel(spec, attention, &plan, &shared, grid);
@@ -67,10 +80,20 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention, options: &Options)
     }
     let second = merge_kernel(spec, attention, &plan, &shared, rows);
     let parts = TensorType::new(Dtype::F32, &[rows * attention.heads, plan.splits, part_pitch]);
-    Ok(Generated { kernels: vec![first, second], scratch: vec![parts], output_orders: vec![RowOrder::Natural] })
+    Ok(Generated {
+        kernels: vec![first, second],
+        scratch: vec![parts],
+        output_orders: vec![RowOrder::Natural],
+    })
 }
 
-fn rows_kernel(spec: &KernelSpec, attention: &Attention, plan: &RowPlan, shared: &str, grid: [u32; 3]) -> GeneratedKernel {
+fn rows_kernel(
+    spec: &KernelSpec,
+    attention: &Attention,
+    plan: &RowPlan,
+    shared: &str,
+    grid: [u32; 3],
+) -> GeneratedKernel {
     let mut signature = attention.signature(spec);
     let (out, parts) = if plan.splits == 1 {
         signature.write(Operand::Output(0), Access::Write, attention.dtype, "out");
@@ -84,14 +107,20 @@ fn rows_kernel(spec: &KernelSpec, attention: &Attention, plan: &RowPlan, shared:
     }
     let paragraph = format!(
         "{}: attention of {}. One block of 4 warps per query, group of {} heads and part of the keys; {} parts. {}",
-        spec.name, attention.describe(), plan.group, plan.splits, spec.reason
+        spec.name,
+        attention.describe(),
+        plan.group,
+        plan.splits,
+        spec.reason
     );
     let mut source = opening(&paragraph) + shared + ROWS;
     let _ = write!(
         source,
         "\nextern \"C\" __global__ void __launch_bounds__(THREADS) {}({}) {{\n{}    \
          lp_attention_rows(q, k, v, {out}, {parts}, cached);\n}}\n",
-        spec.name, signature.parameters(), cached_line_of(attention)
+        spec.name,
+        signature.parameters(),
+        cached_line_of(attention)
     );
     let work = spec.work();
     GeneratedKernel {
@@ -104,11 +133,19 @@ fn rows_kernel(spec: &KernelSpec, attention: &Attention, plan: &RowPlan, shared:
         args: signature.args,
         flops: work.flops,
         bytes: work.bytes,
-        reason: format!("{} Keys in {} parts to fill the machine.", spec.reason, plan.splits).trim().to_string(),
+        reason: format!("{} Keys in {} parts to fill the machine.", spec.reason, plan.splits)
+            .trim()
+            .to_string(),
     }
 }
 
-fn merge_kernel(spec: &KernelSpec, attention: &Attention, plan: &RowPlan, shared: &str, rows: u64) -> GeneratedKernel {
+fn merge_kernel(
+    spec: &KernelSpec,
+    attention: &Attention,
+    plan: &RowPlan,
+    shared: &str,
+    rows: u64,
+) -> GeneratedKernel {
     let mut signature = Signature::default();
     signature.read(Operand::Scratch(0), Dtype::F32, "parts");
     signature.write(Operand::Output(0), Access::Write, attention.dtype, "out");
@@ -133,7 +170,8 @@ fn merge_kernel(spec: &KernelSpec, attention: &Attention, plan: &RowPlan, shared
         static_shared_bytes: 0,
         args: signature.args,
         flops: shares * 2 * attention.head_dim,
-        bytes: shares * (attention.head_dim + 2) * 4 + rows * attention.heads * attention.head_dim * attention.dtype.bytes(),
+        bytes: shares * (attention.head_dim + 2) * 4
+            + rows * attention.heads * attention.head_dim * attention.dtype.bytes(),
         reason: "Joins the parts of the keys.".into(),
     }
 }
