@@ -89,4 +89,6 @@ fn unique(wanted: String, names: &mut BTreeSet<String>) -> String {
 }
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod tests;

@@ -132,7 +132,7 @@ fn every_rule_can_be_off() {
 }
 
 /// Every op is in exactly one region, and producers run first.
-fn covers(function: &Function, plan: &FusionPlan) {
+pub fn covers(function: &Function, plan: &FusionPlan) {
     let mut seen: Vec<usize> = plan.regions.iter().flat_map(|r| r.nodes.clone()).collect();
     seen.sort_unstable();
     let all: Vec<usize> = (0..function.nodes.len())
