@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod show;
 mod toolchain;
+mod wafer_artifact;
 
 use args::{Cli, Color, Global};
 use clap::Parser;

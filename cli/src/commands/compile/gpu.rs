@@ -35,7 +35,7 @@ pub fn emit(
     let lowered = progress
         .stage("generating kernels", || emit_gpu(module, arch(job), &options(job)))
         .map_err(|error| failed(false, "kernels", &error.diagnostics(), &error.to_string()))?;
-    let Lowered { mut program, sources } = lowered;
+    let Lowered { mut program, sources, .. } = lowered;
     account(job, &program, report);
     if let Some(failure) = over(job, report) {
         return Ok(Emitted { over: Some(failure) });
