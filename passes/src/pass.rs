@@ -44,6 +44,8 @@ pub struct PassCx {
 /// Findings of one pass.
 #[derive(Clone, Debug, Default)]
 pub struct Notes {
+    /// What the pass said of itself; none for MLIR's own.
+    pub changed: Option<Changed>,
     /// Sentences for people.
     pub lines: Vec<String>,
     /// What was fused.

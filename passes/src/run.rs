@@ -1,7 +1,7 @@
 //! Runs a pipeline: each pass in MLIR's pass manager, the module verified and its ops checked after every one.
 
 use crate::legal;
-use crate::pass::{Notes, PassCx, PassError, placeless};
+use crate::pass::{Changed, Notes, PassCx, PassError, placeless};
 use crate::pipeline::{Pipeline, PipelineError, Step};
 use crate::report::{PassReport, PipelineReport, Snapshot};
 use lapidary_ir::{Diagnostic, IrError, Module, PassFailure, Pipeline as IrPipeline};
@@ -56,21 +56,23 @@ pub fn run(
     watch: Watch<'_>,
 ) -> Result<PipelineReport, RunError> {
     let mut report = PipelineReport::default();
-    let mut text = module.to_string();
     if watch.snapshots {
-        report.snapshots.push(Snapshot { after: "import".into(), text: text.clone() });
+        report.snapshots.push(Snapshot { after: "import".into(), text: module.to_string() });
     }
     for step in &pipeline.steps {
+        let name = step.row.name.to_string();
+        // MLIR's passes do not say whether they did anything.
+        let before = step.pass.is_none().then(|| module.to_string());
         let started = watch.clock.map(|clock| clock());
         let notes = run_step(module, step)?;
         let time =
             watch.clock.zip(started).map_or(Duration::ZERO, |(clock, start)| clock().saturating_sub(start));
-        let before = std::mem::replace(&mut text, module.to_string());
-        let name = step.row.name.to_string();
+        let changed =
+            before.map_or(notes.changed == Some(Changed::Yes), |before| before != module.to_string());
         if watch.snapshots {
-            report.snapshots.push(Snapshot { after: name.clone(), text: text.clone() });
+            report.snapshots.push(Snapshot { after: name.clone(), text: module.to_string() });
         }
-        report.passes.push(PassReport { name, changed: before != text, time, notes: notes.lines });
+        report.passes.push(PassReport { name, changed, time, notes: notes.lines });
         report.fusion = notes.fusion.or(report.fusion);
         report.fold = notes.fold.or(report.fold);
         report.gpu = notes.gpu.or(report.gpu);
@@ -85,7 +87,11 @@ fn run_step(module: &mut Module<'_>, step: &Step) -> Result<Notes, RunError> {
         None => alone.add_builtin(&step.text),
         Some(pass) => {
             let (pass, cx) = (Arc::clone(pass), Arc::clone(&cx));
-            alone.add(step.row.name, move |op| pass.run(op, &cx).map(drop).map_err(Into::into))
+            alone.add(step.row.name, move |op| {
+                let changed = pass.run(op, &cx)?;
+                cx.with(|notes| notes.changed = Some(changed));
+                Ok(())
+            })
         }
     };
     alone.run(module, &mut |_| {}).map_err(|error| failed(step, error))?;

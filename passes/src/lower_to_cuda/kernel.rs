@@ -20,6 +20,10 @@ pub struct Region<'c> {
     pub spec: KernelSpec,
     /// One value of the function per activation input.
     pub activations: Vec<IrValue<'c>>,
+    /// The places of the activations, once they are known.
+    pub args: Vec<usize>,
+    /// The places of the results, once they are known.
+    pub results: Vec<usize>,
 }
 
 /// Reads an `nn.fused`; `name` is a C identifier.
@@ -40,7 +44,7 @@ pub fn region<'c>(op: IrOp<'c>, name: String) -> Result<Region<'c>, PassError> {
     let reason = op.text("reason").unwrap_or_default().to_string();
     let spec =
         KernelSpec { name, anchor: anchor(op), inputs: reader.inputs, ops: reader.ops, outputs, reason };
-    Ok(Region { op, spec, activations: reader.activations })
+    Ok(Region { op, spec, activations: reader.activations, args: Vec::new(), results: Vec::new() })
 }
 
 #[derive(Default)]

@@ -12,11 +12,9 @@ pub struct FusedModule<'c> {
     pub spec: ModuleSpec,
     /// The region of every kernel, by kernel name, in the order of the module.
     pub regions: Vec<Region<'c>>,
-    /// The IR value of every value of the plain data; calls of one function share none.
-    pub values: Vec<IrValue<'c>>,
 }
 
-/// Reads a fused module; the last function without callers is where it begins.
+/// Reads a fused module, which begins at `@main`.
 ///
 /// # Errors
 /// [`PassError::Refused`] at ops that are neither parameters nor kernels nor repeats.
@@ -29,7 +27,7 @@ pub fn read<'c>(module: IrOp<'c>, arch: &str) -> Result<FusedModule<'c>, PassErr
     let (body, outputs) = reader.function(main)?;
     let name = module.text("nn.model").unwrap_or("module").to_string();
     let spec = ModuleSpec { name, arch: arch.to_string(), values: reader.specs, inputs, outputs, body };
-    Ok(FusedModule { spec, regions: reader.regions, values: reader.values })
+    Ok(FusedModule { spec, regions: reader.regions })
 }
 
 struct Reader<'c> {
@@ -73,13 +71,14 @@ impl<'c> Reader<'c> {
     fn kernel(&mut self, op: IrOp<'c>, prefix: &str) -> Result<Node, PassError> {
         let label = format!("{prefix}{}", op.text("name").unwrap_or("kernel"));
         let name = self.unique(&identifier(&label));
-        let region = kernel::region(op, name)?;
+        let mut region = kernel::region(op, name)?;
         let args = self.ids(op, &region.activations)?;
         let results = op.results();
         let place = |i: usize| if results.len() == 1 { label.clone() } else { format!("{label}.{i}") };
         let places: Vec<String> = (0..results.len()).map(place).collect();
         let results = results.into_iter().zip(places).map(|(value, name)| self.place(op, value, name));
-        let results = results.collect::<Result<_, _>>()?;
+        let results: Vec<usize> = results.collect::<Result<_, _>>()?;
+        (region.args, region.results) = (args.clone(), results.clone());
         let spec = region.spec.clone();
         self.regions.push(region);
         Ok(Node::Kernel { spec, args, results })

@@ -155,23 +155,26 @@ impl<'c> Writer<'_, 'c> {
         block: Block<'c>,
         layer: Option<IrValue<'c>>,
     ) -> Result<(), PassError> {
-        let input = |outer: IrValue<'c>| match outer.defining_op().filter(|op| op.is("nn.param")) {
-            Some(param) => self.memory.get(&parameter_name(param)).copied(),
-            None if outer.shape().is_empty() => layer,
-            None => self.place(outer),
-        };
-        let inputs: Vec<IrValue<'c>> = region.op.operands().into_iter().filter_map(input).collect();
+        let mut args = region.args.iter();
+        let mut inputs = Vec::new();
+        for outer in region.op.operands() {
+            let found = match outer.defining_op().filter(|op| op.is("nn.param")) {
+                Some(param) => self.memory.get(&parameter_name(param)).copied(),
+                None if outer.shape().is_empty() => layer,
+                None => args.next().and_then(|value| self.place(*value)),
+            };
+            inputs.extend(found);
+        }
         let outputs: Vec<IrValue<'c>> =
-            region.op.results().into_iter().filter_map(|value| self.place(value)).collect();
+            region.results.iter().filter_map(|value| self.place(*value)).collect();
         let at = At::end_of(block).located(region.op.location());
         cuda::launch(at, &region.spec.name, extent(step), &inputs, &outputs)?;
         Ok(())
     }
 
-    /// The memory of a value between kernels.
-    fn place(&self, value: IrValue<'c>) -> Option<IrValue<'c>> {
-        let id = self.fused.values.iter().position(|known| *known == value)?;
-        self.memory.get(self.lowered.places.get(id)?).copied()
+    /// The memory of a value of the plain data.
+    fn place(&self, value: usize) -> Option<IrValue<'c>> {
+        self.memory.get(self.lowered.places.get(value)?).copied()
     }
 
     /// A copy that keeps a repeat's value in one place. The second launch of a region has no op: its kernel names it.

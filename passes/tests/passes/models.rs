@@ -116,6 +116,17 @@ fn the_same_input_gives_the_same_text_and_a_second_run_changes_nothing() {
 }
 
 #[test]
+fn passes_say_truly_whether_they_changed_anything() {
+    let cx = IrContext::new();
+    for name in ["amber", "crystalcoder"] {
+        let (_, report) = compiled(&cx, &graph(name, Mode::Forward, BATCH), Mup::Fold, &Fusion::On);
+        for (pass, texts) in report.passes.iter().zip(report.snapshots.windows(2)) {
+            assert_eq!(pass.changed, texts[0].text != texts[1].text, "{name}: {}", pass.name);
+        }
+    }
+}
+
+#[test]
 fn snapshots_parse_and_lead_to_the_same_end() {
     let cx = IrContext::new();
     let graph = graph("cerebras-gpt-111m", Mode::Forward, Dims { batch: 1, seq: 64, cached: 0 });
