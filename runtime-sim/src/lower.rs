@@ -50,10 +50,11 @@ impl Linear {
         self.base + self.x * env.x + self.y * env.y + self.turn * env.turn + loops + quotients
     }
 
-    /// What the row contributes to the value.
-    pub fn part_of_row(&self, y: i64) -> i64 {
-        let quotients = self.quotients.iter().filter(|q| !q.0);
-        self.y * y + quotients.map(|(_, n, c)| c * y.div_euclid(*n)).sum::<i64>()
+    /// What the column (or the row) contributes to the value.
+    pub fn part(&self, of_x: bool, at: i64) -> i64 {
+        let quotients = self.quotients.iter().filter(|q| q.0 == of_x);
+        let own = if of_x { self.x } else { self.y };
+        own * at + quotients.map(|(_, n, c)| c * at.div_euclid(*n)).sum::<i64>()
     }
 
     /// Whether the value depends on the counter of the loop at `depth`.
@@ -226,20 +227,13 @@ pub enum Instr {
 }
 
 impl LoweredClass {
-    /// Whether counts or lengths anywhere depend on the PE's column, row.
-    pub fn lengths_use_place(&self) -> (bool, bool) {
-        let mut used = (false, false);
+    /// What the column (or the row) contributes to each count and length that depends on it.
+    pub fn lengths_from(&self, of_x: bool, at: i64) -> Vec<i64> {
+        let mut parts = Vec::new();
         self.lengths(&mut |l: &Linear| {
             let (x, y) = l.uses_place();
-            used = (used.0 || x, used.1 || y);
+            parts.extend((if of_x { x } else { y }).then(|| l.part(of_x, at)));
         });
-        used
-    }
-
-    /// What the row contributes to each count and length that depends on it.
-    pub fn lengths_from_row(&self, y: i64) -> Vec<i64> {
-        let mut parts = Vec::new();
-        self.lengths(&mut |l: &Linear| parts.extend(l.uses_place().1.then(|| l.part_of_row(y))));
         parts
     }
 

@@ -6,7 +6,7 @@ use crate::lower::MAX_DEPTH;
 use crate::program::{
     Affine, Buffer, Class, Coord, Dest, Operand, Region, Slice, Stmt, TensorMap, Var, VectorOp, WaferProgram,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All faults of memory. Names have been checked.
 pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Vec<CheckError> {
@@ -147,30 +147,66 @@ fn tensors(program: &WaferProgram, class: &Class, errors: &mut Vec<CheckError>) 
     }
 }
 
-/// At most this many places are tried one by one; beyond it, the corners of regions stand for all.
-const PLACES: u64 = 1 << 16;
-
-/// Places where an expression that uses `x` and `y` as told can differ.
-fn places(regions: &[Region], uses_x: bool, uses_y: bool, corners: bool) -> Vec<Coord> {
-    let mut out = BTreeSet::new();
+/// One place for each way in which the expressions can differ over the regions: as a sum of a part of the column and a
+/// part of the row, an expression has the same value wherever both parts are the same.
+fn places(regions: &[Region], expressions: &[&Affine]) -> Vec<Coord> {
+    let (mut columns, mut rows) = (Kinds::new(expressions, true), Kinds::new(expressions, false));
+    let mut places = BTreeMap::new();
     for r in regions {
-        let columns = if uses_x { r.columns } else { 1 };
-        let rows = if uses_y { r.rows } else { 1 };
-        let all = !corners && u64::from(columns) * u64::from(rows) <= PLACES;
-        let pick = |n: u32| if all { (0..n).collect() } else { vec![0, n.saturating_sub(1)] };
-        for j in pick(rows) {
-            out.extend(
-                pick(columns).into_iter().map(|i| Coord { x: r.x + i * r.step_x, y: r.y + j * r.step_y }),
-            );
+        let xs: BTreeSet<(u32, u32)> = (0..r.columns).map(|i| columns.of(r.x + i * r.step_x)).collect();
+        let ys: BTreeSet<(u32, u32)> = (0..r.rows).map(|j| rows.of(r.y + j * r.step_y)).collect();
+        for &(kind_y, y) in &ys {
+            for &(kind_x, x) in &xs {
+                places.entry((kind_y, kind_x)).or_insert(Coord { x, y });
+            }
         }
     }
-    out.into_iter().collect()
+    places.into_values().collect()
 }
 
-fn uses(list: &[&Affine]) -> (bool, bool, bool) {
-    let any = |f: fn(&Var) -> bool| list.iter().any(|a| a.terms.keys().any(f));
-    let over = any(|v| matches!(v, Var::XOver(_) | Var::YOver(_)));
-    (any(|v| matches!(v, Var::X | Var::XOver(_))), any(|v| matches!(v, Var::Y | Var::YOver(_))), over)
+/// Columns or rows by what they contribute to some expressions.
+struct Kinds<'a> {
+    /// The terms of each expression that depend on the column (or row).
+    terms: Vec<Vec<(&'a Var, i64)>>,
+    of_x: bool,
+    /// Kind and first member by contribution.
+    kinds: BTreeMap<Vec<i64>, (u32, u32)>,
+    /// Kind and first member by column or row.
+    known: BTreeMap<u32, (u32, u32)>,
+}
+
+impl<'a> Kinds<'a> {
+    fn new(expressions: &[&'a Affine], of_x: bool) -> Self {
+        let mine = |v: &Var| match v {
+            Var::X | Var::XOver(_) => of_x,
+            Var::Y | Var::YOver(_) => !of_x,
+            _ => false,
+        };
+        let part = |a: &&'a Affine| -> Vec<(&'a Var, i64)> {
+            let a: &'a Affine = a;
+            a.terms.iter().filter(|(v, _)| mine(v)).map(|(v, c)| (v, *c)).collect()
+        };
+        let terms = expressions.iter().map(part).filter(|t| !t.is_empty()).collect();
+        Kinds { terms, of_x, kinds: BTreeMap::new(), known: BTreeMap::new() }
+    }
+
+    /// The kind of a column (or row) and the first one of that kind.
+    fn of(&mut self, at: u32) -> (u32, u32) {
+        if self.terms.is_empty() {
+            return *self.kinds.entry(Vec::new()).or_insert((0, at));
+        }
+        if let Some(kind) = self.known.get(&at) {
+            return *kind;
+        }
+        let (x, y) = if self.of_x { (at, 0) } else { (0, at) };
+        let value = |terms: &Vec<(&Var, i64)>| -> i64 {
+            terms.iter().map(|(v, c)| v.at_place(x, y).unwrap_or(0).saturating_mul(*c)).sum()
+        };
+        let next = self.kinds.len() as u32;
+        let kind = *self.kinds.entry(self.terms.iter().map(value).collect()).or_insert((next, at));
+        self.known.insert(at, kind);
+        kind
+    }
 }
 
 /// Checks that a map stays inside its tensor and its buffer, at every place.
@@ -184,9 +220,7 @@ fn tensor(
 ) {
     let Some(decl) = program.tensors.get(&map.tensor) else { return };
     let expressions: Vec<&Affine> = map.dims.iter().chain([&map.index]).collect();
-    let (uses_x, uses_y, over) = uses(&expressions);
-    let constant_lengths = map.dims.iter().all(|d| d.terms.is_empty());
-    for at in places(regions, uses_x, uses_y, constant_lengths && !over) {
+    for at in places(regions, &expressions) {
         let here = |a: &Affine| a.eval(|v| v.at_place(at.x, at.y).unwrap_or(0));
         let lengths: Vec<i64> = map.dims.iter().map(here).collect();
         if lengths.iter().any(|&l| l <= 0) {
@@ -248,8 +282,7 @@ fn reach(class: &Class, op: &VectorOp, loops: &[&Affine], errors: &mut Vec<Check
             continue;
         }
         let expressions: Vec<&Affine> = loops.iter().copied().chain(&op.dims).chain([&slice.at]).collect();
-        let (uses_x, uses_y, _) = uses(&expressions);
-        for at in places(&class.regions, uses_x, uses_y, false) {
+        for at in places(&class.regions, &expressions) {
             if let Some(index) = overrun(op, slice, loops, at, buffer.elements) {
                 let (op, buffer_name, elements) = (op.kind.name(), slice.buffer.clone(), buffer.elements);
                 let fault = Fault::Bounds { op, buffer: buffer_name, index, elements };

@@ -37,8 +37,17 @@ const MANY: usize = 32;
 
 /// All faults of word counts. Routes have been traced.
 pub fn check(program: &WaferProgram, net: &Network, classes: &[LoweredClass]) -> Vec<CheckError> {
-    let places = classes.iter().map(LoweredClass::lengths_use_place).collect();
-    let mut words = Words { program, net, classes, places, tallies: BTreeMap::new(), errors: Vec::new() };
+    let mut words = Words {
+        program,
+        net,
+        classes,
+        kinds: classes.iter().map(|_| [BTreeMap::new(), BTreeMap::new()]).collect(),
+        parts: BTreeMap::new(),
+        ids: BTreeMap::new(),
+        id_of: vec![NONE; net.class_of.len()],
+        tallies: Vec::new(),
+        errors: Vec::new(),
+    };
     words.streams();
     words.tasks();
     words.switched();
@@ -46,28 +55,55 @@ pub fn check(program: &WaferProgram, net: &Network, classes: &[LoweredClass]) ->
     words.errors
 }
 
+/// A class and what a column and a row contribute to its counts, as kinds.
 type Key = (u16, u32, u32);
 
 struct Words<'a> {
     program: &'a WaferProgram,
     net: &'a Network,
     classes: &'a [LoweredClass],
-    /// Whether a class's counts depend on column, row.
-    places: Vec<(bool, bool)>,
-    tallies: BTreeMap<Key, Tally>,
+    /// Per class: the kind of each column and of each row met.
+    kinds: Vec<[BTreeMap<u32, u32>; 2]>,
+    /// Numbers of kinds, by class, axis and contributions.
+    parts: BTreeMap<(u16, bool, Vec<i64>), u32>,
+    /// Tallies by key, and by PE where known.
+    ids: BTreeMap<Key, u32>,
+    id_of: Vec<u32>,
+    tallies: Vec<Tally>,
     errors: Vec<CheckError>,
 }
 
-impl Words<'_> {
+impl<'a> Words<'a> {
+    fn class(&self, pe: u32) -> &'a LoweredClass {
+        &self.classes[self.net.class_of[pe as usize] as usize]
+    }
+
     /// The tally of a PE; computed once for PEs that cannot differ.
-    fn key(&mut self, pe: u32) -> Key {
-        let class = self.net.class_of[pe as usize];
-        let at = self.net.coord(pe);
-        let lowered = &self.classes[class as usize];
-        let (uses_x, uses_y) = self.places[class as usize];
-        let key = (class, if uses_x { at.x } else { 0 }, if uses_y { at.y } else { 0 });
-        self.tallies.entry(key).or_insert_with(|| tally(lowered, at));
-        key
+    fn tally(&mut self, pe: u32) -> u32 {
+        if self.id_of[pe as usize] == NONE {
+            let class = self.net.class_of[pe as usize];
+            let at = self.net.coord(pe);
+            let key = (class, self.kind(class, true, at.x), self.kind(class, false, at.y));
+            let id = *self.ids.entry(key).or_insert_with(|| {
+                self.tallies.push(tally(&self.classes[class as usize], at));
+                self.tallies.len() as u32 - 1
+            });
+            self.id_of[pe as usize] = id;
+        }
+        self.id_of[pe as usize]
+    }
+
+    /// The kind of a column (or row) in a class.
+    fn kind(&mut self, class: u16, of_x: bool, at: u32) -> u32 {
+        let known = &mut self.kinds[class as usize][usize::from(!of_x)];
+        if let Some(kind) = known.get(&at) {
+            return *kind;
+        }
+        let parts = self.classes[class as usize].lengths_from(of_x, i64::from(at));
+        let next = self.parts.len() as u32;
+        let kind = *self.parts.entry((class, of_x, parts)).or_insert(next);
+        known.insert(at, kind);
+        kind
     }
 
     /// Every fixed stream: sent equals read at each end.
@@ -95,10 +131,10 @@ impl Words<'_> {
     fn sent(&mut self, origin: Origin, stream: u32) -> Option<u64> {
         match origin {
             Origin::Pe(pe) => {
-                let key = self.key(pe);
+                let id = self.tally(pe);
                 let colour = self.net.streams[stream as usize].colour;
-                let slot = self.classes[key.0 as usize].outputs.binary_search(&colour).ok()?;
-                let tally = &self.tallies[&key];
+                let slot = self.class(pe).outputs.binary_search(&colour).ok()?;
+                let tally = &self.tallies[id as usize];
                 (!tally.undecided()).then_some(tally.sent[slot])
             }
             Origin::Host(lane) => Some(host_words(self.program, &self.net.host_in[lane as usize])),
@@ -107,9 +143,9 @@ impl Words<'_> {
     }
 
     fn read(&mut self, pe: u32, colour: crate::program::Colour) -> Option<u64> {
-        let key = self.key(pe);
-        let slot = self.classes[key.0 as usize].inputs.binary_search(&colour);
-        let tally = &self.tallies[&key];
+        let id = self.tally(pe);
+        let slot = self.class(pe).inputs.binary_search(&colour);
+        let tally = &self.tallies[id as usize];
         (!tally.undecided()).then(|| slot.map_or(0, |slot| tally.read[slot]))
     }
 
@@ -150,10 +186,10 @@ impl Words<'_> {
             if self.net.class_of[pe as usize] == u16::MAX {
                 continue;
             }
-            let key = self.key(pe);
-            let class = &self.classes[key.0 as usize];
+            let id = self.tally(pe);
+            let class = self.class(pe);
             for (slot, colour) in class.inputs.iter().enumerate() {
-                let words = self.tallies[&key].read[slot];
+                let words = self.tallies[id as usize].read[slot];
                 if words > 0 && self.net.input(pe as usize, slot) == NONE && self.errors.len() < MANY {
                     let fault = Fault::NoSender { user: "the PE".into(), words };
                     let error =
@@ -176,20 +212,20 @@ impl Words<'_> {
         let mut seen = BTreeMap::new();
         for pe in 0..self.net.class_of.len() as u32 {
             if self.net.class_of[pe as usize] != u16::MAX {
-                let key = self.key(pe);
-                seen.entry(key).or_insert(pe);
+                let id = self.tally(pe);
+                seen.entry(id).or_insert(pe);
             }
         }
-        for (key, pe) in seen {
-            let (at, class) = (self.net.coord(pe), &self.classes[key.0 as usize]);
-            if self.tallies[&key].odd {
+        for (id, pe) in seen {
+            let (at, class) = (self.net.coord(pe), self.class(pe));
+            if self.tallies[id as usize].odd {
                 let what = "an op has an odd number of elements on a packed wire".into();
                 self.errors.push(CheckError::new(Fault::Malformed { what }).at(at).class(&class.name));
             }
             for (index, task) in class.tasks.iter().enumerate() {
                 let times = task.times.at(&place(at));
                 let triggered = match task.trigger {
-                    Trigger::Local => self.tallies[&key].activated[index],
+                    Trigger::Local => self.tallies[id as usize].activated[index],
                     Trigger::Control { .. } => match self.controls(pe, task.slot) {
                         Some(n) => n.min(times.max(0) as u64),
                         None => continue,
@@ -197,7 +233,8 @@ impl Words<'_> {
                     Trigger::Start | Trigger::Data { .. } => continue,
                 };
                 if triggered != times.max(0) as u64 {
-                    let task = self.program.classes[key.0 as usize].tasks[index].name.clone();
+                    let class_index = self.net.class_of[pe as usize] as usize;
+                    let task = self.program.classes[class_index].tasks[index].name.clone();
                     let fault = Fault::NeverFires { task, times, triggered };
                     self.errors.push(CheckError::new(fault).at(at).class(&class.name));
                 }
@@ -214,9 +251,9 @@ impl Words<'_> {
         let stream = &self.net.streams[self.net.ends[end as usize].stream as usize];
         match stream.origin {
             Origin::Pe(sender) => {
-                let key = self.key(sender);
-                let out = self.classes[key.0 as usize].outputs.binary_search(&stream.colour).ok()?;
-                Some(self.tallies[&key].controls[out])
+                let id = self.tally(sender);
+                let out = self.class(sender).outputs.binary_search(&stream.colour).ok()?;
+                Some(self.tallies[id as usize].controls[out])
             }
             Origin::Host(lane) => {
                 let parts = &self.net.host_in[lane as usize].parts;

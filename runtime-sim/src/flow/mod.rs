@@ -2,14 +2,19 @@
 //! and one row of PEs for all rows that do the same.
 //!
 //! A loop runs in one step for as many iterations as its inputs keep one rhythm: the time of iteration i is the
-//! largest of a few lines in i. Left out: full queues (a sender never waits for room), contention on shared links,
+//! largest of a few lines in i. Where PEs answer each other in every iteration, a PE that saw two iterations alike does
+//! the rest like them and reads on credit; what it read must have come before it ends. Left out: full queues (a sender never waits for room), contention on shared links,
 //! routers with switch positions and control tasks; programs with the latter two kinds are refused.
 
+mod actor;
 mod bursts;
 mod engine;
 mod outcome;
+mod pace;
+mod pe;
 mod profile;
 mod rows;
+mod streams;
 
 pub(crate) use engine::finishes;
 pub use engine::{FlowError, time};

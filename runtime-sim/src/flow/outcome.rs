@@ -1,6 +1,7 @@
 //! From the final state of a flow run to its report; chosen rows count for those they stand for.
 
-use super::engine::{Engine, Pe};
+use super::engine::Engine;
+use super::pe::Pe;
 use super::rows::Rows;
 use crate::event::memory_peak;
 use crate::network::{NONE, Origin};

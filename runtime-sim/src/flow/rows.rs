@@ -49,7 +49,7 @@ fn signature(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass],
     let width = program.width as usize;
     let row = &class_of[y as usize * width..(y as usize + 1) * width];
     let used: BTreeSet<u16> = row.iter().copied().filter(|c| *c != u16::MAX).collect();
-    let parts = used.iter().flat_map(|c| classes[*c as usize].lengths_from_row(i64::from(y))).collect();
+    let parts = used.iter().flat_map(|c| classes[*c as usize].lengths_from(false, i64::from(y))).collect();
     (row.to_vec(), parts)
 }
 

@@ -1,0 +1,314 @@
+//! A PE at work: tasks, loops and phases. Loops run in bulk where their inputs are known, by extrapolation where two
+//! iterations were alike, and step by step otherwise.
+
+use super::pe::{OpState, Pe, Record};
+use super::profile::{Access, Profile};
+use super::streams::Streams;
+use crate::lower::{Env, Instr, LoweredClass, LoweredOp, Source};
+use crate::network::{NONE, Network};
+use crate::program::{Coord, Trigger};
+
+/// A PE with all it needs.
+pub struct Actor<'a, 'n> {
+    /// The network.
+    pub net: &'n Network,
+    /// Its class.
+    pub class: &'n LoweredClass,
+    /// Its index.
+    pub index: usize,
+    /// Its place.
+    pub at: Coord,
+    /// Cycles to start a task.
+    pub activation: f64,
+    /// All streams.
+    pub streams: &'a mut Streams<'n>,
+    /// Its state.
+    pub pe: &'a mut Pe,
+}
+
+impl Actor<'_, '_> {
+    /// What affine expressions see.
+    pub fn env(&self) -> Env {
+        let (x, y) = (i64::from(self.at.x), i64::from(self.at.y));
+        Env { x, y, turn: self.pe.turn as i64, loops: self.pe.loops }
+    }
+
+    /// Runs as far as words are known.
+    pub fn run(&mut self) {
+        if self.pe.finished {
+            return;
+        }
+        self.pe.waits_for = NONE;
+        loop {
+            let go_on = match self.pe.running {
+                Some(task) => self.step(task),
+                None => self.pick(),
+            };
+            if !go_on {
+                return;
+            }
+        }
+    }
+
+    /// Starts the next task; false if there is none or it must wait.
+    fn pick(&mut self) -> bool {
+        let mut open = Vec::new();
+        let mut best: Option<(f64, usize)> = None;
+        for (index, task) in self.class.tasks.iter().enumerate() {
+            let times = task.times.at(&self.env()).max(0) as u64;
+            let (done, pending) = self.pe.runs[index];
+            if done >= times {
+                continue;
+            }
+            open.push(index);
+            let ready = match task.trigger {
+                Trigger::Start => Some(f64::NEG_INFINITY),
+                Trigger::Local => (pending > 0).then_some(self.pe.time),
+                Trigger::Data { .. } | Trigger::Control { .. } => {
+                    let end = self.net.input(self.index, task.slot);
+                    self.streams.rhythm(end, 1).map(|r| r.first)
+                }
+            };
+            if let Some(ready) = ready
+                && best.is_none_or(|(b, _)| ready < b)
+            {
+                best = Some((ready, index));
+            }
+        }
+        match best {
+            Some((ready, task)) => self.begin(task, ready, open.len() == 1),
+            None if open.is_empty() => self.finish(),
+            None => {
+                for task in open {
+                    if let Trigger::Data { .. } = self.class.tasks[task].trigger {
+                        self.wait(self.class.tasks[task].slot);
+                    }
+                }
+                false
+            }
+        }
+    }
+
+    /// Ends, once everything that was read on credit has come.
+    fn finish(&mut self) -> bool {
+        while let Some(&end) = self.pe.credit.last() {
+            let Some(arrival) = self.streams.settled(end) else {
+                self.pe.waits_for = end;
+                self.streams.wait(end);
+                return false;
+            };
+            self.pe.time = self.pe.time.max(arrival);
+            self.pe.credit.pop();
+        }
+        self.pe.finished = true;
+        false
+    }
+
+    /// Waits for words on an input.
+    pub fn wait(&mut self, slot: usize) {
+        let end = self.net.input(self.index, slot);
+        self.pe.waits_for = end;
+        self.streams.wait(end);
+    }
+
+    /// Begins a task; a data task that runs alone takes all triggers of one rhythm at once.
+    fn begin(&mut self, task: usize, ready: f64, alone: bool) -> bool {
+        let lowered = &self.class.tasks[task];
+        let (done, pending) = self.pe.runs[task];
+        self.pe.turn = done;
+        if let Trigger::Data { .. } = lowered.trigger {
+            let times = lowered.times.at(&self.env()).max(0) as u64;
+            let simple = alone && !lowered.code.iter().any(Instr::length_varies_by_turn);
+            if simple && self.triggers(task, times - done) > 0 {
+                return true;
+            }
+            let end = self.net.input(self.index, lowered.slot);
+            self.streams.take(end, 1);
+        }
+        self.pe.time = self.pe.time.max(ready);
+        if lowered.trigger != Trigger::Start {
+            self.pe.time += self.activation;
+            self.pe.activation += self.activation;
+        }
+        if lowered.trigger == Trigger::Local {
+            self.pe.runs[task].1 = pending - 1;
+        }
+        self.pe.running = Some(task);
+        self.pe.pc = 0;
+        true
+    }
+
+    /// Runs a data task for as many triggers as keep one rhythm; returns how many.
+    fn triggers(&mut self, task: usize, left: u64) -> u64 {
+        let lowered = &self.class.tasks[task];
+        if lowered
+            .code
+            .iter()
+            .any(|i| matches!(i, Instr::Phase(_) | Instr::Activate(_) | Instr::Control { .. }))
+        {
+            return 0;
+        }
+        let mut profile = Profile::of(&lowered.code, 0..lowered.code.len(), &mut self.env());
+        if profile.reads.iter().any(|a| a.slot == lowered.slot) {
+            return 0;
+        }
+        for access in profile.reads.iter_mut().chain(&mut profile.writes) {
+            access.first += self.activation;
+            access.last += self.activation;
+        }
+        profile.reads.push(Access { slot: lowered.slot, words: 1, first: 0.0, last: 0.0 });
+        profile.work += self.activation;
+        let runs = self.bulk(&profile, left);
+        self.pe.activation += runs as f64 * self.activation;
+        self.pe.runs[task].0 += runs;
+        runs
+    }
+
+    /// Executes one instruction; false if it must wait.
+    fn step(&mut self, task: usize) -> bool {
+        let class = self.class;
+        let code = &class.tasks[task].code;
+        match &code[self.pe.pc] {
+            Instr::Op(op) if !op.streams() && !op.src.iter().any(|s| matches!(s, Source::Scalar { .. })) => {
+                self.memory_op(op);
+            }
+            Instr::Op(op) => {
+                if !self.group(std::slice::from_ref(op)) {
+                    return false;
+                }
+            }
+            Instr::Par(ops) => {
+                if !self.group(ops) {
+                    return false;
+                }
+            }
+            Instr::Loop { depth, .. } => {
+                self.pe.loops[*depth] = 0;
+                return self.iterate(code, self.pe.pc);
+            }
+            Instr::Next { depth, head } => {
+                self.pe.loops[*depth] += 1;
+                return self.iterate(code, *head);
+            }
+            Instr::Control { .. } => {
+                self.pe.time += 1.0;
+                self.pe.busy += 1.0;
+            }
+            Instr::Activate(other) => self.pe.runs[*other].1 += 1,
+            Instr::Phase(phase) => self.pe.phases.push((*phase as u16, self.pe.time)),
+            Instr::End => {
+                self.pe.runs[task].0 += 1;
+                self.pe.running = None;
+                return true;
+            }
+        }
+        self.pe.pc += 1;
+        true
+    }
+
+    fn memory_op(&mut self, op: &LoweredOp) {
+        let elements = op.elements(&self.env());
+        if elements > 0 {
+            let cycles = op.price.memory_cycles(elements) as f64;
+            let issue = op.price.issue as f64;
+            self.pe.time += cycles + issue;
+            self.pe.busy += cycles;
+            self.pe.issue += issue;
+        }
+    }
+
+    /// Goes on with the loop at `head`: in bulk, by extrapolation, or with one more iteration step by step.
+    fn iterate(&mut self, code: &[Instr], head: usize) -> bool {
+        let Instr::Loop { depth, count, end, varies } = &code[head] else { return false };
+        let (depth, end) = (*depth, *end);
+        let mut env = self.env();
+        env.loops[depth] = 0;
+        let n = count.at(&env).max(0);
+        let plain = |i: &Instr| !matches!(i, Instr::Phase(_) | Instr::Activate(_) | Instr::Control { .. });
+        let uniform = !varies && code[head + 1..end].iter().all(plain);
+        if uniform {
+            self.close(head);
+            self.bulk_iterations(code, head, end, depth, n);
+            self.extrapolate(n - self.pe.loops[depth], head, depth);
+        }
+        if self.pe.loops[depth] < n {
+            self.pe.record = uniform.then(|| Box::new(self.open(head, self.pe.loops[depth])));
+            self.pe.pc = head + 1;
+        } else {
+            self.pe.pc = end + 1;
+        }
+        true
+    }
+
+    fn bulk_iterations(&mut self, code: &[Instr], head: usize, end: usize, depth: usize, n: i64) {
+        if self.pe.loops[depth] + 1 >= n {
+            return;
+        }
+        let profile = Profile::of(code, head + 1..end, &mut self.env());
+        while self.pe.loops[depth] < n {
+            let runs = self.bulk(&profile, (n - self.pe.loops[depth]) as u64);
+            if runs == 0 {
+                break;
+            }
+            self.pe.loops[depth] += runs as i64;
+        }
+    }
+
+    /// Begins the record of an iteration.
+    fn open(&self, head: usize, iteration: i64) -> Record {
+        let spent = (self.pe.busy, self.pe.issue);
+        Record { head, iteration, start: self.pe.time, spent, ..Record::default() }
+    }
+
+    /// Ends the record of the iteration of the loop at `head`; keeps the last two if they are alike.
+    fn close(&mut self, head: usize) {
+        let Some(mut record) = self.pe.record.take_if(|r| r.head == head) else { return };
+        record.length = self.pe.time - record.start;
+        let alike = self.pe.previous.take().is_some_and(|before| record.repeats(&before));
+        self.pe.previous = Some(record);
+        if alike {
+            self.pe.record = self.pe.previous.clone();
+        }
+    }
+
+    /// If the last two iterations were alike, does the `left` remaining ones like them, reading on credit.
+    fn extrapolate(&mut self, left: i64, head: usize, depth: usize) {
+        let Some(last) = self.pe.record.take_if(|r| r.head == head) else { return };
+        let ran_on = last.iteration + 1 != self.pe.loops[depth];
+        if left < 2 || ran_on || last.reads.is_empty() {
+            return;
+        }
+        let runs = left as u64;
+        self.repeat(&last, runs);
+        for (end, words) in &last.reads {
+            self.streams.take(*end, words * runs);
+            if !self.pe.credit.contains(end) {
+                self.pe.credit.push(*end);
+            }
+        }
+        self.pe.busy += runs as f64 * (self.pe.busy - last.spent.0);
+        self.pe.issue += runs as f64 * (self.pe.issue - last.spent.1);
+        self.pe.time += runs as f64 * last.length;
+        self.pe.loops[depth] += left;
+    }
+
+    /// Runs ops side by side; false if any must wait.
+    fn group(&mut self, ops: &[LoweredOp]) -> bool {
+        if self.pe.ops.is_empty() {
+            let state = OpState { ready: self.pe.time, ..OpState::default() };
+            self.pe.ops.resize(ops.len(), state);
+        }
+        let mut done = true;
+        for (k, op) in ops.iter().enumerate() {
+            if !self.pe.ops[k].done {
+                done &= self.op(op, k);
+            }
+        }
+        if done {
+            let before = self.pe.time;
+            self.pe.time = self.pe.ops.iter().map(|o| o.ready).fold(before, f64::max);
+            self.pe.ops.clear();
+        }
+        done
+    }
+}
