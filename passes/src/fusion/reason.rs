@@ -27,7 +27,7 @@ pub fn of_merge(flow: &Flow, a: &Set, b: &Set, saved: u64) -> String {
     let (again, never): (Vec<ValueId>, Vec<ValueId>) =
         made.into_iter().partition(|v| flow.escapes(*v, &union));
     let second = reads(flow, b);
-    let shared = reads(flow, a).into_keys().filter(|v| second.contains_key(v)).collect();
+    let shared: Vec<ValueId> = reads(flow, a).into_keys().filter(|v| second.contains_key(v)).collect();
     format!("saves {}: {}", bytes_text(saved), sentence(flow, &never, &again, &shared))
 }
 
@@ -37,14 +37,14 @@ pub fn of_region(flow: &Flow, nodes: &Set) -> String {
     let outputs = nodes.iter().map(|n| flow.node(*n).output).filter(|v| inner(*v));
     let (again, never): (Vec<ValueId>, Vec<ValueId>) = outputs.partition(|v| flow.escapes(*v, nodes));
     let readers = |v: ValueId| flow.users(v).iter().filter(|user| nodes.contains(user)).count();
-    let shared = reads(flow, nodes).into_keys().filter(|v| readers(*v) > 1).collect();
+    let shared: Vec<ValueId> = reads(flow, nodes).into_keys().filter(|v| readers(*v) > 1).collect();
     match nodes.len() {
         1 => "stands alone".into(),
         _ => sentence(flow, &never, &again, &shared),
     }
 }
 
-fn sentence(flow: &Flow, never: &[ValueId], again: &[ValueId], shared: &Vec<ValueId>) -> String {
+fn sentence(flow: &Flow, never: &[ValueId], again: &[ValueId], shared: &[ValueId]) -> String {
     let say = |values: &[ValueId], one: &str, many: &str| match values {
         [] => None,
         [value] => Some(format!("{} {one}", name(flow, *value))),

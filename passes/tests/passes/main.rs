@@ -5,3 +5,4 @@ mod gpu;
 mod interpreter;
 mod models;
 mod numbers;
+mod stages;
