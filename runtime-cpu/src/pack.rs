@@ -110,8 +110,12 @@ fn lay_out(program: &CpuProgram) -> (Vec<Vec<Range<usize>>>, u64) {
     (places.collect(), end)
 }
 
-fn allocate(name: &str, bytes: u64) -> Result<MmapMut, WeightError> {
-    let fail = |why: String| WeightError::Memory { name: name.into(), bytes, why };
+/// Zeroed memory, with huge pages where the system grants them; it is touched only where it is used.
+///
+/// # Errors
+/// [`WeightError::Memory`] in the name of `what`.
+pub(crate) fn allocate(what: &str, bytes: u64) -> Result<MmapMut, WeightError> {
+    let fail = |why: String| WeightError::Memory { name: what.into(), bytes, why };
     let size = usize::try_from(bytes.max(1)).map_err(|e| fail(e.to_string()))?;
     let memory = MmapMut::map_anon(size).map_err(|e| fail(e.to_string()))?;
     // Without huge pages about a fifth of the read bandwidth is lost to address translation; where the system

@@ -134,8 +134,12 @@ impl<'m> Session<'m> {
         }
         let layers = program.layers as usize;
         let cache = |c| KeyValues::new(c, layers, sequences, positions);
+        let caches = match program.caches.iter().map(cache).collect::<Result<Vec<_>, _>>() {
+            Ok(caches) => caches,
+            Err(error) => return fail(error.to_string()),
+        };
         let memory = Memory::new(
-            program.caches.iter().map(cache).collect(),
+            caches,
             program.rotations.iter().map(|r| RotationTable::new(r, positions)).collect(),
             program.buffers.iter().map(|b| b.slot + 1).max().unwrap_or(0),
         );

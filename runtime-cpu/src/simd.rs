@@ -141,7 +141,11 @@ mod x86 {
     use super::{COLUMNS, Panel, Tile};
     use std::arch::x86_64::*;
 
-    /// How far ahead of the loads weights are fetched, in bytes: about the time of one memory access at full rate.
+    /// From this many rows on weights are prefetched by software. Measured on one core of a Zen 4 with bf16 panels from
+    /// memory: one row streams at 30 GB/s without and at 20 to 27 GB/s with any distance from 0.5 to 8 KiB; eight rows
+    /// gain, from 87 to 103 GFLOP/s.
+    const PREFETCH_ROWS: usize = 3;
+    /// How far ahead of the loads that is, in bytes.
     const AHEAD: usize = 2048;
 
     /// The kernel of a tile's number of rows.
@@ -188,10 +192,12 @@ mod x86 {
                     }
                     for i in 0..k {
                         let $w = w.add(i * $per_row);
-                        let ahead = ($w as *const i8).wrapping_add(AHEAD);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead);
-                        if $per_row * size_of::<$element>() > 64 {
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+                        if M >= PREFETCH_ROWS {
+                            let ahead = ($w as *const i8).wrapping_add(AHEAD);
+                            _mm_prefetch::<_MM_HINT_T0>(ahead);
+                            if $per_row * size_of::<$element>() > 64 {
+                                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+                            }
                         }
                         let (w0, w1) = $widen;
                         for m in 0..M {
@@ -258,7 +264,6 @@ mod x86 {
                     }
                     for i in 0..k {
                         let $w = w.add(i * $per_row);
-                        _mm_prefetch::<_MM_HINT_T0>(($w as *const i8).wrapping_add(AHEAD));
                         let (w0, w1) = $widen;
                         for m in 0..M {
                             let x = _mm256_set1_ps(*x.add(i * x_pitch + m));

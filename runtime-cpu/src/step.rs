@@ -73,7 +73,7 @@ enum Read<'a> {
 
 impl Read<'_> {
     /// The source from row `first` on; the product begins at that row already.
-    fn from_row<'s>(&'s self, first: usize, product: &'s [f32], width: usize) -> Source<'s> {
+    fn starting_at<'s>(&'s self, first: usize, product: &'s [f32], width: usize) -> Source<'s> {
         match self {
             Read::Rows(s) => Source { data: s.data.get(first * s.pitch..).unwrap_or(&[]), pitch: s.pitch },
             Read::Gathered(data, pitch) => Source { data: &data[first * pitch..], pitch: *pitch },
@@ -419,7 +419,8 @@ impl Share<'_> {
         scratch: &mut Vec<f32>,
     ) {
         let first = self.first + at.start;
-        let sources: Vec<Source> = sources.iter().map(|read| read.from_row(first, product, width)).collect();
+        let sources: Vec<Source> =
+            sources.iter().map(|read| read.starting_at(first, product, width)).collect();
         let mut sinks: Vec<Sink> = self
             .sinks
             .iter_mut()

@@ -273,10 +273,10 @@ impl<'e, 'b, 'f> Row<'e, 'b, 'f> {
         });
         let rest = (width % CHUNK as u64) as usize;
         let address = self.builder.ins().iadd_imm_s(x, whole as i64 * CHUNK_BYTES);
-        for vector in 0..rest.div_ceil(4) {
+        for (vector, sum) in sums.iter_mut().enumerate().take(rest.div_ceil(4)) {
             let term = one(self.builder, address, vector);
             let kept = self.first_lanes(term, (rest - 4 * vector).min(4));
-            sums[vector] = self.builder.ins().fadd(sums[vector], kept);
+            *sum = self.builder.ins().fadd(*sum, kept);
         }
         let mut lanes = Lanes(self.builder);
         let (a, b) = (lanes.add(sums[0], sums[1]), lanes.add(sums[2], sums[3]));
