@@ -102,9 +102,14 @@ pub(crate) fn emit(spec: &KernelSpec, product: &Product, form: Form) -> Result<G
     source.push_str(&text);
     let offset =
         if product.first_element > 0 { format!(" + {}", product.first_element) } else { String::new() };
+    // Told how many blocks will share a processor, the assembler does not spill to fit more of them.
+    let bounds = match form {
+        Form::Tiles(tile) => format!("{threads}, {}", tile.resident),
+        Form::Stream(_) | Form::Single => format!("{threads}, 2"),
+    };
     let _ = write!(
         source,
-        "\nextern \"C\" __global__ void __launch_bounds__({threads}) {}({}) {{\n{}    {function}(x{offset}, weights, args);\n}}\n",
+        "\nextern \"C\" __global__ void __launch_bounds__({bounds}) {}({}) {{\n{}    {function}(x{offset}, weights, args);\n}}\n",
         spec.name,
         signature.parameters(),
         signature.bundle()
@@ -169,9 +174,9 @@ fn body(product: &Product, form: Form) -> (String, &'static str, u64, u64, u64) 
             (sizes + GEMM, "lp_gemm", tile.blocks(product), threads, tile.shared_bytes())
         }
         Form::Stream(rows) => {
-            let depth = if product.m <= 2 { "_Pragma(\"unroll 4\")" } else { "" };
-            let sizes = constants(&[("ROWS_PER_WARP", rows)]);
-            let text = format!("{sizes}#define LP_UNROLL_DEPTH {depth}\n{GEMV}");
+            // About eight loads of 16 bytes are under way per thread.
+            let ahead = if product.m <= 2 { 8 / rows } else { 1 };
+            let text = constants(&[("ROWS_PER_WARP", rows), ("AHEAD", ahead)]) + GEMV;
             (text, "lp_gemv", product.n.div_ceil(8 * rows), 256, 0)
         }
         Form::Single => {

@@ -128,7 +128,7 @@ fn element_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, C
         spec.name,
         signature.parameters(),
         cached_line(spec, ""),
-        valid_line(shape.cols.is_multiple_of(shape.width)),
+        valid_line(shape, shape.runs() * shape.width),
         indent(&code, 1)
     );
     let work = spec.work();
@@ -146,8 +146,13 @@ fn element_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, C
     })
 }
 
-fn valid_line(exact: bool) -> &'static str {
-    if exact { "constexpr int valid = W;" } else { "const int valid = COLS - col < W ? COLS - col : W;" }
+/// How many columns of a run exist: all of them, all or none, or some.
+fn valid_line(shape: &Shape, covered: u64) -> &'static str {
+    match (covered == shape.cols, shape.cols.is_multiple_of(shape.width)) {
+        (true, _) => "constexpr int valid = W;",
+        (false, true) => "const int valid = col < COLS ? W : 0;",
+        (false, false) => "const int valid = COLS - col < W ? COLS - col : W;",
+    }
 }
 
 /// Threads and runs per thread for a row of `runs` runs: two runs each, to have two loads under way.
@@ -169,8 +174,7 @@ fn row_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, CudaE
         RowWriter { evaluator: evaluator(spec, shape, false), pending: String::new(), code: String::new() };
     writer.region()?;
     let signature = signature(spec, &BTreeSet::new(), &BTreeMap::new())?;
-    let exact = shape.cols == threads * per_thread * shape.width;
-    let body = writer.code.replace("@VALID@", valid_line(exact));
+    let body = writer.code.replace("@VALID@", valid_line(shape, threads * per_thread * shape.width));
     let paragraph = format!(
         "{}: {} on {} rows of {}. One block of {threads} threads per row; each thread keeps {per_thread} runs of {} columns \
          in f32 registers from the first load to the last store, and statistics are sums over the block. {}",

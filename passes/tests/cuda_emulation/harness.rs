@@ -48,8 +48,7 @@ impl Emulation {
         for (i, (name, text, args)) in kernels.iter().enumerate() {
             let casts: Vec<String> = (0..*args).map(|i| format!("Any{{p[{i}]}}")).collect();
             let call = format!("static void call(void** p) {{ {name}({}); }}", casts.join(", "));
-            program
-                .push_str(&format!("#undef LP_UNROLL_DEPTH\nnamespace kernel{i} {{\n{text}\n{call}\n}}\n"));
+            program.push_str(&format!("namespace kernel{i} {{\n{text}\n{call}\n}}\n"));
         }
         let table: Vec<String> = (0..kernels.len()).map(|i| format!("kernel{i}::call")).collect();
         let table = format!("static const emu_call table[] = {{{}}};", table.join(", "));

@@ -104,6 +104,8 @@ fn a_few_rows_stream_the_weights() {
     for rows in [1, 2, 8] {
         check(&residual(Bf16, rows, 170, 37), 1);
     }
+    check(&residual(Bf16, 1, 2310, 19), 1);
+    check(&residual(F32, 2, 1142, 19), 1);
     check(&residual(F32, 5, 66, 19), 1);
 }
 

@@ -8,8 +8,8 @@ constexpr int RATIO = HEADS / KV_HEADS, GROUPS = (RATIO + G - 1) / G;
 LP_DEVICE void lp_load_head(const Element* from, int lane, bool inside, float (&x)[E]) {
     LP_UNROLL for (int c = 0; c < CHUNKS; ++c) {
         const int at = (c * LANES + lane) * W;
-        float part[W];
-        lp_load(from + at, inside ? D - at : 0, part);
+        float part[W] = {};
+        if (inside && at < D) lp_load(from + at, W, part);
         LP_UNROLL for (int e = 0; e < W; ++e) x[c * W + e] = part[e];
     }
 }

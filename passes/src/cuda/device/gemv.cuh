@@ -2,22 +2,19 @@
 // ROWS_PER_WARP rows of w and all M rows of a; its lanes walk along K together and add their sums at the end.
 constexpr int WARPS = 8, THREADS = 32 * WARPS, ROWS = WARPS * ROWS_PER_WARP, V = 16 / sizeof(Element);
 
-LP_DEVICE void lp_gemv(const Element* a, const Element* w, const Args& args) {
-    __shared__ float sums[M][ROWS];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int first = blockIdx.x * ROWS, mine = first + warp * ROWS_PER_WARP;
-    float sum[ROWS_PER_WARP][M] = {};
-    const Element* row[ROWS_PER_WARP];
-    LP_UNROLL for (int r = 0; r < ROWS_PER_WARP; ++r) row[r] = w + size_t(mine + r < N ? mine + r : N - 1) * LDW;
-    LP_UNROLL_DEPTH
-    for (int k = lane * V; k < K; k += 32 * V) {
-        uint4 raw[ROWS_PER_WARP];
-        LP_UNROLL for (int r = 0; r < ROWS_PER_WARP; ++r) raw[r] = lp_stream16(row[r] + k);
+// Adds the products of COUNT runs of a lane, 32 runs apart: all weights are asked for before the first is used.
+template <int COUNT>
+LP_DEVICE void lp_runs(const Element* a, const Element* const (&row)[ROWS_PER_WARP], int k, int left, float (&sum)[ROWS_PER_WARP][M]) {
+    uint4 raw[COUNT][ROWS_PER_WARP];
+    LP_UNROLL for (int c = 0; c < COUNT; ++c) {
+        LP_UNROLL for (int r = 0; r < ROWS_PER_WARP; ++r) raw[c][r] = lp_stream16(row[r] + k + c * 32 * V);
+    }
+    LP_UNROLL for (int c = 0; c < COUNT; ++c) {
         LP_UNROLL for (int m = 0; m < M; ++m) {
             float x[V];
-            lp_load(a + size_t(m) * LDA + k, K - k, x);
+            lp_load(a + size_t(m) * LDA + k + c * 32 * V, left, x);
             LP_UNROLL for (int r = 0; r < ROWS_PER_WARP; ++r) {
-                const unsigned words[4] = {raw[r].x, raw[r].y, raw[r].z, raw[r].w};
+                const unsigned words[4] = {raw[c][r].x, raw[c][r].y, raw[c][r].z, raw[c][r].w};
                 LP_UNROLL for (int i = 0; i < 4; ++i) {
                     float y[4 / sizeof(Element)];
                     lp_spread(words[i], y, a);
@@ -28,6 +25,19 @@ LP_DEVICE void lp_gemv(const Element* a, const Element* w, const Args& args) {
             }
         }
     }
+}
+
+LP_DEVICE void lp_gemv(const Element* a, const Element* w, const Args& args) {
+    __shared__ float sums[M][ROWS];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int first = blockIdx.x * ROWS, mine = first + warp * ROWS_PER_WARP;
+    float sum[ROWS_PER_WARP][M] = {};
+    const Element* row[ROWS_PER_WARP];
+    LP_UNROLL for (int r = 0; r < ROWS_PER_WARP; ++r) row[r] = w + size_t(mine + r < N ? mine + r : N - 1) * LDW;
+    int k = lane * V;
+    for (; k + (AHEAD - 1) * 32 * V + V <= K; k += AHEAD * 32 * V) lp_runs<AHEAD>(a, row, k, V, sum);
+    for (; k + V <= K; k += 32 * V) lp_runs<1>(a, row, k, V, sum);
+    if (K % V != 0 && k < K) lp_runs<1>(a, row, k, K - k, sum);
     LP_UNROLL for (int r = 0; r < ROWS_PER_WARP; ++r) {
         LP_UNROLL for (int m = 0; m < M; ++m) {
             const float whole = lp_warp_sum(sum[r][m]);
