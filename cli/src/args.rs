@@ -141,10 +141,10 @@ pub struct Compile {
     /// Compile the training forward pass: muP's multipliers stay, and its table is written.
     #[arg(long)]
     pub train: bool,
-    /// What the graph computes.
-    #[arg(long, value_enum, default_value = "prefill", conflicts_with = "train")]
-    pub mode: GraphMode,
-    /// What to write: ir, cuda, ptx, cubin, program, report, wafer, plan.
+    /// What the graph computes; prefill on GPUs and forward on wafers when absent.
+    #[arg(long, value_enum, conflicts_with = "train")]
+    pub mode: Option<GraphMode>,
+    /// What to write: ir, cuda, ptx, cubin; program and report are always written.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub emit: Vec<String>,
     /// Write the module after every stage into this folder.

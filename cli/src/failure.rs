@@ -38,12 +38,6 @@ impl Fault {
     pub fn new(message: impl Into<String>) -> Self {
         Fault { message: message.into(), source: None, span: None, help: None }
     }
-
-    /// Adds what would help.
-    pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
-    }
 }
 
 /// A command's failure: an exit code and at least one fault.
@@ -51,7 +45,7 @@ impl Fault {
 pub struct Failure {
     /// The process exit code.
     pub exit: Exit,
-    /// Every fault that was found.
+    /// Every fault that was found; none when they are on stderr already.
     pub faults: Vec<Fault>,
 }
 

@@ -1,6 +1,6 @@
 //! `lapidary-opt`: reads MLIR, runs a pipeline, prints MLIR, for FileCheck tests.
 
-use crate::failure::{Exit, Failure, Fault};
+use crate::failure::{Exit, Failure};
 use crate::input;
 use clap::Parser;
 use std::path::PathBuf;
@@ -33,11 +33,11 @@ pub fn run(args: &Opt) -> Result<(), Failure> {
     }
     let text = input::text(&args.file)?;
     let name = args.file.display().to_string();
-    let output =
-        lapidary_passes::opt::run(&text, &name, &args.pass_pipeline).map_err(|diagnostics| Failure {
-            exit: Exit::InvalidInput,
-            faults: diagnostics.iter().map(|diagnostic| Fault::new(diagnostic.to_string())).collect(),
-        })?;
+    let output = lapidary_passes::opt::run(&text, &name, &args.pass_pipeline).map_err(|diagnostics| {
+        // MLIR's own form, one line each, so that FileCheck can match them.
+        diagnostics.iter().for_each(|diagnostic| eprintln!("{diagnostic}"));
+        Failure { exit: Exit::InvalidInput, faults: Vec::new() }
+    })?;
     print!("{output}");
     Ok(())
 }

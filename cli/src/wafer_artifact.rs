@@ -1,5 +1,7 @@
-//! What `compile --target cg1-sim` writes as program.json and `simulate` reads back.
+//! What `compile --target cg1-sim` writes and `simulate` reads back: program.json names the stages, each of which
+//! is a .wafer text beside it.
 
+use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::input;
 use lapidary_runtime_sim::program::WaferProgram;
@@ -7,67 +9,119 @@ use lapidary_runtime_sim::{FabricSpec, text};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Schema name of the document.
-pub const SCHEMA: &str = "lapidary/wafer-program";
+/// Schema name of program.json.
+const SCHEMA: &str = "lapidary/wafer-program";
 
-/// A program with the wafer it was made for.
-#[derive(Debug, Serialize, Deserialize)]
+/// The programs of a model with the wafer they were made for.
+#[derive(Debug)]
 pub struct WaferArtifact {
-    /// [`SCHEMA`].
-    pub schema: String,
-    /// 1.
-    pub version: u32,
     /// Name of the model; the file's name for a text written by hand.
     pub model: String,
-    /// How often the program runs in one pass over the model: it holds one of these layers.
-    pub layers: u64,
     /// Tokens on the wafer at once; absent for a text written by hand.
     pub tokens: Option<u64>,
     /// The wafer.
     pub fabric: FabricSpec,
+    /// The programs in the order of execution.
+    pub stages: Vec<Stage>,
+}
+
+/// One program of an artifact.
+#[derive(Debug)]
+pub struct Stage {
+    /// What it computes: `before`, `layer`, `after`, or `program` for a text written by hand.
+    pub name: String,
+    /// How often it runs in one pass over the model.
+    pub times: u64,
     /// The program.
     pub program: WaferProgram,
 }
 
+/// program.json.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    schema: String,
+    version: u32,
+    model: String,
+    tokens: Option<u64>,
+    fabric: FabricSpec,
+    stages: Vec<StageFile>,
+}
+
+/// A stage in program.json.
+#[derive(Serialize, Deserialize)]
+struct StageFile {
+    name: String,
+    times: u64,
+    file: String,
+}
+
 impl WaferArtifact {
+    /// Puts program.json and the text of every stage into an artifact.
+    ///
+    /// # Errors
+    /// When the manifest has no JSON form, which is an internal fault.
+    pub fn add_to(&self, artifact: &mut Artifact) -> Result<(), Failure> {
+        let mut stages = Vec::new();
+        for stage in &self.stages {
+            let file = format!("{}.wafer", stage.name);
+            artifact.add(&file, text::print(&stage.program));
+            stages.push(StageFile { name: stage.name.clone(), times: stage.times, file });
+        }
+        let manifest = Manifest {
+            schema: SCHEMA.into(),
+            version: 1,
+            model: self.model.clone(),
+            tokens: self.tokens,
+            fabric: self.fabric.clone(),
+            stages,
+        };
+        artifact.add_json("program.json", &manifest)
+    }
+
     /// Reads an artifact's folder, its program.json, or a .wafer text, which is taken to be for a WSE-2.
     ///
     /// # Errors
     /// Exit 3 when it cannot be read or is something else.
     pub fn read(place: &Path) -> Result<WaferArtifact, Failure> {
         let file = if place.is_dir() { place.join("program.json") } else { place.to_path_buf() };
-        let source = input::text(&file)?;
-        let name = file.display().to_string();
-        match file.extension().is_some_and(|extension| extension == "json") {
-            true => saved(&source, &name),
-            false => by_hand(&source, &name),
+        if file.extension().is_some_and(|extension| extension == "json") {
+            return saved(&file);
         }
+        let stages = vec![Stage { name: "program".into(), times: 1, program: program(&file)? }];
+        let model = file.display().to_string();
+        Ok(WaferArtifact { model, tokens: None, fabric: FabricSpec::wse2(), stages })
     }
 }
 
-fn saved(source: &str, name: &str) -> Result<WaferArtifact, Failure> {
+fn saved(file: &Path) -> Result<WaferArtifact, Failure> {
     let refused = |what: String| {
-        Failure::new(Exit::InvalidInput, format!("{name}: {what}"))
+        Failure::new(Exit::InvalidInput, format!("{}: {what}", file.display()))
             .help("name a folder written by `lapidary compile --target cg1-sim`, or a .wafer file")
     };
     let value: serde_json::Value =
-        serde_json::from_str(source).map_err(|error| refused(error.to_string()))?;
-    match value["schema"].as_str() {
-        Some(SCHEMA) => serde_json::from_value(value).map_err(|error| refused(error.to_string())),
-        found => Err(refused(format!("expected {SCHEMA}, found {}", found.unwrap_or("no schema")))),
+        serde_json::from_str(&input::text(file)?).map_err(|error| refused(error.to_string()))?;
+    let schema = value["schema"].as_str().unwrap_or("no schema").to_string();
+    if schema != SCHEMA {
+        return Err(refused(format!("expected {SCHEMA}, found {schema}")));
     }
+    let manifest: Manifest = serde_json::from_value(value).map_err(|error| refused(error.to_string()))?;
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let stage = |stage: StageFile| -> Result<Stage, Failure> {
+        // Only a plain name is followed, so that a manifest cannot point outside its folder.
+        match Path::new(&stage.file).file_name() == Some(stage.file.as_ref()) {
+            true => Ok(Stage {
+                name: stage.name,
+                times: stage.times,
+                program: program(&folder.join(&stage.file))?,
+            }),
+            false => Err(refused(format!("stage {}: `{}` is not a file name", stage.name, stage.file))),
+        }
+    };
+    let stages = manifest.stages.into_iter().map(stage).collect::<Result<Vec<_>, _>>()?;
+    Ok(WaferArtifact { model: manifest.model, tokens: manifest.tokens, fabric: manifest.fabric, stages })
 }
 
-fn by_hand(source: &str, name: &str) -> Result<WaferArtifact, Failure> {
-    let program =
-        text::parse(source, name).map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;
-    Ok(WaferArtifact {
-        schema: SCHEMA.into(),
-        version: 1,
-        model: name.into(),
-        layers: 1,
-        tokens: None,
-        fabric: FabricSpec::wse2(),
-        program,
-    })
+fn program(file: &Path) -> Result<WaferProgram, Failure> {
+    text::parse(&input::text(file)?, &file.display().to_string())
+        .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))
 }

@@ -4,14 +4,13 @@ use crate::args::Target;
 use crate::failure::{Exit, Failure};
 
 /// Every word of `--emit`, and the target it belongs to.
-const WORDS: [(&str, Option<Target>); 7] = [
+const WORDS: [(&str, Option<Target>); 6] = [
     ("ir", None),
     ("program", None),
     ("report", None),
     ("cuda", Some(Target::A100)),
     ("ptx", Some(Target::A100)),
     ("cubin", Some(Target::A100)),
-    ("wafer", Some(Target::Cg1Sim)),
 ];
 
 /// The words that were asked for; none means everything that can be made.

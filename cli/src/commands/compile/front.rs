@@ -5,6 +5,7 @@ use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure, Fault};
 use crate::input;
 use crate::progress::Progress;
+use lapidary_hardware::Device;
 use lapidary_ir::{Diagnostic, IrContext, Module};
 use lapidary_passes::report::PipelineReport;
 use lapidary_passes::run::{RunError, Watch};
@@ -25,7 +26,7 @@ pub struct Outcome {
 pub fn run(
     job: &Job<'_>,
     progress: &mut Progress,
-    emit: impl FnOnce(&Module<'_>, &mut Progress) -> Result<Emitted, Failure>,
+    emit: impl FnOnce(&Module<'_>, &PipelineReport, &mut Progress) -> Result<Emitted, Failure>,
 ) -> Result<Outcome, Failure> {
     let pipeline = passes(job)?;
     let cx = IrContext::new();
@@ -42,7 +43,7 @@ pub fn run(
     if job.args.stop_after.is_some() {
         return Ok(Outcome { passes: report, emitted: None });
     }
-    let emitted = emit(&module, progress)?;
+    let emitted = emit(&module, &report, progress)?;
     Ok(Outcome { passes: report, emitted: Some(emitted) })
 }
 
@@ -51,12 +52,29 @@ fn passes(job: &Job<'_>) -> Result<Pipeline, Failure> {
     let usage = |error: lapidary_passes::PipelineError| Failure::new(Exit::Usage, error.to_string());
     let whole = match &job.args.passes {
         Some(text) => Pipeline::parse(text).map_err(usage)?,
-        None => pipeline::pipeline(job.goal, job.mup, &Fusion::On).map_err(usage)?,
+        None => Pipeline::parse(&target_passes(job)).map_err(usage)?,
     };
     match job.args.stop_after.as_deref() {
         None => Ok(whole),
         Some("import") => Pipeline::parse("").map_err(usage),
         Some(stage) => whole.until(stage).map_err(usage),
+    }
+}
+
+/// The target's own passes, with the machine's figures as options.
+fn target_passes(job: &Job<'_>) -> String {
+    let passes = pipeline::pipeline_text(job.goal, job.mup, &Fusion::On);
+    match &job.machine.device {
+        Device::Wafer(wafer) => {
+            let usable = wafer.fabric.usable;
+            format!("{passes},lower-to-wafer{{width={} height={}}}", usable.width, usable.height)
+        }
+        Device::Gpu(gpu) => {
+            format!(
+                "{passes},lower-to-cuda{{arch={} processors={}}}",
+                gpu.architecture, gpu.multiprocessor.count
+            )
+        }
     }
 }
 

@@ -1,15 +1,13 @@
 //! The GPU side of a compilation: program, CUDA C++, PTX and cubin.
 
-use super::front::failed;
 use super::report::Report;
 use super::{Emitted, Job};
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::{show, toolchain};
-use lapidary_ir::Module;
-use lapidary_passes::cuda::{Lowered, Options};
-use lapidary_passes::lower_to_cuda::emit_gpu;
+use lapidary_passes::cuda::Lowered;
+use lapidary_passes::report::PipelineReport;
 use lapidary_runtime_gpu::compile::{
     CompileError, CompileOptions, Compiled, Nvrtc, Source, apply, compile_all,
 };
@@ -27,14 +25,15 @@ const CLASSES: [(&str, BufferKind); 5] = [
 /// Emits the program and its kernels into the artifact.
 pub fn emit(
     job: &Job<'_>,
-    module: &Module<'_>,
+    passes: &PipelineReport,
     artifact: &mut Artifact,
     report: &mut Report,
     progress: &mut Progress,
 ) -> Result<Emitted, Failure> {
-    let lowered = progress
-        .stage("generating kernels", || emit_gpu(module, arch(job), &options(job)))
-        .map_err(|error| failed(false, "kernels", &error.diagnostics(), &error.to_string()))?;
+    let lowered = passes.gpu.clone().ok_or_else(|| {
+        Failure::new(Exit::Usage, "--passes: the pipeline makes no GPU program")
+            .help("end it with lower-to-cuda")
+    })?;
     let Lowered { mut program, sources, .. } = lowered;
     account(job, &program, report);
     if let Some(failure) = over(job, report) {
@@ -76,11 +75,6 @@ fn checked(program: &GpuProgram) -> Result<(), Failure> {
 /// Architecture of the machine's GPUs.
 fn arch<'j>(job: &'j Job<'_>) -> &'j str {
     job.machine.gpu().map_or("sm_80", |gpu| gpu.architecture.as_str())
-}
-
-fn options(job: &Job<'_>) -> Options {
-    let processors = job.machine.gpu().map(|gpu| gpu.multiprocessor.count);
-    Options { processors: processors.unwrap_or(Options::default().processors), ..Options::default() }
 }
 
 /// PTX and cubin of every source; nothing, with a warning, where NVRTC is missing and nobody insisted.

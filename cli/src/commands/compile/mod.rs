@@ -46,10 +46,10 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
     let mut progress = Progress::new(global, 6);
     let mut artifact = Artifact::default();
     let mut report = Report::new(&job);
-    let stopped = front::run(&job, &mut progress, |module, progress| {
+    let stopped = front::run(&job, &mut progress, |module, passes, progress| {
         let emitted = match args.target {
             Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,
-            _ => gpu::emit(&job, module, &mut artifact, &mut report, progress)?,
+            _ => gpu::emit(&job, passes, &mut artifact, &mut report, progress)?,
         };
         Ok(emitted)
     })?;
@@ -130,10 +130,13 @@ pub fn name(target: Target) -> &'static str {
 
 fn graph(args: &Compile, spec: &ModelSpec) -> Result<Graph, Failure> {
     let seq = args.seq_len.unwrap_or(spec.max_seq);
-    let mode = match (args.train, args.mode) {
-        (true, _) | (_, GraphMode::Forward) => Mode::Forward,
-        (_, GraphMode::Prefill) => Mode::Prefill,
-        (_, GraphMode::Decode) => Mode::Decode,
+    let usual = if args.target == Target::Cg1Sim { Mode::Forward } else { Mode::Prefill };
+    let mode = match args.mode {
+        _ if args.train => Mode::Forward,
+        None => usual,
+        Some(GraphMode::Forward) => Mode::Forward,
+        Some(GraphMode::Prefill) => Mode::Prefill,
+        Some(GraphMode::Decode) => Mode::Decode,
     };
     let dims = match mode {
         Mode::Decode => Dims { batch: args.batch, seq: 1, cached: seq.saturating_sub(1) },

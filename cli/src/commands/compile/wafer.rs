@@ -1,19 +1,83 @@
-//! The wafer side of a compilation: placement, program and its text.
+//! The wafer side of a compilation: placement, programs and their texts.
 
+use super::front::failed;
 use super::report::Report;
 use super::{Emitted, Job};
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
+use crate::wafer_artifact::{Stage, WaferArtifact};
 use lapidary_ir::Module;
+use lapidary_passes::wafer::{self, EmitError, EmitOptions, WaferError};
+use lapidary_runtime_sim::{FabricSpec, check};
 
-/// Emits the program and its text into the artifact.
+/// Emits the programs and their texts into the artifact.
 pub fn emit(
-    _job: &Job<'_>,
-    _module: &Module<'_>,
-    _artifact: &mut Artifact,
-    _report: &mut Report,
-    _progress: &mut Progress,
+    job: &Job<'_>,
+    module: &Module<'_>,
+    artifact: &mut Artifact,
+    report: &mut Report,
+    progress: &mut Progress,
 ) -> Result<Emitted, Failure> {
-    Err(Failure::new(Exit::Unsupported, "wafer"))
+    let options = EmitOptions::default();
+    let placed = progress.stage("placing on the wafer", || wafer::emit(module, &job.machine, &options));
+    let placed = match placed {
+        Ok(placed) => placed,
+        Err(error) => return over(error, report),
+    };
+    report.placement = Some(account(&placed));
+    let programs = WaferArtifact {
+        model: job.spec.name.clone(),
+        tokens: Some(job.graph.dims.tokens()),
+        fabric: job.machine.wafer().map(FabricSpec::from).unwrap_or_default(),
+        stages: placed.stages.into_iter().map(stage).collect(),
+    };
+    progress.stage("checking the programs", || checked(&programs))?;
+    programs.add_to(artifact)?;
+    Ok(Emitted { over: None })
+}
+
+fn stage(stage: wafer::Stage) -> Stage {
+    Stage { name: stage.name, times: stage.times, program: stage.generated.program }
+}
+
+/// A program that fails its own check is a fault of the compiler.
+fn checked(programs: &WaferArtifact) -> Result<(), Failure> {
+    for stage in &programs.stages {
+        check(&stage.program, &programs.fabric).map_err(|errors| {
+            let told: Vec<String> = errors.iter().take(4).map(ToString::to_string).collect();
+            let name = &stage.name;
+            Failure::new(Exit::Internal, format!("stage {name} does not pass its check: {}", told.join("; ")))
+        })?;
+    }
+    Ok(())
+}
+
+/// What does not fit is told in the report; everything else ends the compilation.
+fn over(error: EmitError, report: &mut Report) -> Result<Emitted, Failure> {
+    let reason = error.to_string();
+    match error {
+        EmitError::Module(error) => Err(failed(false, "wafer", &error.diagnostics(), &reason)),
+        EmitError::Placement { error: WaferError::Unsupported { .. }, .. } => {
+            Err(Failure::new(Exit::Unsupported, reason))
+        }
+        EmitError::Placement { .. } => {
+            report.does_not_fit = Some(reason.clone());
+            Ok(Emitted { over: Some(Failure::new(Exit::DoesNotFit, reason)) })
+        }
+        EmitError::Machine { .. } => Err(Failure::new(Exit::InvalidInput, reason)),
+    }
+}
+
+/// The placement of every stage, and the same in words.
+fn account(placed: &wafer::WaferArtifact) -> serde_json::Value {
+    let stages = placed.stages.iter().map(|stage| {
+        serde_json::json!({"stage": stage.name, "times": stage.times, "placement": stage.generated.report})
+    });
+    let summary = placed.stages.iter().flat_map(|stage| {
+        let head = format!("stage {}, run {} times:", stage.name, stage.times);
+        let body = stage.generated.report.to_string();
+        std::iter::once(head).chain(body.lines().map(str::to_string)).collect::<Vec<_>>()
+    });
+    serde_json::json!({"stages": stages.collect::<Vec<_>>(), "summary": summary.collect::<Vec<_>>()})
 }
