@@ -3,8 +3,8 @@
 //! It proves that every argument exists and lies within its buffer, that launches keep to the device's limits, that nothing
 //! is read before it is written, that parameters and inputs are never written and outputs always are, and that temporary
 //! buffers which are alive together do not overlap in the arena.
+use super::memory::lifetimes;
 use super::{Access, Arg, Buffer, BufferKind, DeviceLimits, GpuProgram, Launch, Step};
-use crate::memory::lifetimes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A program that passed [`GpuProgram::check`].

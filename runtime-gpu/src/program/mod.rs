@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod check;
 pub mod limits;
+pub mod memory;
 pub mod packing;
 
 pub use check::{Checked, Fault};

@@ -2,7 +2,7 @@
 use super::Assembler;
 use crate::cuda::CudaError;
 use crate::cuda::spec::{KernelOp, KernelSpec, TensorType};
-use lapidary_runtime_gpu::memory::{ALIGNMENT, Interval, lifetimes, plan_memory};
+use lapidary_runtime_gpu::program::memory::{ALIGNMENT, Interval, lifetimes, plan_memory};
 use lapidary_runtime_gpu::program::{
     Access, Arg, Buffer, BufferKind, Dtype, GpuProgram, Layers, Packing, RowOrder, SCHEMA, Step,
 };
