@@ -35,7 +35,8 @@ pub struct Place {
 }
 
 impl KeyValues {
-    /// An empty cache. Memory is touched only where tokens are stored.
+    /// An empty cache. Memory is touched only where tokens are stored, in small pages: huge ones would clear all of a
+    /// long cache for the first token, and gave no measurable speed.
     ///
     /// # Errors
     /// When the system has no room for it.
