@@ -24,7 +24,7 @@ mod step;
 pub mod weights;
 
 pub use generate::{Finish, Generation, generate};
-pub use model::{Engine, LoadOptions, Model};
+pub use model::{Engine, LoadError, LoadOptions, Model};
 pub use program::{Checked, CpuProgram};
 pub use sample::{Sampler, Sampling};
 pub use session::{Logits, Observation, RunError, Session, Which};
