@@ -33,6 +33,24 @@ const KERNELS: &[&str] = &["func.func", "func.return", "nn.param", "nn.repeat", 
 /// What a GPU program consists of.
 const PROGRAM: &[&str] = &["cuda.program", "cuda.buffer", "cuda.kernel", "cuda.launch", "cuda.repeat"];
 
+/// What is placed on a wafer.
+const PLACED: &[&str] = &[
+    "wafer.program",
+    "wafer.return",
+    "wafer.repeat",
+    "wafer.yield",
+    "wafer.weight",
+    "wafer.embed",
+    "wafer.position",
+    "wafer.linear",
+    "wafer.norm",
+    "wafer.rope",
+    "wafer.kv_append",
+    "wafer.attention",
+    "wafer.map",
+    "wafer.last_token",
+];
+
 /// Ops with a kernel's body.
 const HOLDERS: &[&str] = &["nn.fused", "cuda.kernel"];
 
@@ -57,6 +75,7 @@ pub const LEGAL: &[Legal] = &[
     Legal { after: "hoist-scales", in_functions: GRAPH, in_kernels: &[], roles_gone: &[] },
     Legal { after: "fuse", in_functions: KERNELS, in_kernels: GRAPH, roles_gone: &[] },
     Legal { after: "lower-to-cuda", in_functions: PROGRAM, in_kernels: GRAPH, roles_gone: &[] },
+    Legal { after: "lower-to-wafer", in_functions: PLACED, in_kernels: &[], roles_gone: &[] },
 ];
 
 /// Every op that should not be there after a pass.

@@ -6,6 +6,7 @@ use crate::hoist_scales::HoistScales;
 use crate::lower_to_cuda::LowerToCuda;
 use crate::mup_fold::MupFold;
 use crate::pass::Pass;
+use crate::wafer::LowerToWafer;
 
 /// A row of [`PASSES`].
 pub struct PassRow {
@@ -24,8 +25,11 @@ pub enum PassKind {
     /// MLIR's own, under the same name; options are passed on.
     Mlir,
     /// Ours; made from its options.
-    Ours(fn(&[(String, String)]) -> Result<Box<dyn Pass>, String>),
+    Ours(Make),
 }
+
+/// Makes a pass from its options, keys and values; the error is a sentence.
+pub type Make = fn(&[(String, String)]) -> Result<Box<dyn Pass>, String>;
 
 /// Every pass, in the order of use.
 pub const PASSES: &[PassRow] = &[
@@ -65,6 +69,12 @@ pub const PASSES: &[PassRow] = &[
         summary: "turn kernels into launches, and values into buffers with places in memory",
         options: "arch=sm_80 library=on|off processors=N",
         kind: PassKind::Ours(|options| Ok(Box::new(LowerToCuda::with(options)?))),
+    },
+    PassRow {
+        name: "lower-to-wafer",
+        summary: "place the ops of a model on a rectangle of processing elements",
+        options: "width=N height=N",
+        kind: PassKind::Ours(|options| Ok(Box::new(LowerToWafer::of(options)?))),
     },
 ];
 

@@ -31,7 +31,10 @@ pub fn place_heads(width: u32, shape: HeadShape) -> Heads {
     let HeadShape { heads, kv_heads, dim } = shape;
     let kv_heads = kv_heads.max(1);
     let blocks = (1..=kv_heads.min(width)).rev().find(|blocks| kv_heads % blocks == 0).unwrap_or(1);
-    Heads { blocks, columns: width / blocks, kv: kv_heads / blocks, ways: heads / kv_heads, dim }
+    let (kv, ways) = (kv_heads / blocks, heads / kv_heads);
+    // A column without a feature of its block would have nothing to do in the layers before and after.
+    let columns = (width / blocks).clamp(1, (kv * ways).saturating_mul(dim).max(1));
+    Heads { blocks, columns, kv, ways, dim }
 }
 
 /// Rows for up to `sequences` sequences of `length` tokens, at least `rows` each.

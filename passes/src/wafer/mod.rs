@@ -12,11 +12,13 @@
 mod channel;
 mod code;
 mod data;
+mod emit;
 mod error;
 mod host;
 mod kernel;
 mod lanes;
 mod layout;
+mod lower;
 mod place;
 mod placed;
 mod report;
@@ -27,8 +29,10 @@ mod tile;
 
 pub use channel::{Channel, Colours};
 pub use data::{Angles, HostData, Packing, Part};
+pub use emit::{EmitError, EmitOptions, Scope, Stage, WaferArtifact, emit};
 pub use error::WaferError;
 pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
+pub use lower::LowerToWafer;
 pub use place::{Workload, place_layer};
 pub use placed::{
     Activation, Attention, Heads, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path,
@@ -115,7 +119,7 @@ pub fn generate(placed: &Placed, spec: &WaferSpec) -> Result<Generated, WaferErr
         let (class, report) = build_class(placed, spec, &colours, role)?;
         join(&mut program.classes, &mut classes, class, report);
     }
-    let phases = phase_reports(placed, &host);
+    let phases = phase_reports(placed, &host, &colours, &classes);
     program.host = host.streams;
     let report = PlacementReport {
         width: placed.width,
@@ -209,6 +213,7 @@ fn build_class(
         body.extend(code::prune(kernel::code(&site(phase), op)?));
     }
     let memory = ClassMemory::plan(placed, spec, &site(0), &class.name, &partners(&body))?;
+    let fullest = sram::fullest(&memory.alive);
     for Wish { request, mut buffer } in memory.wishes {
         buffer.offset = memory.addresses.get(&request.name).copied().unwrap_or(0) as u32;
         class.buffers.insert(request.name, buffer);
@@ -218,8 +223,9 @@ fn build_class(
         name: class.name.clone(),
         pes: class.count(),
         sram_peak_bytes: memory.peak,
-        alive_bytes: memory.alive,
-        fullest_phase: placed.ops.get(memory.fullest).map(|op| op.name.clone()).unwrap_or_default(),
+        alive_bytes: fullest.1,
+        fullest_phase: placed.ops.get(fullest.0).map(|op| op.name.clone()).unwrap_or_default(),
+        alive_by_phase: memory.alive,
     };
     class.start("run", body);
     Ok((class, report))
@@ -244,8 +250,8 @@ struct ClassMemory {
     wishes: Vec<Wish>,
     addresses: BTreeMap<String, u64>,
     peak: u64,
-    fullest: usize,
-    alive: u64,
+    /// Bytes by phase.
+    alive: Vec<u64>,
 }
 
 impl ClassMemory {
@@ -260,11 +266,11 @@ impl ClassMemory {
         let requests: Vec<Request> = wishes.iter().map(|wish| wish.request.clone()).collect();
         let bank = (spec.sram_bytes / spec.banks.max(1)).max(1);
         let (addresses, peak) = sram::plan(&requests, partners, Memory { bytes: spec.buffer_bytes(), bank });
-        let (fullest, alive) = sram::fullest_phase(&requests);
         if peak > spec.buffer_bytes() {
             return Err(over(placed, spec, site, class, &requests));
         }
-        Ok(ClassMemory { wishes, addresses, peak, fullest, alive })
+        let alive = sram::alive(&requests, placed.ops.len());
+        Ok(ClassMemory { wishes, addresses, peak, alive })
     }
 }
 
@@ -368,7 +374,7 @@ fn add_partners(op: &VectorOp, partners: &mut Partners) {
 
 /// The fault that a class does not fit, with the number of tokens that would.
 fn over(placed: &Placed, spec: &WaferSpec, site: &Site, class: &str, requests: &[Request]) -> WaferError {
-    let (fullest, needed) = sram::fullest_phase(requests);
+    let (fullest, needed) = sram::fullest(&sram::alive(requests, placed.ops.len()));
     let mut alive: Vec<_> = requests.iter().filter(|r| r.first <= fullest && fullest <= r.last).collect();
     alive.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.name.cmp(&b.name)));
     let largest: Vec<_> = alive.iter().take(4).map(|r| format!("{} {}", r.name, r.bytes)).collect();
@@ -404,10 +410,22 @@ fn fitting_tokens(placed: &Placed, spec: &WaferSpec, site: &Site) -> u32 {
     fitting
 }
 
-fn phase_reports(placed: &Placed, host: &host::Host) -> Vec<PhaseReport> {
+fn phase_reports(
+    placed: &Placed,
+    host: &host::Host,
+    colours: &Colours,
+    classes: &[ClassReport],
+) -> Vec<PhaseReport> {
     let mut reports: Vec<_> = (0..placed.ops.len()).map(|phase| PhaseReport::new(placed, phase)).collect();
     for (phase, stream) in host.phases.iter().zip(&host.streams) {
         reports[*phase].add(stream);
+    }
+    for (phase, report) in reports.iter_mut().enumerate() {
+        report.colours =
+            colours.iter().filter(|(of, ..)| *of == phase).map(|(.., colour)| colour.0).collect();
+        report.colours.sort_unstable();
+        let alive = classes.iter().filter_map(|class| class.alive_by_phase.get(phase));
+        report.sram_bytes = alive.copied().max().unwrap_or(0);
     }
     reports
 }

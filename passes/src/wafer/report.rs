@@ -42,6 +42,9 @@ pub struct ClassReport {
     pub alive_bytes: u64,
     /// The fullest phase.
     pub fullest_phase: String,
+    /// Bytes alive by phase.
+    #[serde(skip)]
+    pub alive_by_phase: Vec<u64>,
 }
 
 /// Uses of a colour.
@@ -68,6 +71,10 @@ pub struct PhaseReport {
     pub words_busiest_lane: u64,
     /// Multiply-accumulates of linear layers and attention (causal).
     pub macs: u64,
+    /// Bytes of a PE that are alive in this phase, in the fullest class.
+    pub sram_bytes: u64,
+    /// Colours that its routes use.
+    pub colours: Vec<u8>,
 }
 
 impl PhaseReport {
@@ -81,6 +88,8 @@ impl PhaseReport {
             words_out: 0,
             words_busiest_lane: 0,
             macs: macs(placed, &op.kind),
+            sram_bytes: 0,
+            colours: vec![],
         }
     }
 

@@ -82,15 +82,16 @@ fn avoided_banks(
     placed.iter().filter(partner).map(|(_, at)| (at / memory.bank) % 4).collect()
 }
 
-/// The phase with the most bytes alive, and how many.
-pub fn fullest_phase(requests: &[Request]) -> (usize, u64) {
-    let last = requests.iter().map(|r| r.last).max().unwrap_or(0);
-    let alive =
-        |phase: usize| requests.iter().filter(|r| r.first <= phase && phase <= r.last).map(|r| r.bytes).sum();
-    (0..=last)
-        .map(|phase| (phase, alive(phase)))
-        .max_by_key(|(phase, bytes): &(usize, u64)| (*bytes, usize::MAX - phase))
-        .unwrap_or((0, 0))
+/// Bytes alive in each of the first `phases` phases.
+pub fn alive(requests: &[Request], phases: usize) -> Vec<u64> {
+    let in_phase = |phase: usize| requests.iter().filter(move |r| r.first <= phase && phase <= r.last);
+    (0..phases).map(|phase| in_phase(phase).map(|r| r.bytes).sum()).collect()
+}
+
+/// The first phase with the most bytes, and how many.
+pub fn fullest(alive: &[u64]) -> (usize, u64) {
+    let most = alive.iter().copied().max().unwrap_or(0);
+    (alive.iter().position(|bytes| *bytes == most).unwrap_or(0), most)
 }
 
 #[cfg(test)]
@@ -109,7 +110,7 @@ mod tests {
         let (at, top) = plan(&requests, &Partners::new(), MEMORY);
         assert_eq!((at["a"], at["b"], at["c"]), (0, 0, 1000));
         assert_eq!(top, 1600);
-        assert_eq!(fullest_phase(&requests), (1, 1600));
+        assert_eq!(fullest(&alive(&requests, 4)), (1, 1600));
     }
 
     #[test]
