@@ -227,14 +227,16 @@ pub enum Instr {
 }
 
 impl LoweredClass {
-    /// What the column (or the row) contributes to each count and length that depends on it.
-    pub fn lengths_from(&self, of_x: bool, at: i64) -> Vec<i64> {
-        let mut parts = Vec::new();
+    /// The different counts and lengths that depend on the column (or on the row).
+    pub fn lengths_of(&self, of_x: bool) -> Vec<Linear> {
+        let mut found: Vec<Linear> = Vec::new();
         self.lengths(&mut |l: &Linear| {
             let (x, y) = l.uses_place();
-            parts.extend((if of_x { x } else { y }).then(|| l.part(of_x, at)));
+            if (if of_x { x } else { y }) && !found.contains(l) {
+                found.push(l.clone());
+            }
         });
-        parts
+        found
     }
 
     /// Visits every count and length.

@@ -151,10 +151,13 @@ fn tensors(program: &WaferProgram, class: &Class, errors: &mut Vec<CheckError>) 
 /// part of the row, an expression has the same value wherever both parts are the same.
 fn places(regions: &[Region], expressions: &[&Affine]) -> Vec<Coord> {
     let (mut columns, mut rows) = (Kinds::new(expressions, true), Kinds::new(expressions, false));
+    if columns.terms.is_empty() && rows.terms.is_empty() {
+        return regions.first().map(|r| Coord { x: r.x, y: r.y }).into_iter().collect();
+    }
     let mut places = BTreeMap::new();
     for r in regions {
-        let xs: BTreeSet<(u32, u32)> = (0..r.columns).map(|i| columns.of(r.x + i * r.step_x)).collect();
-        let ys: BTreeSet<(u32, u32)> = (0..r.rows).map(|j| rows.of(r.y + j * r.step_y)).collect();
+        let xs = columns.among(r.x, r.columns, r.step_x);
+        let ys = rows.among(r.y, r.rows, r.step_y);
         for &(kind_y, y) in &ys {
             for &(kind_x, x) in &xs {
                 places.entry((kind_y, kind_x)).or_insert(Coord { x, y });
@@ -188,6 +191,12 @@ impl<'a> Kinds<'a> {
         };
         let terms = expressions.iter().map(part).filter(|t| !t.is_empty()).collect();
         Kinds { terms, of_x, kinds: BTreeMap::new(), known: BTreeMap::new() }
+    }
+
+    /// The kinds among some columns (or rows), each with its first member.
+    fn among(&mut self, first: u32, count: u32, step: u32) -> BTreeSet<(u32, u32)> {
+        let count = if self.terms.is_empty() { count.min(1) } else { count };
+        (0..count).map(|i| self.of(first + i * step)).collect()
     }
 
     /// The kind of a column (or row) and the first one of that kind.

@@ -1,7 +1,7 @@
 //! Words: what every sender sends, every reader reads, and every task can be started as often as it says.
 
 use super::fault::{CheckError, Fault};
-use crate::lower::{Env, Instr, LoweredClass, LoweredOp, Sink, Source};
+use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, Sink, Source};
 use crate::network::{NONE, Network, Origin, Target};
 use crate::program::{Coord, Trigger, WaferProgram};
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ pub fn check(program: &WaferProgram, net: &Network, classes: &[LoweredClass]) ->
         program,
         net,
         classes,
+        lengths: classes.iter().map(|c| [c.lengths_of(true), c.lengths_of(false)]).collect(),
         kinds: classes.iter().map(|_| [BTreeMap::new(), BTreeMap::new()]).collect(),
         parts: BTreeMap::new(),
         ids: BTreeMap::new(),
@@ -62,6 +63,8 @@ struct Words<'a> {
     program: &'a WaferProgram,
     net: &'a Network,
     classes: &'a [LoweredClass],
+    /// Per class: counts that depend on the column, and on the row.
+    lengths: Vec<[Vec<Linear>; 2]>,
     /// Per class: the kind of each column and of each row met.
     kinds: Vec<[BTreeMap<u32, u32>; 2]>,
     /// Numbers of kinds, by class, axis and contributions.
@@ -99,7 +102,8 @@ impl<'a> Words<'a> {
         if let Some(kind) = known.get(&at) {
             return *kind;
         }
-        let parts = self.classes[class as usize].lengths_from(of_x, i64::from(at));
+        let lengths = &self.lengths[class as usize][usize::from(!of_x)];
+        let parts = lengths.iter().map(|l| l.part(of_x, i64::from(at))).collect();
         let next = self.parts.len() as u32;
         let kind = *self.parts.entry((class, of_x, parts)).or_insert(next);
         known.insert(at, kind);

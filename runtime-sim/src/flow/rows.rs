@@ -1,9 +1,9 @@
 //! Which rows stand for all: rows joined by traffic between their PEs form a group, and groups that look the same take
 //! the same time, except for how far the host is.
 
-use crate::lower::LoweredClass;
+use crate::lower::{Linear, LoweredClass};
 use crate::network::Network;
-use crate::program::{Colour, Direction, Port, WaferProgram};
+use crate::program::{Class, Colour, Direction, Port, WaferProgram};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows to be timed.
@@ -22,9 +22,10 @@ pub type Weight = (u32, u32);
 /// feeds other edges too.
 pub fn choose(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]) -> Rows {
     let groups = groups(program, class_of);
+    let by_row: Vec<Vec<Linear>> = classes.iter().map(|c| c.lengths_of(false)).collect();
     let mut alike: BTreeMap<Vec<Signature>, Vec<Vec<u32>>> = BTreeMap::new();
     for group in groups {
-        let signature = group.iter().map(|y| signature(program, class_of, classes, *y)).collect();
+        let signature = group.iter().map(|y| signature(program, class_of, &by_row, *y)).collect();
         alike.entry(signature).or_default().push(group);
     }
     let inputs = || program.host.iter().filter(|h| h.direction == Direction::In);
@@ -45,41 +46,74 @@ pub fn choose(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]
 /// What a row consists of: its classes, and what its counts owe to y.
 type Signature = (Vec<u16>, Vec<i64>);
 
-fn signature(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass], y: u32) -> Signature {
+fn signature(program: &WaferProgram, class_of: &[u16], by_row: &[Vec<Linear>], y: u32) -> Signature {
     let width = program.width as usize;
     let row = &class_of[y as usize * width..(y as usize + 1) * width];
     let used: BTreeSet<u16> = row.iter().copied().filter(|c| *c != u16::MAX).collect();
-    let parts = used.iter().flat_map(|c| classes[*c as usize].lengths_from(false, i64::from(y))).collect();
+    let lengths = used.iter().flat_map(|c| &by_row[*c as usize]);
+    let parts = lengths.map(|l| l.part(false, i64::from(y))).collect();
     (row.to_vec(), parts)
 }
 
 /// Rows joined by words that PEs send from row to row.
 fn groups(program: &WaferProgram, class_of: &[u16]) -> Vec<Vec<u32>> {
     let sent = sent_by_pes(program);
-    let vertical = |p: &&Port| matches!(p, Port::North | Port::South);
-    let mut joins: Vec<(bool, bool)> = Vec::new();
-    for class in &program.classes {
-        let routes = class.routes.iter().filter(|(colour, _)| sent.contains(colour));
-        let ports: BTreeSet<Port> = routes
-            .flat_map(|(_, r)| r.positions.iter().flat_map(|p| p.to.iter().chain([&p.from])))
-            .filter(vertical)
-            .copied()
-            .collect();
-        joins.push((ports.contains(&Port::North), ports.contains(&Port::South)));
-    }
+    let crossings: Vec<Crossings> = program.classes.iter().map(|c| Crossings::of(c, &sent)).collect();
     let mut groups: Vec<Vec<u32>> = Vec::new();
-    let mut open = false;
+    let mut above = Crossings::default();
     for y in 0..program.height {
         let row = &class_of[(y * program.width) as usize..((y + 1) * program.width) as usize];
         let used: BTreeSet<u16> = row.iter().copied().filter(|c| *c != u16::MAX).collect();
-        let up = used.iter().any(|c| joins[*c as usize].0);
+        let mut here = Crossings::default();
+        used.iter().for_each(|c| here.add(&crossings[*c as usize]));
         match groups.last_mut() {
-            Some(last) if open || up => last.push(y),
+            Some(last) if above.meets(&here) => last.push(y),
             _ => groups.push(vec![y]),
         }
-        open = used.iter().any(|c| joins[*c as usize].1);
+        above = here;
     }
     groups
+}
+
+/// Colours that cross the borders of a row.
+#[derive(Clone, Debug, Default)]
+struct Crossings {
+    out_north: BTreeSet<Colour>,
+    out_south: BTreeSet<Colour>,
+    from_north: BTreeSet<Colour>,
+    from_south: BTreeSet<Colour>,
+}
+
+impl Crossings {
+    fn of(class: &Class, sent: &BTreeSet<Colour>) -> Self {
+        let mut out = Crossings::default();
+        for (colour, route) in class.routes.iter().filter(|(c, _)| sent.contains(c)) {
+            for position in &route.positions {
+                let mut note = |set: fn(&mut Crossings) -> &mut BTreeSet<Colour>, is: bool| {
+                    if is {
+                        set(&mut out).insert(*colour);
+                    }
+                };
+                note(|c| &mut c.from_north, position.from == Port::North);
+                note(|c| &mut c.from_south, position.from == Port::South);
+                note(|c| &mut c.out_north, position.to.contains(&Port::North));
+                note(|c| &mut c.out_south, position.to.contains(&Port::South));
+            }
+        }
+        out
+    }
+
+    fn add(&mut self, other: &Crossings) {
+        self.out_north.extend(&other.out_north);
+        self.out_south.extend(&other.out_south);
+        self.from_north.extend(&other.from_north);
+        self.from_south.extend(&other.from_south);
+    }
+
+    /// Whether words can pass between this row and the one below it.
+    fn meets(&self, below: &Crossings) -> bool {
+        !self.out_south.is_disjoint(&below.from_north) || !below.out_north.is_disjoint(&self.from_south)
+    }
 }
 
 /// Colours on which any PE sends.
@@ -106,4 +140,32 @@ pub fn network(
     rows: &Rows,
 ) -> Result<Network, Vec<crate::CheckError>> {
     Network::build(program, spec, &|y| rows.chosen.contains(&y))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lower::lower;
+    use crate::text::parse;
+
+    #[test]
+    fn rows_that_talk_are_a_group_and_one_group_stands_for_its_likes() {
+        let text = "wafer 1 x 6 tensor w[6]
+host w in north lanes 0 .. 1 colour 0 tensor w dims 4 at d0
+class top at (0, 0) 1 x 3 step 1 x 2 { buffer v: f32[4] @0 route 0: north -> ramp, south route 1: ramp -> south route 2: north -> ramp
+  task t start { mov v <- in(0) len 4 mov out(1) <- v len 4 } }
+class low at (0, 1) 1 x 2 step 1 x 2 { buffer v: f32[4] @0 route 0: north -> ramp, south route 1: north -> ramp
+  task t start { mov v <- in(0) len 4 mov v <- in(1) len 4 } }
+class end at (0, 5) { buffer v: f32[4] @0 route 0: north -> ramp route 1: north -> ramp
+  task t start { mov v <- in(0) len 4 mov v <- in(1) len 4 } }";
+        let program = parse(text, "groups").unwrap();
+        let spec = crate::FabricSpec::wse2();
+        let rows = choose(&program, &cover(&program), &lower(&program, &spec));
+        assert_eq!(rows.chosen, BTreeSet::from([2, 3, 4, 5]), "the second pair stands for the first");
+        assert_eq!((rows.weight[&2], rows.weight[&4]), ((2, 1), (1, 1)));
+        let checked = crate::check(&program, &spec).unwrap();
+        let flow = crate::flow::time(&checked).unwrap();
+        let event = crate::event::simulate(&checked, Default::default()).unwrap().report;
+        assert_eq!((flow.cycles, flow.words, flow.pes), (event.cycles, event.words, event.pes));
+    }
 }

@@ -21,6 +21,7 @@
 //! slices, `out(colour: wire)`, `out(colour: wire, advance)`. A missing wire is `f32`, missing strides mean contiguous.
 //! Names that are not plain words are quoted.
 
+mod code;
 mod lexer;
 mod parser;
 mod print;

@@ -3,9 +3,8 @@
 use super::ParseError;
 use super::lexer::{Spanned, Token, tokens};
 use crate::program::{
-    Affine, Buffer, Class, Colour, Command, Dest, Direction, HostStream, Lifetime, OpKind, Operand, Port,
-    Position, Region, Route, Slice, Stmt, Task, TensorDecl, TensorMap, Trigger, Var, VectorOp, WaferProgram,
-    Wire,
+    Affine, Buffer, Class, Colour, Direction, HostStream, Lifetime, Port, Position, Region, Route,
+    TensorDecl, TensorMap, Var, WaferProgram, Wire,
 };
 use lapidary_models::dtype::DType;
 
@@ -21,20 +20,19 @@ pub fn parse(text: &str, file: &str) -> Result<WaferProgram, ParseError> {
     Parser { tokens, at: 0, file, depth: 0 }.program()
 }
 
-/// Blocks nested deeper than this are refused, so that a hostile text cannot exhaust the stack.
-const DEEPEST: usize = 64;
-
-struct Parser<'a> {
+/// A text being read.
+pub(super) struct Parser<'a> {
     tokens: Vec<Spanned>,
-    at: usize,
+    pub(super) at: usize,
     file: &'a str,
-    depth: usize,
+    pub(super) depth: usize,
 }
 
-type Parsed<T> = Result<T, ParseError>;
+/// A construct, or the first mistake.
+pub(super) type Parsed<T> = Result<T, ParseError>;
 
 impl Parser<'_> {
-    fn peek(&self) -> &Token {
+    pub(super) fn peek(&self) -> &Token {
         &self.tokens[self.at.min(self.tokens.len() - 1)].token
     }
 
@@ -45,14 +43,14 @@ impl Parser<'_> {
     }
 
     /// An error at the current token.
-    fn expected<T>(&self, what: &str, hint: &str) -> Parsed<T> {
+    pub(super) fn expected<T>(&self, what: &str, hint: &str) -> Parsed<T> {
         let place = &self.tokens[self.at.min(self.tokens.len() - 1)];
         let message = format!("expected {what}, found {}", place.token.describe());
         let (line, column) = (place.line, place.column);
         Err(ParseError { file: self.file.into(), line, column, message, hint: hint.into() })
     }
 
-    fn is_word(&self, word: &str) -> bool {
+    pub(super) fn is_word(&self, word: &str) -> bool {
         matches!(self.peek(), Token::Word(w) if w == word)
     }
 
@@ -60,19 +58,19 @@ impl Parser<'_> {
         matches!(self.peek(), Token::Sign(s) if *s == sign)
     }
 
-    fn eat_word(&mut self, word: &str) -> bool {
+    pub(super) fn eat_word(&mut self, word: &str) -> bool {
         let found = self.is_word(word);
         self.at += usize::from(found);
         found
     }
 
-    fn eat(&mut self, sign: &str) -> bool {
+    pub(super) fn eat(&mut self, sign: &str) -> bool {
         let found = self.is_sign(sign);
         self.at += usize::from(found);
         found
     }
 
-    fn sign(&mut self, sign: &str) -> Parsed<()> {
+    pub(super) fn sign(&mut self, sign: &str) -> Parsed<()> {
         if self.eat(sign) {
             Ok(())
         } else {
@@ -80,7 +78,7 @@ impl Parser<'_> {
         }
     }
 
-    fn word(&mut self, word: &str) -> Parsed<()> {
+    pub(super) fn word(&mut self, word: &str) -> Parsed<()> {
         if self.eat_word(word) {
             Ok(())
         } else {
@@ -88,7 +86,7 @@ impl Parser<'_> {
         }
     }
 
-    fn name(&mut self) -> Parsed<String> {
+    pub(super) fn name(&mut self) -> Parsed<String> {
         match self.peek().clone() {
             Token::Word(w) | Token::Quoted(w) => {
                 self.at += 1;
@@ -98,7 +96,7 @@ impl Parser<'_> {
         }
     }
 
-    fn int<T: TryFrom<i64>>(&mut self, what: &str) -> Parsed<T> {
+    pub(super) fn int<T: TryFrom<i64>>(&mut self, what: &str) -> Parsed<T> {
         if let Token::Int(n) = *self.peek()
             && let Ok(value) = T::try_from(n)
         {
@@ -224,7 +222,7 @@ impl Parser<'_> {
         Ok(TensorMap { tensor, dims, index: self.affine()? })
     }
 
-    fn list(&mut self) -> Parsed<Vec<Affine>> {
+    pub(super) fn list(&mut self) -> Parsed<Vec<Affine>> {
         let mut list = vec![self.affine()?];
         while self.eat(",") {
             list.push(self.affine()?);
@@ -232,7 +230,7 @@ impl Parser<'_> {
         Ok(list)
     }
 
-    fn affine(&mut self) -> Parsed<Affine> {
+    pub(super) fn affine(&mut self) -> Parsed<Affine> {
         let mut sum = Affine::constant(0);
         let mut sign = if self.eat("-") { -1 } else { 1 };
         loop {
@@ -278,7 +276,7 @@ impl Parser<'_> {
         }
     }
 
-    fn colour(&mut self) -> Parsed<Colour> {
+    pub(super) fn colour(&mut self) -> Parsed<Colour> {
         Ok(Colour(self.int("a colour")?))
     }
 
@@ -305,192 +303,6 @@ impl Parser<'_> {
                 return Ok(Route { positions });
             }
         }
-    }
-
-    fn task(&mut self) -> Parsed<Task> {
-        let name = self.name()?;
-        let trigger = self.trigger()?;
-        let times = match self.eat_word("times") {
-            true => self.affine()?,
-            false if trigger == Trigger::Start => Affine::constant(1),
-            false => return self.expected("`times`", "say how often the task runs"),
-        };
-        Ok(Task { name, trigger, times, body: self.block()? })
-    }
-
-    fn trigger(&mut self) -> Parsed<Trigger> {
-        if self.eat_word("start") {
-            return Ok(Trigger::Start);
-        }
-        if self.eat_word("local") {
-            return Ok(Trigger::Local);
-        }
-        if self.eat_word("data") {
-            let (colour, wire) = self.wire_of()?;
-            self.sign(")")?;
-            return Ok(Trigger::Data { colour, wire });
-        }
-        if self.eat_word("control") {
-            self.sign("(")?;
-            let colour = self.colour()?;
-            self.sign(")")?;
-            return Ok(Trigger::Control { colour });
-        }
-        self.expected("a trigger", "start, data(colour: wire), control(colour) or local")
-    }
-
-    /// `(colour` or `(colour: wire`, without the closing parenthesis.
-    fn wire_of(&mut self) -> Parsed<(Colour, Wire)> {
-        self.sign("(")?;
-        let colour = self.colour()?;
-        let wire = if self.eat(":") { self.wire()? } else { Wire::F32 };
-        Ok((colour, wire))
-    }
-
-    fn wire(&mut self) -> Parsed<Wire> {
-        for wire in [Wire::F32, Wire::F16, Wire::Bf16, Wire::F16x2, Wire::Bf16x2] {
-            if self.eat_word(wire.name()) {
-                return Ok(wire);
-            }
-        }
-        self.expected("a wire", "f32, f16, bf16, f16x2 or bf16x2")
-    }
-
-    fn block(&mut self) -> Parsed<Vec<Stmt>> {
-        self.sign("{")?;
-        self.depth += 1;
-        if self.depth > DEEPEST {
-            return self.expected("fewer nested blocks", "write flatter code");
-        }
-        let mut body = Vec::new();
-        while !self.eat("}") {
-            body.push(self.stmt()?);
-        }
-        self.depth -= 1;
-        Ok(body)
-    }
-
-    fn stmt(&mut self) -> Parsed<Stmt> {
-        if self.eat_word("loop") {
-            let count = self.affine()?;
-            return Ok(Stmt::Loop { count, body: self.block()? });
-        }
-        if self.eat_word("par") {
-            self.sign("{")?;
-            let mut ops = Vec::new();
-            while !self.eat("}") {
-                ops.push(self.op()?);
-            }
-            return Ok(Stmt::Par(ops));
-        }
-        if self.eat_word("control") {
-            let colour = self.colour()?;
-            return Ok(Stmt::Control { colour, command: self.command()? });
-        }
-        if self.eat_word("activate") {
-            return Ok(Stmt::Activate(self.name()?));
-        }
-        if self.eat_word("phase") {
-            return Ok(Stmt::Phase(self.name()?));
-        }
-        Ok(Stmt::Op(self.op()?))
-    }
-
-    fn command(&mut self) -> Parsed<Command> {
-        for command in [Command::Advance, Command::Reset, Command::Nothing] {
-            if self.eat_word(super::print::command(command)) {
-                return Ok(command);
-            }
-        }
-        self.expected("a command", "advance, reset or nothing")
-    }
-
-    fn op(&mut self) -> Parsed<VectorOp> {
-        let Some(kind) = OpKind::ALL.into_iter().find(|k| self.is_word(k.name())) else {
-            return self
-                .expected("a statement", "an op such as `mov`, or loop, par, control, activate, phase");
-        };
-        self.at += 1;
-        let dst = self.dest()?;
-        self.sign("<-")?;
-        let mut src = vec![self.operand()?];
-        while self.eat(",") {
-            src.push(self.operand()?);
-        }
-        if src.len() != kind.arity() {
-            let what = format!("{} operands of `{}`", kind.arity(), kind.name());
-            return self.expected(&what, "operands are separated by commas and end at `len`");
-        }
-        self.word("len")?;
-        Ok(VectorOp { kind, dst, src, dims: self.list()? })
-    }
-
-    fn dest(&mut self) -> Parsed<Dest> {
-        if !self.eat_word("out") {
-            return Ok(Dest::Mem(self.slice()?));
-        }
-        let (colour, wire) = self.wire_of()?;
-        let then = if self.eat(",") { Some(self.command()?) } else { None };
-        self.sign(")")?;
-        Ok(match then {
-            Some(then) => Dest::OutThen { colour, wire, then },
-            None => Dest::Out { colour, wire },
-        })
-    }
-
-    fn operand(&mut self) -> Parsed<Operand> {
-        let negative = self.eat("-");
-        let sign = if negative { -1.0 } else { 1.0 };
-        let constant = match *self.peek() {
-            Token::Int(n) => Some(n as f32),
-            Token::Float(v) => Some(v),
-            Token::Word(ref w) if w == "inf" => Some(f32::INFINITY),
-            Token::Word(ref w) if w == "nan" => Some(f32::NAN),
-            _ => None,
-        };
-        if let Some(value) = constant {
-            self.at += 1;
-            return Ok(Operand::Const(sign * value));
-        }
-        if negative {
-            return self.expected("a number", "only numbers can be negative here");
-        }
-        if self.eat_word("trigger") {
-            return Ok(Operand::Trigger);
-        }
-        for stream in [true, false] {
-            if self.eat_word(if stream { "in" } else { "scalar" }) {
-                let (colour, wire) = self.wire_of()?;
-                self.sign(")")?;
-                return Ok(if stream {
-                    Operand::In { colour, wire }
-                } else {
-                    Operand::Scalar { colour, wire }
-                });
-            }
-        }
-        Ok(Operand::Mem(self.slice()?))
-    }
-
-    fn slice(&mut self) -> Parsed<Slice> {
-        let mut slice = Slice { buffer: self.name()?, at: Affine::constant(0), strides: Vec::new() };
-        if !self.eat("[") {
-            return Ok(slice);
-        }
-        slice.at = self.affine()?;
-        if self.eat(";") {
-            slice.strides.push(self.stride()?);
-            while self.eat(",") {
-                slice.strides.push(self.stride()?);
-            }
-        }
-        self.sign("]")?;
-        Ok(slice)
-    }
-
-    fn stride(&mut self) -> Parsed<i64> {
-        let sign = if self.eat("-") { -1 } else { 1 };
-        Ok(sign * self.int::<i64>("a stride")?)
     }
 
     fn host(&mut self) -> Parsed<HostStream> {
