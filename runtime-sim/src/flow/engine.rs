@@ -44,7 +44,8 @@ pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
 /// Whether the PEs of a traced program can all finish if queues never fill.
 pub fn finishes(program: &WaferProgram, spec: &FabricSpec, net: &Network) -> Result<(), FlowError> {
     let classes = lower(program, spec);
-    let all = Rows { chosen: (0..program.height).collect(), weight: Default::default() };
+    let shape_of = (0..classes.len() as u16).collect();
+    let all = Rows { chosen: (0..program.height).collect(), weight: Default::default(), shape_of };
     run(program, spec, net, &classes, &all).map(|_| ())
 }
 

@@ -42,7 +42,7 @@ pub fn report(engine: &Engine, rows: &Rows) -> Report {
         host_out_words,
         host_cycles: engine.spec.host_cycles(host_in_words, host_out_words),
         terms: terms(last, cycles),
-        classes: classes(engine, exact, &weight),
+        classes: classes(engine, rows, exact, &weight),
         phases: phases(engine),
         assumptions: assumptions(engine.spec),
     }
@@ -102,16 +102,17 @@ fn terms(last: Option<&Pe>, cycles: u64) -> BTreeMap<String, u64> {
     named.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
-fn classes(engine: &Engine, cycles: f64, weight: &dyn Fn(u32) -> f64) -> Vec<ClassReport> {
+fn classes(engine: &Engine, rows: &Rows, cycles: f64, weight: &dyn Fn(u32) -> f64) -> Vec<ClassReport> {
     let mut sums = vec![(0.0, 0.0); engine.program.classes.len()];
     for (index, pe) in engine.pes.iter().enumerate() {
         if let Some(pe) = pe {
-            let sum = &mut sums[engine.net.class_of[index] as usize];
+            let sum = &mut sums[rows.shape_of[engine.net.class_of[index] as usize] as usize];
             sum.0 += pe.busy * weight(index as u32);
             sum.1 += weight(index as u32);
         }
     }
-    let all = engine.program.classes.iter().zip(sums).zip(engine.classes);
+    let by_class = rows.shape_of.iter().map(|shape| sums[*shape as usize]);
+    let all = engine.program.classes.iter().zip(by_class).zip(engine.classes);
     let report = |((class, (busy, pes)), lowered): (
         (&crate::program::Class, (f64, f64)),
         &crate::lower::LoweredClass,

@@ -3,7 +3,7 @@
 
 use crate::lower::{Linear, LoweredClass};
 use crate::network::Network;
-use crate::program::{Class, Colour, Direction, Port, WaferProgram};
+use crate::program::{Affine, Class, Colour, Direction, HostStream, Port, Route, WaferProgram};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows to be timed.
@@ -13,6 +13,8 @@ pub struct Rows {
     pub chosen: BTreeSet<u32>,
     /// How many rows each chosen one stands for, by row.
     pub weight: BTreeMap<u32, Weight>,
+    /// Shape of each class: classes of one shape take the same time.
+    pub shape_of: Vec<u16>,
 }
 
 /// A weight as a fraction: rows stood for, over rows chosen for them.
@@ -22,15 +24,16 @@ pub type Weight = (u32, u32);
 /// feeds other edges too.
 pub fn choose(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]) -> Rows {
     let groups = groups(program, class_of);
+    let shape_of = shapes(program, classes);
     let by_row: Vec<Vec<Linear>> = classes.iter().map(|c| c.lengths_of(false)).collect();
     let mut alike: BTreeMap<Vec<Signature>, Vec<Vec<u32>>> = BTreeMap::new();
     for group in groups {
-        let signature = group.iter().map(|y| signature(program, class_of, &by_row, *y)).collect();
+        let signature = group.iter().map(|y| signature(program, class_of, &by_row, &shape_of, *y)).collect();
         alike.entry(signature).or_default().push(group);
     }
     let inputs = || program.host.iter().filter(|h| h.direction == Direction::In);
     let both = inputs().any(|h| h.edge != Port::North);
-    let mut rows = Rows { chosen: BTreeSet::new(), weight: BTreeMap::new() };
+    let mut rows = Rows { chosen: BTreeSet::new(), weight: BTreeMap::new(), shape_of };
     for groups in alike.values() {
         let mut picked: Vec<&Vec<u32>> = groups.last().into_iter().collect();
         picked.extend(groups.first().filter(|_| both && groups.len() > 1));
@@ -43,16 +46,70 @@ pub fn choose(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]
     rows
 }
 
-/// What a row consists of: its classes, and what its counts owe to y.
+/// What a row consists of: shapes of classes by column, and what its counts owe to y.
 type Signature = (Vec<u16>, Vec<i64>);
 
-fn signature(program: &WaferProgram, class_of: &[u16], by_row: &[Vec<Linear>], y: u32) -> Signature {
+fn signature(
+    program: &WaferProgram,
+    class_of: &[u16],
+    by_row: &[Vec<Linear>],
+    shape_of: &[u16],
+    y: u32,
+) -> Signature {
     let width = program.width as usize;
     let row = &class_of[y as usize * width..(y as usize + 1) * width];
     let used: BTreeSet<u16> = row.iter().copied().filter(|c| *c != u16::MAX).collect();
-    let lengths = used.iter().flat_map(|c| &by_row[*c as usize]);
-    let parts = lengths.map(|l| l.part(false, i64::from(y))).collect();
-    (row.to_vec(), parts)
+    let shape = |c: &u16| shape_of.get(*c as usize).copied().unwrap_or(u16::MAX);
+    let ordered: BTreeMap<u16, u16> = used.iter().map(|c| (shape(c), *c)).collect();
+    let lengths = ordered.values().flat_map(|c| &by_row[*c as usize]);
+    let counts = lengths.map(|l| l.part(false, i64::from(y)));
+    let parts = counts.chain(fed_from_the_side(program, y)).collect();
+    (row.iter().map(shape).collect(), parts)
+}
+
+/// What the host does on the west and east edges of a row.
+fn fed_from_the_side(program: &WaferProgram, y: u32) -> impl Iterator<Item = i64> + '_ {
+    let sides = program.host.iter().filter(|h| matches!(h.edge, Port::West | Port::East));
+    let here = move |h: &&HostStream| {
+        let lane = y.checked_sub(h.first).map(|d| (d / h.step.max(1), d % h.step.max(1)));
+        lane.is_some_and(|(n, rest)| rest == 0 && n < h.lanes)
+    };
+    sides.filter(here).flat_map(move |h| {
+        let length = |d: &Affine| d.eval(|v| v.at_place(0, y).unwrap_or(0)).max(0);
+        let words = h.dims.iter().map(length).fold(1, i64::saturating_mul);
+        [h.edge as i64, h.direction as i64, i64::from(h.colour.0), i64::from(h.interval), words]
+    })
+}
+
+/// Numbers classes by shape: the same code and the same routes, whatever the colours are called and however far the
+/// host's words travel on.
+fn shapes(program: &WaferProgram, classes: &[LoweredClass]) -> Vec<u16> {
+    let sent = sent_by_pes(program);
+    let routes: Vec<Vec<Route>> = program.classes.iter().map(|c| local_routes(c, &sent)).collect();
+    let mut distinct: Vec<usize> = Vec::new();
+    let mut shape_of = Vec::new();
+    for (index, class) in classes.iter().enumerate() {
+        let alike = |other: &usize| routes[*other] == routes[index] && classes[*other].tasks == class.tasks;
+        let shape = distinct.iter().position(alike).unwrap_or(distinct.len());
+        if shape == distinct.len() {
+            distinct.push(index);
+        }
+        shape_of.push(shape as u16);
+    }
+    shape_of
+}
+
+/// Routes in order of colours, without the host's words that pass on to other rows.
+fn local_routes(class: &Class, sent: &BTreeSet<Colour>) -> Vec<Route> {
+    let local = |(colour, route): (&Colour, &Route)| {
+        let mut route = route.clone();
+        if !sent.contains(colour) {
+            let vertical = |p: &Port| matches!(p, Port::North | Port::South);
+            route.positions.iter_mut().for_each(|p| p.to.retain(|port| !vertical(port)));
+        }
+        route
+    };
+    class.routes.iter().map(local).collect()
 }
 
 /// Rows joined by words that PEs send from row to row.
@@ -161,8 +218,8 @@ class end at (0, 5) { buffer v: f32[4] @0 route 0: north -> ramp route 1: north 
         let program = parse(text, "groups").unwrap();
         let spec = crate::FabricSpec::wse2();
         let rows = choose(&program, &cover(&program), &lower(&program, &spec));
-        assert_eq!(rows.chosen, BTreeSet::from([2, 3, 4, 5]), "the second pair stands for the first");
-        assert_eq!((rows.weight[&2], rows.weight[&4]), ((2, 1), (1, 1)));
+        assert_eq!(rows.chosen, BTreeSet::from([4, 5]), "the last pair stands for all");
+        assert_eq!(rows.weight[&4], (3, 1));
         let checked = crate::check(&program, &spec).unwrap();
         let flow = crate::flow::time(&checked).unwrap();
         let event = crate::event::simulate(&checked, Default::default()).unwrap().report;
