@@ -43,8 +43,9 @@ pub use tile::{Blocks, Tiles};
 
 use channel::{Wanted, allocate};
 use kernel::scratch_name;
-use lapidary_hardware::Wafer;
 use lapidary_hardware::unit::Hertz;
+use lapidary_hardware::{Precision, Wafer};
+use lapidary_models::dtype::DType;
 use lapidary_runtime_sim::program::{
     Buffer, Class, Coord, Lifetime, Operand, Stmt, TensorMap, Var, VectorOp, WaferProgram,
 };
@@ -66,6 +67,14 @@ pub struct WaferSpec {
     pub colours: u32,
     /// Bytes that can enter (and leave) the wafer in a cycle.
     pub bytes_per_cycle: f64,
+    /// Cycles by which a PE of a chain is behind the one before: up and down the ramp, the hop, the operation.
+    pub hop_cycles: u64,
+    /// Cycles that a vector operation takes beside its elements.
+    pub issue_cycles: u64,
+    /// Multiply-accumulates per cycle into f32 of 16-bit operands.
+    pub narrow_macs: f64,
+    /// Multiply-accumulates per cycle of f32 operands.
+    pub wide_macs: f64,
 }
 
 /// Bytes kept for the code of a PE: the statements of a whole layer are a few hundred instructions.
@@ -74,6 +83,7 @@ const CODE_BYTES: u64 = 4096;
 impl WaferSpec {
     /// The figures of a described wafer at a clock. Without links the edge is taken to carry a word per column.
     pub fn of(wafer: &Wafer, clock: Hertz) -> Self {
+        let macs = |precision| wafer.pe.fmac.get(&precision).map_or(1.0, |rate| rate.0);
         let edge = wafer.fabric.usable.width as f64 * wafer.router.word.0;
         WaferSpec {
             sram_bytes: wafer.pe.sram.0 as u64,
@@ -81,6 +91,18 @@ impl WaferSpec {
             code_bytes: CODE_BYTES,
             colours: wafer.router.colours as u32,
             bytes_per_cycle: wafer.ingress.as_ref().map_or(edge, |links| links.bandwidth().0 / clock.0),
+            hop_cycles: 2 * wafer.router.ramp.0 + wafer.router.hop.0 + 1,
+            issue_cycles: wafer.pe.call_overhead.0,
+            narrow_macs: macs(Precision::Mixed),
+            wide_macs: macs(Precision::Fp32),
+        }
+    }
+
+    /// Multiply-accumulates per cycle into f32.
+    pub fn macs_per_cycle(&self, operands: DType) -> f64 {
+        match operands {
+            DType::F16 | DType::Bf16 => self.narrow_macs,
+            DType::F32 | DType::I32 => self.wide_macs,
         }
     }
 
@@ -206,7 +228,7 @@ fn build_class(
     role: Role,
 ) -> Result<(Class, ClassReport), WaferError> {
     let mut class = Class { name: role.name, regions: role.regions, ..Class::default() };
-    let site = |phase| Site { placed, colours, at: role.sample, phase };
+    let site = |phase| Site { placed, spec, colours, at: role.sample, phase };
     let mut body = Vec::new();
     for (phase, op) in placed.ops.iter().enumerate() {
         body.push(Stmt::Phase(op.name.clone()));
@@ -239,7 +261,7 @@ pub fn memory_peak(placed: &Placed, spec: &WaferSpec) -> Result<u64, WaferError>
     check(placed)?;
     let colours = Colours::default();
     let peak = |role: Role| {
-        let site = Site { placed, colours: &colours, at: role.sample, phase: 0 };
+        let site = Site { placed, spec, colours: &colours, at: role.sample, phase: 0 };
         ClassMemory::plan(placed, spec, &site, &role.name, &Partners::new()).map(|memory| memory.peak)
     };
     roles(placed).into_iter().try_fold(0, |most, role| Ok(most.max(peak(role)?)))

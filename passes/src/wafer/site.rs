@@ -1,5 +1,6 @@
 //! One PE of a class, seen from the code that is generated for it: what it holds and whom it talks to.
 
+use super::WaferSpec;
 use super::channel::{Channel, Colours};
 use super::placed::{Heads, Layout, Placed};
 use super::tile::Tiles;
@@ -11,6 +12,8 @@ use lapidary_runtime_sim::program::{Affine, Colour, Coord, Var, Wire};
 pub struct Site<'a> {
     /// The computation.
     pub placed: &'a Placed,
+    /// The wafer.
+    pub spec: &'a WaferSpec,
     /// The colours of its channels.
     pub colours: &'a Colours,
     /// Where the PE is.

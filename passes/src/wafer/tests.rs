@@ -4,8 +4,17 @@ use super::*;
 use lapidary_models::dtype::DType;
 use lapidary_runtime_sim::{FabricSpec, check as check_program, event};
 
-const SPEC: WaferSpec =
-    WaferSpec { sram_bytes: 49152, banks: 8, code_bytes: 4096, colours: 24, bytes_per_cycle: 1e9 };
+const SPEC: WaferSpec = WaferSpec {
+    sram_bytes: 49152,
+    banks: 8,
+    code_bytes: 4096,
+    colours: 24,
+    bytes_per_cycle: 1e9,
+    hop_cycles: 6,
+    issue_cycles: 6,
+    narrow_macs: 2.0,
+    wide_macs: 1.0,
+};
 
 /// Reproducible values of about unit size.
 fn noise(seed: u64, count: usize) -> Vec<f32> {
