@@ -33,7 +33,8 @@ fn error(stored: &Stored, grid: (u32, u32), mup: Mup) -> f64 {
     let artifact = compile(stored, grid, mup, Scope::Whole);
     let [stage] = &artifact.stages[..] else { panic!("one program") };
     let generated = &stage.generated;
-    let checked = check(&generated.program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
+    let checked =
+        check(&generated.program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
     let params = stored.params::<f64>(&stored.spec);
     let params: BTreeMap<&String, Vec<f32>> =
         params.iter().map(|(name, tensor)| (name, tensor.data.iter().map(|v| *v as f32).collect())).collect();
@@ -41,7 +42,8 @@ fn error(stored: &Stored, grid: (u32, u32), mup: Mup) -> f64 {
     let values = |data: &lapidary_passes::wafer::HostData| {
         data.values(|name| params.get(&name.to_owned()).map(Vec::as_slice), &ids)
     };
-    let tensors = generated.host.iter().filter_map(|(name, data)| Some((name.clone(), values(data)?))).collect();
+    let tensors =
+        generated.host.iter().filter_map(|(name, data)| Some((name.clone(), values(data)?))).collect();
     let run = event::simulate(&checked, tensors).unwrap_or_else(|fault| panic!("{fault}"));
     let (found, expected) = (&run.tensors["output"], &stored.expected["logits"].data);
     assert_eq!(found.len(), expected.len());
@@ -71,7 +73,8 @@ fn a_layer_takes_the_same_time_at_both_levels() {
     assert_eq!(stages, [("layer", 3), ("after", 1)]);
     let program = &artifact.main().unwrap().generated.program;
     let checked = check(program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
-    let (flow, event) = (flow::time(&checked).unwrap(), event::simulate(&checked, BTreeMap::new()).unwrap().report);
+    let (flow, event) =
+        (flow::time(&checked).unwrap(), event::simulate(&checked, BTreeMap::new()).unwrap().report);
     let apart = flow.cycles.abs_diff(event.cycles) as f64 / event.cycles as f64;
     assert!(apart < 0.05, "flow {} and event {}", flow.cycles, event.cycles);
 }

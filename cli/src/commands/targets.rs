@@ -4,9 +4,10 @@ use crate::failure::Failure;
 use crate::show;
 
 /// Name, machine, what is emitted.
-const TARGETS: [[&str; 3]; 2] = [
+const TARGETS: [[&str; 3]; 3] = [
     ["a100", "a100-80gb", "program.json, kernels/*.cu, *.ptx, *.cubin (sm_80), ir/*.mlir, report.json"],
-    ["cg1-sim", "cg1", "program.json, program.wafer, ir/*.mlir, report.json"],
+    ["cg1-sim", "cg1", "program.json, *.wafer (a text for each stage), ir/*.mlir, report.json"],
+    ["cpu", "host", "program.json, ir/*.mlir, report.json"],
 ];
 
 /// Runs the verb.

@@ -64,12 +64,13 @@ fn passes(job: &Job<'_>) -> Result<Pipeline, Failure> {
 /// The target's own passes, with the machine's figures as options.
 fn target_passes(job: &Job<'_>) -> String {
     let passes = pipeline::pipeline_text(job.goal, job.mup, &Fusion::On);
-    match &job.machine.device {
-        Device::Wafer(wafer) => {
+    match job.machine.as_ref().map(|machine| &machine.device) {
+        None => passes,
+        Some(Device::Wafer(wafer)) => {
             let usable = wafer.fabric.usable;
             format!("{passes},lower-to-wafer{{width={} height={}}}", usable.width, usable.height)
         }
-        Device::Gpu(gpu) => {
+        Some(Device::Gpu(gpu)) => {
             format!(
                 "{passes},lower-to-cuda{{arch={} processors={}}}",
                 gpu.architecture, gpu.multiprocessor.count

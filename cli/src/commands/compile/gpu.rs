@@ -6,6 +6,7 @@ use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::{show, toolchain};
+use lapidary_hardware::HardwareSpec;
 use lapidary_passes::cuda::Lowered;
 use lapidary_passes::report::PipelineReport;
 use lapidary_runtime_gpu::compile::{
@@ -35,7 +36,7 @@ pub fn emit(
             .help("end it with lower-to-cuda")
     })?;
     let Lowered { mut program, sources, .. } = lowered;
-    account(job, &program, report);
+    account(&program, report);
     if let Some(failure) = over(job, report) {
         return Ok(Emitted { over: Some(failure) });
     }
@@ -74,7 +75,7 @@ fn checked(program: &GpuProgram) -> Result<(), Failure> {
 
 /// Architecture of the machine's GPUs.
 fn arch<'j>(job: &'j Job<'_>) -> &'j str {
-    job.machine.gpu().map_or("sm_80", |gpu| gpu.architecture.as_str())
+    job.machine.as_ref().and_then(HardwareSpec::gpu).map_or("sm_80", |gpu| &gpu.architecture)
 }
 
 /// PTX and cubin of every source; nothing, with a warning, where NVRTC is missing and nobody insisted.
@@ -108,7 +109,7 @@ fn compile(job: &Job<'_>, nvrtc: &Nvrtc, sources: &[Source]) -> Result<Vec<Compi
     })
 }
 
-fn account(job: &Job<'_>, program: &GpuProgram, report: &mut Report) {
+fn account(program: &GpuProgram, report: &mut Report) {
     for (class, kind) in CLASSES {
         report.memory_bytes.insert(class.to_string(), program.bytes_of(kind));
     }
@@ -116,35 +117,32 @@ fn account(job: &Job<'_>, program: &GpuProgram, report: &mut Report) {
         "arena {} of {} without reuse, machine {}",
         show::bytes(program.arena_bytes),
         show::bytes(program.arena_naive_bytes),
-        job.machine.name
+        report.machine
     );
 }
 
 /// Whether the program exceeds a device, with the smallest change that fits.
 fn over(job: &Job<'_>, report: &mut Report) -> Option<Failure> {
-    let (total, capacity) = (report.memory_bytes.values().sum::<u64>(), report.memory_capacity_bytes);
-    if total <= capacity {
-        return None;
-    }
+    let (total, machine) = (report.memory_bytes.values().sum::<u64>(), job.machine.as_ref()?);
+    let capacity = report.memory_capacity_bytes.filter(|capacity| total > *capacity)?;
     let (class, bytes) = report.memory_bytes.iter().max_by_key(|(_, bytes)| **bytes)?;
     let reason = format!(
         "{} needs {} on each {}, {} more than its {}; {class} is the largest part with {}",
         job.spec.name,
         show::bytes(total),
-        job.machine.device.product(),
+        machine.device.product(),
         show::bytes(total - capacity),
         show::bytes(capacity),
         show::bytes(*bytes),
     );
-    let change = smallest_change(job, report);
+    let change = smallest_change(job, report, capacity);
     report.does_not_fit = Some(reason.clone());
     report.smallest_change = Some(change.clone());
     Some(Failure::new(Exit::DoesNotFit, reason).help(change))
 }
 
 /// Weights stay whatever the batch; the rest shrinks with it.
-fn smallest_change(job: &Job<'_>, report: &Report) -> String {
-    let capacity = report.memory_capacity_bytes;
+fn smallest_change(job: &Job<'_>, report: &Report, capacity: u64) -> String {
     let weights = report.memory_bytes.get("weights").copied().unwrap_or(0);
     let rest = report.memory_bytes.values().sum::<u64>() - weights;
     let batch = job.graph.dims.batch;

@@ -1,5 +1,6 @@
 //! `lapidary compile`: model in, artifact out; the stages in order, each with its clock.
 
+mod cpu;
 mod emit;
 mod front;
 mod gpu;
@@ -22,7 +23,8 @@ use report::Report;
 pub struct Job<'a> {
     args: &'a Compile,
     spec: ModelSpec,
-    machine: HardwareSpec,
+    /// None for the host.
+    machine: Option<HardwareSpec>,
     graph: Graph,
     goal: Goal,
     mup: Mup,
@@ -49,7 +51,8 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
     let stopped = front::run(&job, &mut progress, |module, passes, progress| {
         let emitted = match args.target {
             Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,
-            _ => gpu::emit(&job, passes, &mut artifact, &mut report, progress)?,
+            Target::Cpu => cpu::emit(&job, module, &mut artifact, &mut report, progress)?,
+            Target::A100 => gpu::emit(&job, passes, &mut artifact, &mut report, progress)?,
         };
         Ok(emitted)
     })?;
@@ -76,8 +79,8 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
 fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     let emit = Emit::parse(&args.emit, args.target)?;
     let spec = input::model(&args.model)?.spec;
-    let machine = input::machine(args.machine.as_deref().unwrap_or(default_machine(args.target)))?;
-    let goal = goal(args.target, &machine)?;
+    let machine = machine(args)?;
+    let goal = goal(args.target, machine.as_ref())?;
     if let Some(plan) = &args.plan {
         front::check_plan(plan)?;
     }
@@ -97,25 +100,31 @@ fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs: global.jobs.map_or_else(cores, usize::from) })
 }
 
-fn default_machine(target: Target) -> &'static str {
-    match target {
+/// The machine that was named or the target's own; the host is none.
+fn machine(args: &Compile) -> Result<Option<HardwareSpec>, Failure> {
+    let own = match args.target {
+        Target::A100 => "a100-80gb",
         Target::Cg1Sim => "cg1",
-        Target::A100 | Target::Cpu => "a100-80gb",
-    }
+        Target::Cpu => return Ok(None),
+    };
+    input::machine(args.machine.as_deref().unwrap_or(own)).map(Some)
 }
 
-fn goal(target: Target, machine: &HardwareSpec) -> Result<Goal, Failure> {
+fn goal(target: Target, machine: Option<&HardwareSpec>) -> Result<Goal, Failure> {
     let wrong = |what: &str| {
-        let message = format!("target {} needs {what}, and {} has none", name(target), machine.name);
-        Err(Failure::new(Exit::InvalidInput, message).help("see `lapidary machines list`"))
+        let found = machine.map_or("the host", |machine| machine.name.as_str());
+        Err(Failure::new(
+            Exit::InvalidInput,
+            format!("target {} needs {what}, and {found} has none", name(target)),
+        )
+        .help("see `lapidary machines list`"))
     };
     match target {
-        Target::A100 if machine.gpu().is_none() => wrong("GPUs"),
+        Target::A100 if machine.and_then(HardwareSpec::gpu).is_none() => wrong("GPUs"),
         Target::A100 => Ok(Goal::Gpu),
-        Target::Cg1Sim if machine.wafer().is_none() => wrong("wafers"),
+        Target::Cg1Sim if machine.and_then(HardwareSpec::wafer).is_none() => wrong("wafers"),
         Target::Cg1Sim => Ok(Goal::Wafer),
-        Target::Cpu => Err(Failure::new(Exit::Unsupported, "target cpu is not compiled for yet")
-            .help("the targets are a100 and cg1-sim")),
+        Target::Cpu => Ok(Goal::Cpu),
     }
 }
 

@@ -39,8 +39,8 @@ pub struct Report {
     pub fusion: Option<Fusion>,
     /// Memory of a device by class.
     pub memory_bytes: IndexMap<String, u64>,
-    /// What a device has.
-    pub memory_capacity_bytes: u64,
+    /// What a device has; absent for the host.
+    pub memory_capacity_bytes: Option<u64>,
     /// Why the program cannot be used; absent when it fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub does_not_fit: Option<String>,
@@ -114,7 +114,7 @@ impl Report {
             model: job.spec.name.clone(),
             parameters: job.graph.parameters(),
             target: name(job.args.target),
-            machine: job.machine.name.clone(),
+            machine: job.machine.as_ref().map_or("host", |machine| &machine.name).to_string(),
             mode: job.graph.mode.name(),
             batch: dims.batch,
             seq_len: dims.seq,
@@ -123,7 +123,7 @@ impl Report {
             passes: Vec::new(),
             fusion: None,
             memory_bytes: IndexMap::new(),
-            memory_capacity_bytes: job.machine.device.memory().0 as u64,
+            memory_capacity_bytes: job.machine.as_ref().map(|machine| machine.device.memory().0 as u64),
             does_not_fit: None,
             smallest_change: None,
             warnings: Vec::new(),

@@ -104,8 +104,13 @@ fn print_memory(report: &Report) {
     }
     let parts = report.memory_bytes.iter().filter(|(_, bytes)| **bytes > 0);
     let parts: Vec<String> = parts.map(|(class, bytes)| format!("{class} {}", show::bytes(*bytes))).collect();
-    let (used, capacity) = (show::bytes(total), show::bytes(report.memory_capacity_bytes));
-    println!("\ndevice memory: {used} of {capacity} ({})", parts.join(", "));
+    let capacity = report.memory_capacity_bytes.map(|bytes| format!(" of {}", show::bytes(bytes)));
+    println!(
+        "\ndevice memory: {}{} ({})",
+        show::bytes(total),
+        capacity.unwrap_or_default(),
+        parts.join(", ")
+    );
 }
 
 fn print_times(passes: &PipelineReport, times: &[(String, Duration)]) {

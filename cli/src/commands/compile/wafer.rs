@@ -20,7 +20,9 @@ pub fn emit(
     progress: &mut Progress,
 ) -> Result<Emitted, Failure> {
     let options = EmitOptions::default();
-    let placed = progress.stage("placing on the wafer", || wafer::emit(module, &job.machine, &options));
+    let machine =
+        job.machine.as_ref().ok_or_else(|| Failure::new(Exit::InvalidInput, "no wafer is named"))?;
+    let placed = progress.stage("placing on the wafer", || wafer::emit(module, machine, &options));
     let placed = match placed {
         Ok(placed) => placed,
         Err(error) => return over(error, report),
@@ -29,7 +31,7 @@ pub fn emit(
     let programs = WaferArtifact {
         model: job.spec.name.clone(),
         tokens: Some(job.graph.dims.tokens()),
-        fabric: job.machine.wafer().map(FabricSpec::from).unwrap_or_default(),
+        fabric: machine.wafer().map(FabricSpec::from).unwrap_or_default(),
         stages: placed.stages.into_iter().map(stage).collect(),
     };
     progress.stage("checking the programs", || checked(&programs))?;

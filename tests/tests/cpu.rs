@@ -1,0 +1,224 @@
+//! The host program computes what the reference computes: on random models and on stored ones.
+
+use lapidary_models::{DType, Dims, Graph, Mode, ModelSpec, mup, testing};
+use lapidary_passes::cpu::{self, HostFunction, HostModule, HostParam, Options};
+use lapidary_passes::fusion::{self, Rules, Step};
+use lapidary_runtime_cpu::program::WeightType;
+use lapidary_runtime_cpu::{
+    Engine, Generation, LoadOptions, Model, Sampling, TensorView, WeightError, Weights, Which, generate,
+};
+use lapidary_tests::checkpoint::{STORED, Stored, random_params};
+use lapidary_tests::oracle::{Oracle, Params, Tensor, fold_params};
+use proptest::prelude::*;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+struct Stock<'p>(&'p Params<f64>);
+
+impl Weights for Stock<'_> {
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightError> {
+        let t = self.0.get(name).ok_or_else(|| WeightError::Missing { name: name.into() })?;
+        let bytes = t.data.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
+        let shape = t.shape.iter().map(|n| *n as u64).collect();
+        Ok(TensorView { dtype: DType::F32, shape, bytes: Cow::Owned(bytes) })
+    }
+}
+
+fn host_function(f: &lapidary_models::Function, params: Vec<HostParam>, rules: &Rules) -> HostFunction {
+    let plan = fusion::plan(f, rules);
+    let kernel = |step: &Step| match step {
+        Step::Region(r) => Some(plan.regions[*r].nodes.clone()),
+        Step::Keep(n) => matches!(f.nodes[*n].op, lapidary_models::Op::Repeat { .. }).then(|| vec![*n]),
+    };
+    HostFunction { function: f.clone(), params, kernels: plan.steps.iter().filter_map(kernel).collect() }
+}
+
+fn module(spec: &ModelSpec, rules: &Rules, folded: bool) -> HostModule {
+    let graph = cpu::host_graph(spec).expect("a graph");
+    let fold = if folded { mup::inference_fold(spec) } else { None };
+    let scale = |name: &str| fold.as_ref().map_or(1.0, |f| f.scale(name));
+    let params: Vec<HostParam> =
+        graph.params.iter().map(|p| HostParam { name: p.name.clone(), scale: scale(&p.name) }).collect();
+    let graph = fold.as_ref().map_or(graph.clone(), |f| f.apply(&graph));
+    HostModule {
+        name: spec.name.clone(),
+        layers: spec.n_layers,
+        vocab: spec.vocab,
+        max_seq: spec.max_seq,
+        layer: host_function(graph.layer(), params.clone(), rules),
+        main: host_function(graph.main(), params, rules),
+    }
+}
+
+fn load(
+    spec: &ModelSpec,
+    params: &Params<f64>,
+    rules: &Rules,
+    folded: bool,
+    weights: WeightType,
+    engine: Engine,
+) -> Model {
+    let program =
+        cpu::lower(&module(spec, rules, folded), &Options { weights }).unwrap_or_else(|e| panic!("{e}"));
+    let text = program.to_json();
+    let back = lapidary_runtime_cpu::CpuProgram::from_json(&text).expect("reads back");
+    assert_eq!(back, program);
+    let checked = back.check().unwrap_or_else(|e| panic!("{e}"));
+    Model::load(checked, &Stock(params), LoadOptions { jobs: 2, engine }).expect("loads")
+}
+
+fn reference(spec: &ModelSpec, params: &Params<f64>, ids: &[u32]) -> Tensor<f64> {
+    let graph = Graph::build(spec, Mode::Forward, Dims { batch: 1, seq: ids.len() as u64, cached: 0 })
+        .expect("a graph");
+    Oracle { graph: &graph, params }.run(&[ids.to_vec()], &mut BTreeMap::new()).logits
+}
+
+/// Largest difference, relative to the largest value.
+fn distance(found: &[f32], expected: &[f64]) -> f64 {
+    let scale = expected.iter().map(|x| x.abs()).fold(1e-3, f64::max);
+    found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / scale
+}
+
+fn rules() -> [Rules; 2] {
+    [Rules::none(), Rules::all()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_models_agree_with_the_reference(
+        spec in testing::specs(), seed in 0u64..1000, fused in 0usize..2, cut in 1usize..8,
+        engine in prop_oneof![Just(Engine::Compiled), Just(Engine::Interpreted)],
+    ) {
+        let params = random_params::<f64>(&spec, seed);
+        let model = load(&spec, &params, &rules()[fused], false, WeightType::F32, engine);
+        let id = |i: u64| ((seed + 7 * i * i + 3 * i) % spec.vocab) as u32;
+        let prompts: Vec<Vec<u32>> = [12, 5, 9].iter().map(|n| (0..*n).map(|i| id(i + n)).collect()).collect();
+        let vocab = spec.vocab as usize;
+        let rows = spec.vocab_rows() as usize;
+        let expected: Vec<Tensor<f64>> = prompts.iter().map(|p| reference(&spec, &params, p)).collect();
+        let row = |s: usize, t: usize| &expected[s].data[t * rows..][..vocab];
+        // all logits of a ragged batch at once
+        let mut session = model.session(3, 12).expect("room");
+        let lists: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let logits = session.extend(&lists, Which::All).expect("runs");
+        let mut at = 0;
+        for (s, prompt) in prompts.iter().enumerate() {
+            for t in 0..prompt.len() {
+                let d = distance(logits.row(at), row(s, t));
+                prop_assert!(d < 2e-4, "sequence {s} token {t}: {d}");
+                at += 1;
+            }
+        }
+        // a prefix, then the rest one by one where there is some
+        let mut session = model.session(3, 12).expect("room");
+        let cut_at = |p: &Vec<u32>| cut.min(p.len());
+        let heads: Vec<&[u32]> = prompts.iter().map(|p| &p[..cut_at(p)]).collect();
+        let logits = session.prefill(&heads).expect("runs");
+        for s in 0..3 {
+            let d = distance(logits.row(s), row(s, cut_at(&prompts[s]) - 1));
+            prop_assert!(d < 2e-4, "prefix of {s}: {d}");
+        }
+        for step in cut..12 {
+            let next: Vec<&[u32]> = prompts.iter().map(|p| p.get(step..step + 1).unwrap_or(&[])).collect();
+            let logits = session.prefill(&next).expect("runs");
+            for (at, s) in (0..3).filter(|s| step < prompts[*s].len()).enumerate() {
+                let d = distance(logits.row(at), row(s, step));
+                prop_assert!(d < 2e-4, "sequence {s} step {step}: {d}");
+            }
+        }
+    }
+}
+
+#[test]
+fn stored_models_agree() {
+    for name in STORED {
+        let stored = Stored::open(name);
+        let params = stored.params::<f64>(&stored.spec);
+        let ids: Vec<&[u32]> = stored.ids.iter().map(Vec::as_slice).collect();
+        let vocab = stored.spec.vocab as usize;
+        for (rules, folded, engine) in [
+            (Rules::none(), false, Engine::Interpreted),
+            (Rules::none(), true, Engine::Compiled),
+            (Rules::all(), false, Engine::Compiled),
+            (Rules::all(), true, Engine::Compiled),
+            (Rules::all(), true, Engine::Interpreted),
+        ] {
+            let model = load(&stored.spec, &params, &rules, folded, WeightType::F32, engine);
+            let mut session = model.session(ids.len(), ids[0].len()).expect("room");
+            let mut hidden: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+            let logits = session
+                .watch(&ids, Which::All, &mut |o| {
+                    let rows = (0..o.rows).flat_map(|r| o.data[r * o.pitch..][..o.width].iter().copied());
+                    let name = match o.layer {
+                        Some(layer) if o.value == "mlp.residual" => format!("hidden.{}", layer + 1),
+                        None if o.value.starts_with("final_norm") => "final_norm".into(),
+                        None if o.value.starts_with("embed") => "hidden.0".into(),
+                        _ => return,
+                    };
+                    hidden.insert(name, rows.collect());
+                })
+                .expect("runs");
+            let expected = &stored.expected["logits"];
+            let mut worst = 0f64;
+            for row in 0..logits.rows() {
+                for (a, b) in logits.row(row).iter().zip(&expected.data[row * vocab..]) {
+                    worst = worst.max((f64::from(*a) - b).abs());
+                }
+            }
+            println!(
+                "{name} {rules:?} folded {folded} {engine:?}: logits {worst:.2e}, kernels {:?}",
+                model.kernels()
+            );
+            assert!(worst < 2e-4);
+            if !folded {
+                for (name, found) in &hidden {
+                    let Some(t) = stored.expected.get(name) else { continue };
+                    // The last stored hidden state may be the normalised one.
+                    let worst =
+                        found.iter().zip(&t.data).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+                    println!("   {name} {worst:.2e}");
+                }
+            }
+            let greedy = stored.json("greedy.json");
+            for case in
+                greedy["cases"].as_array().or_else(|| greedy.as_array()).unwrap_or_else(|| panic!("{greedy}"))
+            {
+                let list = |key: &str| -> Vec<u32> {
+                    case[key]
+                        .as_array()
+                        .unwrap_or_else(|| panic!("{case}"))
+                        .iter()
+                        .map(|x| x.as_u64().unwrap() as u32)
+                        .collect()
+                };
+                let (prompt, expected) = (list("prompt"), list("continuation"));
+                let mut session = model.session(1, prompt.len() + expected.len()).expect("room");
+                let ask = Generation { max_new: expected.len(), stop: vec![], sampling: Sampling::GREEDY };
+                let made = generate(&mut session, &[&prompt], &ask, |_, _| {}).expect("runs");
+                assert_eq!(made[0].0, expected, "{name}");
+            }
+        }
+        let bf16 = load(&stored.spec, &params, &Rules::all(), true, WeightType::Bf16, Engine::Compiled);
+        let mut session = bf16.session(ids.len(), ids[0].len()).expect("room");
+        let logits = session.extend(&ids, Which::All).expect("runs");
+        let expected = &stored.expected["logits"].data;
+        let same = (0..logits.rows()).filter(|r| {
+            let best = |row: &[f64]| (0..vocab).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+            let found: Vec<f64> = logits.row(*r).iter().map(|x| f64::from(*x)).collect();
+            best(&found) == best(&expected[r * vocab..][..vocab])
+        });
+        let share = same.count() as f64 / logits.rows() as f64;
+        println!("{name} bf16: {share}");
+        assert!(share >= 0.9);
+    }
+}
+
+#[test]
+fn folded_params_are_the_folded_weights() {
+    let stored = Stored::open("crystal-tiny");
+    let fold = mup::inference_fold(&stored.spec).expect("folds");
+    let params = stored.params::<f64>(&stored.spec);
+    assert_ne!(fold_params(&params, &fold), params);
+}
