@@ -82,7 +82,7 @@ pub enum EmitError {
         /// The stage.
         stage: String,
         /// What is wrong.
-        error: WaferError,
+        error: Box<WaferError>,
     },
     /// The machine is no wafer.
     #[error("{machine} has no wafer to place anything on")]
@@ -207,7 +207,7 @@ impl<'c> Draft<'c> {
         let (ops, sources): (Vec<_>, Vec<_>) = self.ops.into_iter().unzip();
         let placed = Placed { width, height, tokens, heads, dtype, values: self.values, ops };
         let generated = generate(&placed, spec)
-            .map_err(|error| EmitError::Placement { stage: self.name.clone(), error })?;
+            .map_err(|error| EmitError::Placement { stage: self.name.clone(), error: Box::new(error) })?;
         for (phase, ops) in generated.report.phases.iter().zip(&sources) {
             for (op, rect) in ops.iter().filter_map(|op| Some((*op, Placement::of(*op)?.rect))) {
                 Placement { rect, sram_bytes: phase.sram_bytes, colours: phase.colours.clone() }.store(op);
@@ -586,13 +586,15 @@ impl<'c> Reader<'c> {
         let step = step(other).ok_or_else(|| PassError::at(op, "its function is not known"))?;
         // A step on what the op before has just made joins that op's chain.
         let input = self.draft.name_of(op, operand)?;
-        if let Some((PlacedOp { kind: OpKind::Map(map), .. }, sources)) = self.draft.ops.last_mut() {
-            if map.output == input && operand.has_one_use() && step.operand() != Some(&map.output) {
-                map.steps.push(step);
-                sources.push(op);
-                self.draft.names.push((result, input));
-                return Ok(());
-            }
+        if let Some((PlacedOp { kind: OpKind::Map(map), .. }, sources)) = self.draft.ops.last_mut()
+            && map.output == input
+            && operand.has_one_use()
+            && step.operand() != Some(&map.output)
+        {
+            map.steps.push(step);
+            sources.push(op);
+            self.draft.names.push((result, input));
+            return Ok(());
         }
         let later = |user: &Op<'c>| *user != op && op.is_before(*user);
         let output = if operand.users().iter().any(later) {

@@ -91,22 +91,22 @@ impl<'a> Site<'a> {
     }
 
     /// To the next column of the ring of the row.
-    pub fn to_next(&self) -> Colour {
+    pub fn next_column(&self) -> Colour {
         self.channel(if self.is_last() { Channel::Wrap } else { self.east() })
     }
 
     /// From the previous column of the ring of the row.
-    pub fn from_previous(&self) -> Colour {
+    pub fn previous_column(&self) -> Colour {
         self.channel(if self.at.x == 0 { Channel::Wrap } else { self.west() })
     }
 
     /// To the next column of the ring of the head block.
-    pub fn to_next_of(&self, head: &HeadSite) -> Colour {
+    pub fn next_of(&self, head: &HeadSite) -> Colour {
         self.channel(if head.column + 1 == head.shape.columns { Channel::HeadWrap } else { self.east() })
     }
 
     /// From the previous column of the ring of the head block.
-    pub fn from_previous_of(&self, head: &HeadSite) -> Colour {
+    pub fn previous_of(&self, head: &HeadSite) -> Colour {
         self.channel(if head.column == 0 { Channel::HeadWrap } else { self.west() })
     }
 

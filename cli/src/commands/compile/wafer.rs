@@ -60,7 +60,7 @@ fn over(error: EmitError, report: &mut Report) -> Result<Emitted, Failure> {
     let reason = error.to_string();
     match error {
         EmitError::Module(error) => Err(failed(false, "wafer", &error.diagnostics(), &reason)),
-        EmitError::Placement { error: WaferError::Unsupported { .. }, .. } => {
+        EmitError::Placement { error, .. } if matches!(*error, WaferError::Unsupported { .. }) => {
             Err(Failure::new(Exit::Unsupported, reason))
         }
         EmitError::Placement { .. } => {

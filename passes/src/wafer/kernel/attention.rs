@@ -284,7 +284,7 @@ impl Kernel<'_> {
 
     /// Sends the block to the next column of the head block and takes that of the column before.
     fn turn(&self, elements: i64) -> Vec<Stmt> {
-        self.exchange(self.site.to_next_of(&self.head), self.site.from_previous_of(&self.head), elements)
+        self.exchange(self.site.next_of(&self.head), self.site.previous_of(&self.head), elements)
     }
 
     /// Sends the block to the row below, where there is one, and takes that of the row above.

@@ -105,8 +105,8 @@ impl<'a> Kernel<'a> {
     fn share_sums(&self) -> Vec<Stmt> {
         let sums = || slice(&self.name("sums"), 0);
         let all = || dims([self.sums() * self.tokens]);
-        let come = words(self.site.from_previous(), Wire::F32);
-        let on = send(self.site.to_next(), Wire::F32);
+        let come = words(self.site.previous_column(), Wire::F32);
+        let on = send(self.site.next_column(), Wire::F32);
         let back = self.site.channel(Channel::Back);
         if self.site.is_last() {
             let mut body = vec![op(OpKind::Add, to(sums()), [from(sums()), come], all())];

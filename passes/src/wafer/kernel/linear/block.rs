@@ -110,7 +110,7 @@ impl<'a> Block<'a> {
         let (sums, first) = (self.at(slot), self.head.first_token());
         let result = strided(value, head * (tokens * dim) + feature, &[dim]);
         let own = from(slice(&k.sum(), sums.clone() + first.clone()));
-        let come = words(k.site.from_previous(), Wire::F32);
+        let come = words(k.site.previous_column(), Wire::F32);
         let keep = op(OpKind::Add, to(result), [own, come], dims([tokens]));
         let end = first + Affine::constant(tokens);
         let beyond = |limit: i64| Affine::constant(limit) - end.clone();

@@ -164,15 +164,15 @@ impl Kernel<'_> {
 
     /// Adds the own sums to those that come, and sends them on.
     fn pass(&self, first: impl Into<Affine>, count: impl Into<Affine>) -> Stmt {
-        let come = words(self.site.from_previous(), Wire::F32);
+        let come = words(self.site.previous_column(), Wire::F32);
         let own = from(slice(&self.sum(), first));
-        op(OpKind::Add, send(self.site.to_next(), Wire::F32), [own, come], vec![count.into()])
+        op(OpKind::Add, send(self.site.next_column(), Wire::F32), [own, come], vec![count.into()])
     }
 
     /// Begins the ring of sums.
     fn begin(&self, first: impl Into<Affine>, count: impl Into<Affine>) -> Stmt {
         let own = from(slice(&self.sum(), first));
-        op(OpKind::Mov, send(self.site.to_next(), Wire::F32), [own], vec![count.into()])
+        op(OpKind::Mov, send(self.site.next_column(), Wire::F32), [own], vec![count.into()])
     }
 
     /// An output of another block, passed on whole.
@@ -199,7 +199,7 @@ impl Kernel<'_> {
     fn own_column(&self, value: &str) -> Vec<Stmt> {
         let row = Affine::term(Var::Loop(0), self.tokens());
         let start = self.linear.accumulate.then(|| from(slice(value, row.clone())));
-        let come = words(self.site.from_previous(), Wire::F32);
+        let come = words(self.site.previous_column(), Wire::F32);
         let unread = self.inputs() == 0 && self.linear.accumulate;
         let own = if unread { slice(value, row.clone()) } else { slice(&self.sum(), 0) };
         let keep = op(OpKind::Add, to(slice(value, row)), [from(own), come], dims([self.tokens()]));
