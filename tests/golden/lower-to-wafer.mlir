@@ -1,4 +1,5 @@
 // RUN: lapidary-opt %s --pass-pipeline='lower-to-wafer{width=6 height=4}' | FileCheck %s
+// RUN: lapidary-opt %s --pass-pipeline='fuse,lower-to-wafer{width=6 height=4}' | FileCheck %s
 // RUN: not lapidary-opt %s --pass-pipeline='lower-to-wafer{width=1}' 2>&1 | FileCheck %s --check-prefix=NARROW
 
 // Bias and residual start the linear layer, attention is one op, and what feeds it lies by tokens within head blocks.

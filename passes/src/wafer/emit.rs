@@ -179,7 +179,8 @@ fn heads_of(op: Op<'_>) -> Result<HeadShape, PassError> {
     let query = op.operand(0).and_then(|value| Tile::of(value.ty()));
     let shape = count("heads").zip(count("kv_heads")).zip(query);
     let ((heads, kv_heads), query) = shape.ok_or_else(|| PassError::at(op, "its heads cannot be counted"))?;
-    Ok(HeadShape { heads, kv_heads, dim: (query.features / u64::from(heads)) as u32 })
+    let dim = u32::try_from(query.features / u64::from(heads)).unwrap_or(u32::MAX);
+    Ok(HeadShape { heads, kv_heads, dim })
 }
 
 /// A stage under construction.
@@ -330,7 +331,7 @@ impl<'c> Reader<'c> {
         let next = Draft::new(self.frame, name, times);
         self.done.push(std::mem::replace(&mut self.draft, next));
         let Some(tile) = Tile::of(value.ty()) else { return Ok(()) };
-        let value = self.draft.define(value, "x", Layout::Columns { features: tile.features as u32 });
+        let value = self.draft.define(value, "x", columns(tile));
         let (tensor, source, path) = ("input".to_owned(), Source::Caller, Path::Resident);
         self.draft.push("input", OpKind::Input { value, tensor, source, path }, vec![]);
         Ok(())
@@ -403,7 +404,7 @@ impl<'c> Reader<'c> {
     /// A tile of rows that the host looks up.
     fn host_rows(&mut self, op: Op<'c>, name: &str, source: Source) -> Result<String, PassError> {
         let (result, tile) = Self::result(op)?;
-        let value = self.draft.define(result, name, Layout::Columns { features: tile.features as u32 });
+        let value = self.draft.define(result, name, columns(tile));
         let tensor = self.draft.unique(&format!("{value}.rows"));
         let path = Path::Resident;
         let kind = OpKind::Input { value: value.clone(), tensor, source, path };
@@ -430,7 +431,7 @@ impl<'c> Reader<'c> {
         };
         let (result, tile) = Self::result(op)?;
         let label = self.label(op);
-        let layout = Layout::Columns { features: tile.features as u32 };
+        let layout = columns(tile);
         let output = self.draft.define(result, &format!("{label}.out"), layout);
         let eps = op.f64("eps").unwrap_or(0.0);
         let norm = Norm { input, output, kind, eps, weight: self.parameter(op, 1)?, bias };
@@ -524,10 +525,10 @@ impl<'c> Reader<'c> {
         let rope = spec::Rope { theta: number("theta"), rot_dims: count("rot_dims"), pairing, scaling };
         let rope = Rope {
             value,
-            rotated: rope.rot_dims as u32,
+            rotated: u32::try_from(rope.rot_dims).unwrap_or(u32::MAX),
             pairing: if interleaved { Pairing::Interleaved } else { Pairing::Half },
             frequencies: rope.inverse_frequencies().into_iter().map(f64::from).collect(),
-            offset: count("offset") as i64,
+            offset: i64::try_from(count("offset")).unwrap_or(i64::MAX),
         };
         let label = self.label(op);
         self.draft.push(&label, OpKind::Rope(rope), vec![op]);
@@ -642,9 +643,14 @@ fn layout_of<'c>(op: Op<'c>, value: Value<'c>) -> Result<Layout, PassError> {
         let next = users.iter().find(|user| user.is("wafer.rope") || user.is("wafer.kv_append"));
         match next.and_then(|user| user.result(0)) {
             Some(result) => value = result,
-            None => return Ok(Layout::Columns { features: tile.features as u32 }),
+            None => return Ok(columns(tile)),
         }
     }
+}
+
+/// Features over all columns; sizes beyond 32 bits stay beyond what [`super::generate`] takes.
+fn columns(tile: Tile) -> Layout {
+    Layout::Columns { features: u32::try_from(tile.features).unwrap_or(u32::MAX) }
 }
 
 fn repeated<'c>(op: Op<'c>) -> Result<(lapidary_ir::Block<'c>, Value<'c>, Value<'c>), PassError> {

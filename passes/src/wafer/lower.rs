@@ -202,6 +202,11 @@ impl<'c> Lowering<'c> {
             let dim = number(attention.query.width() / attention.heads.max(1));
             let shape =
                 HeadShape { heads: number(attention.heads), kv_heads: number(attention.kv_heads), dim };
+            let features = u64::from(shape.heads) * u64::from(shape.dim);
+            if features > 1 << 24 || shape.kv_heads == 0 {
+                let fault = format!("{features} features of queries are more than a wafer program counts");
+                return Err(PassError::at(values.op(), fault));
+            }
             let heads = place_heads(self.width, shape);
             if self.heads.is_some_and(|other| other != heads) {
                 return Err(PassError::at(

@@ -207,11 +207,40 @@ fn check(placed: &Placed) -> Result<(), WaferError> {
             ));
         }
     }
+    check_sizes(placed)?;
     let mut names = BTreeSet::new();
     match placed.ops.iter().find(|op| !names.insert(&op.name)) {
         Some(op) => Err(WaferError::DuplicateOp { op: op.name.clone() }),
         None => Ok(()),
     }
+}
+
+/// Most features of a value and most tokens of a sequence: addresses within tensors stay far inside 64 bits.
+const MOST: u64 = 1 << 24;
+
+/// Sizes beyond which counts would not fit their types.
+fn check_sizes(placed: &Placed) -> Result<(), WaferError> {
+    let too_many = |what: String, found: u64| {
+        Err(WaferError::Size { what, found, hint: format!("a wafer program counts to {MOST}") })
+    };
+    if u64::from(placed.tokens.length) > MOST {
+        return too_many("tokens of a sequence".into(), placed.tokens.length.into());
+    }
+    let of_head = placed.heads.map_or(0, |heads| {
+        [heads.blocks, heads.kv, heads.ways, heads.dim]
+            .iter()
+            .fold(1u64, |n, by| n.saturating_mul((*by).into()))
+    });
+    for (value, layout) in &placed.values {
+        let features = match layout {
+            Layout::Columns { features } => u64::from(*features),
+            Layout::HeadColumns | Layout::HeadTokens { .. } => of_head,
+        };
+        if features > MOST {
+            return too_many(format!("features of {value}"), features);
+        }
+    }
+    Ok(())
 }
 
 fn wanted(placed: &Placed) -> Vec<Wanted> {

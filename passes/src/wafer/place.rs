@@ -191,5 +191,11 @@ fn rope_of(value: &str, rope: &spec::Rope) -> Rope {
         spec::Pairing::Interleaved => Pairing::Interleaved,
     };
     let frequencies = rope.inverse_frequencies().into_iter().map(f64::from).collect();
-    Rope { value: value.into(), rotated: rope.rot_dims as u32, pairing, frequencies, offset: 0 }
+    Rope {
+        value: value.into(),
+        rotated: u32::try_from(rope.rot_dims).unwrap_or(u32::MAX),
+        pairing,
+        frequencies,
+        offset: 0,
+    }
 }

@@ -72,8 +72,8 @@ impl<'a> Site<'a> {
     pub fn elements(&self, layout: Layout) -> u32 {
         let (features, _) = self.features(layout);
         match layout {
-            Layout::HeadTokens { .. } => features * self.head().map_or(0, |head| head.tokens()),
-            _ => features * self.tokens(),
+            Layout::HeadTokens { .. } => features.saturating_mul(self.head().map_or(0, |head| head.tokens())),
+            _ => features.saturating_mul(self.tokens()),
         }
     }
 

@@ -481,3 +481,58 @@ fn a_crystalcoder_layer_fits_the_whole_wafer() {
     println!("{}", generated.report);
     check_program(&generated.program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
 }
+
+#[test]
+fn sizes_that_nothing_counts_are_refused() {
+    let (placed, ..) = mlp(16, 16, 20, 64, 170);
+    let wide = Placed { values: [("x".to_owned(), columns(u32::MAX))].into(), ..placed.clone() };
+    assert!(matches!(generate(&wide, &SPEC), Err(WaferError::Size { .. })));
+    let long = Placed { tokens: tokens(u32::MAX, 16), ..placed.clone() };
+    assert!(matches!(generate(&long, &SPEC), Err(WaferError::Size { .. })));
+    let large = Placed { tokens: tokens(1 << 24, 1), ..placed.clone() };
+    assert!(matches!(generate(&large, &SPEC), Err(WaferError::Memory { .. })));
+    let narrow = Placed { width: 1, ..placed };
+    assert!(matches!(generate(&narrow, &SPEC), Err(WaferError::Size { .. })));
+}
+
+#[test]
+fn outputs_of_a_head_block_do_not_wait_for_the_ring() {
+    let ring = (SPEC.hop_cycles + 1) * 24;
+    let half = Half { heads: 2, kv: 2, dim: 16, pairing: Pairing::Half };
+    let (mut placed, x, parameters, _) = attention_half(24, 1, tokens(8, 1), &half);
+    placed.ops.truncate(2);
+    placed.ops.push(output("x", Path::Resident));
+    let (_, cycles) = run(&placed, &x, &parameters);
+    assert!(cycles < 96 * ring / 2, "{cycles} cycles for 96 outputs, with {ring} for each turn of the ring");
+}
+
+mod random {
+    use super::*;
+    use lapidary_models::testing::specs;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+        /// Layers of random models on random grids are refused with a reason, or give a program that passes the
+        /// checker and runs to its end at level event.
+        #[test]
+        fn layers_of_random_models_run(
+            model in specs(),
+            (width, height) in (2u32..20, 1u32..9),
+            (sequences, length) in (1u32..4, 1u32..12),
+        ) {
+            let work = Workload { width, height, sequences, length, dtype: DType::Bf16 };
+            match place_layer(&model, work, &SPEC).and_then(|placed| generate(&placed, &SPEC)) {
+                Ok(generated) => {
+                    let checked = check_program(&generated.program, &FabricSpec::wse2());
+                    let checked = checked.map_err(|faults| TestCaseError::fail(faults[0].to_string()))?;
+                    let run = event::simulate(&checked, BTreeMap::new());
+                    prop_assert!(run.is_ok(), "{}", run.err().map(|fault| fault.to_string()).unwrap_or_default());
+                }
+                Err(WaferError::Unsupported { .. } | WaferError::Memory { .. } | WaferError::Size { .. }) => {}
+                Err(fault) => prop_assert!(false, "{fault}"),
+            }
+        }
+    }
+}

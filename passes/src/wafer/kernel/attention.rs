@@ -70,8 +70,8 @@ pub fn scratch(site: &Site, at: &PlacedOp) -> Result<Vec<Scratch>, WaferError> {
     let shape = site.placed.heads(&at.name)?;
     let Some(head) = site.head() else { return Ok(vec![]) };
     let (tokens, largest) = (head.tokens(), largest_block(site.placed));
-    let queries = shape.kv * shape.ways * tokens;
-    let block = largest * (2 * shape.key_features()).max(shape.query_features());
+    let queries = (shape.kv * shape.ways).saturating_mul(tokens);
+    let block = largest.saturating_mul((2 * shape.key_features()).max(shape.query_features()));
     let dtype = site.placed.dtype;
     let index = Affine::term(Var::Dim(0), i64::from(largest)).plus(Var::Dim(1), 1);
     let lengths = vec![i64::from(tokens).into(), i64::from(tokens).into()];
@@ -79,14 +79,14 @@ pub fn scratch(site: &Site, at: &PlacedOp) -> Result<Vec<Scratch>, WaferError> {
     Ok(vec![
         Scratch::new("block", dtype, block),
         Scratch::new("next", dtype, block),
-        Scratch::new("scores", DType::F32, queries * largest),
-        Scratch::new("shares", dtype, queries * largest),
+        Scratch::new("scores", DType::F32, queries.saturating_mul(largest)),
+        Scratch::new("shares", dtype, queries.saturating_mul(largest)),
         Scratch::new("max", DType::F32, queries),
         Scratch::new("newmax", DType::F32, queries),
         Scratch::new("shrink", DType::F32, queries),
         Scratch::new("sum", DType::F32, queries),
-        Scratch::new("result", DType::F32, queries * shape.dim),
-        Scratch { load, ..Scratch::new("mask", DType::F32, tokens * tokens) },
+        Scratch::new("result", DType::F32, queries.saturating_mul(shape.dim)),
+        Scratch { load, ..Scratch::new("mask", DType::F32, tokens.saturating_mul(tokens)) },
     ])
 }
 

@@ -30,7 +30,7 @@ pub fn scratch(site: &Site, at: &PlacedOp, norm: &Norm) -> Result<Vec<Scratch>, 
     let biases = if norm.bias.is_some() { features } else { 0 };
     let sums = k.sums() as u32;
     Ok(vec![
-        Scratch::new("sums", DType::F32, sums * tokens),
+        Scratch::new("sums", DType::F32, sums.saturating_mul(tokens)),
         Scratch::new("row", DType::F32, tokens),
         Scratch::new("weight", DType::F32, features),
         Scratch::new("bias", DType::F32, biases),

@@ -41,8 +41,8 @@ pub fn code(site: &Site, at: &PlacedOp, rope: &Rope) -> Result<Vec<Stmt>, WaferE
 pub fn scratch(site: &Site, at: &PlacedOp, rope: &Rope) -> Result<Vec<Scratch>, WaferError> {
     let Some((head, heads)) = shape(site, at, rope)? else { return Ok(vec![]) };
     let pairs = rope.rotated / 2;
-    let table = head.tokens() * pairs;
-    let half = heads as u32 * table;
+    let table = head.tokens().saturating_mul(pairs);
+    let half = table.saturating_mul(heads as u32);
     let load = |tensor: &str| Some(positions(site, &head, scratch_name(&at.name, tensor), pairs));
     Ok(vec![
         Scratch::new("a", DType::F32, half),

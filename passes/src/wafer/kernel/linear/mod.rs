@@ -43,7 +43,7 @@ pub fn scratch(site: &Site, at: &PlacedOp, linear: &Linear) -> Result<Vec<Scratc
     let layout = check(site, at, linear)?;
     let k = Kernel { site, at, linear, layout };
     let biases = linear.outputs.iter().filter(|s| s.bias.is_some()).map(|s| k.own_features(&s.value)).sum();
-    let sums = site.tokens() * k.sums() as u32;
+    let sums = site.tokens().saturating_mul(k.sums() as u32);
     Ok(vec![Scratch::new("sum", DType::F32, sums), Scratch::new("bias", DType::F32, biases)])
 }
 
