@@ -42,6 +42,16 @@ pub enum HostData {
     Cosines(Angles),
     /// `sin(frequency * (position + offset))` as `[positions, frequencies]`.
     Sines(Angles),
+    /// These numbers.
+    Numbers {
+        /// The numbers.
+        values: Vec<f64>,
+    },
+    /// 0, 1, 2 and so on.
+    Count {
+        /// How many numbers.
+        elements: u32,
+    },
     /// The causal mask between the tokens of one PE.
     Mask {
         /// Tokens of the fullest PE.
@@ -111,6 +121,8 @@ impl HostData {
                 angles.frequencies.len() as u64 * u64::from(angles.positions)
             }
             HostData::Mask { tokens } => u64::from(*tokens) * u64::from(*tokens),
+            HostData::Numbers { values } => values.len() as u64,
+            HostData::Count { elements } => u64::from(*elements),
         }
     }
 
@@ -121,6 +133,8 @@ impl HostData {
         match self {
             HostData::Activations { .. } => None,
             HostData::Mask { tokens } => Some(attention::mask(*tokens)),
+            HostData::Numbers { values } => Some(values.iter().map(|value| *value as f32).collect()),
+            HostData::Count { elements } => Some((0..*elements).map(|n| n as f32).collect()),
             HostData::Cosines(angles) => Some(angles.table(f64::cos)),
             HostData::Sines(angles) => Some(angles.table(f64::sin)),
             HostData::Packed(packing) => {

@@ -4,6 +4,7 @@
 //! at its borders: what comes before the layers, one layer (to be run as often as the repeat says), and what comes after.
 //! [`Scope::Whole`] unrolls the layers into one program instead, for models small enough to be simulated whole.
 
+use super::kernel::attention::distance::slopes;
 use super::layout::{HeadShape, place_heads};
 use super::placed::{
     Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path, Placed,
@@ -551,12 +552,11 @@ impl<'c> Reader<'c> {
         if !op.flag("causal") {
             return refuse("attention to later tokens");
         }
-        if op.flag("alibi") {
-            return refuse("ALiBi");
-        }
-        if op.i64("window").is_some_and(|window| window > 0 && window < length) {
-            return refuse("a sliding window");
-        }
+        let heads = self.frame.heads.map_or(0, |shape| shape.heads);
+        let factor = op.f64("alibi_scaling").unwrap_or(1.0);
+        let slopes = if op.flag("alibi") { slopes(heads, factor) } else { vec![] };
+        let window = op.i64("window").filter(|window| *window > 0 && *window < length);
+        let window = window.and_then(|window| u32::try_from(window).ok());
         let [query, key, value] = [0, 1, 2].map(|index| Self::operand(op, index));
         let (query, key, value) = (query?, key?, value?);
         // The kernel scales the queries in place.
@@ -565,7 +565,11 @@ impl<'c> Reader<'c> {
         let label = self.label(op);
         let output = self.draft.define(Self::result(op)?.0, &format!("{label}.out"), Layout::HeadColumns);
         let scale = op.f64("scale").unwrap_or(1.0);
-        self.draft.push(&label, OpKind::Attention(Attention { query, key, value, output, scale }), vec![op]);
+        self.draft.push(
+            &label,
+            OpKind::Attention(Attention { query, key, value, output, scale, slopes, window }),
+            vec![op],
+        );
         Ok(())
     }
 

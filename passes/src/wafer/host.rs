@@ -9,7 +9,9 @@ use super::data::{Angles, HostData, Packing, Part};
 use super::error::WaferError;
 use super::kernel::{attention, scratch_name};
 use super::lanes::{Lanes, all_lanes, lanes};
-use super::placed::{Layout, Linear, Norm, OpKind, Parameter, Path, Placed, PlacedOp, Rope, Source};
+use super::placed::{
+    Attention, Layout, Linear, Norm, OpKind, Parameter, Path, Placed, PlacedOp, Rope, Source,
+};
 use lapidary_models::dtype::DType;
 use lapidary_runtime_sim::program::{Affine, Direction, HostStream, Port, Var, Wire};
 use std::collections::BTreeMap;
@@ -38,10 +40,7 @@ pub fn host(placed: &Placed, colours: &Colours, bytes_per_cycle: f64) -> Result<
             }
             OpKind::Output { value, tensor, path } => feeder.output(&mut host, value, tensor, *path)?,
             OpKind::Rope(rope) => feeder.angles(&mut host, rope),
-            OpKind::Attention(_) => {
-                let tokens = attention::largest_block(placed);
-                host.tensors.insert(attention::MASK.into(), HostData::Mask { tokens });
-            }
+            OpKind::Attention(attention) => feeder.attention(&mut host, attention),
             OpKind::Map(_) => {}
         }
     }
@@ -119,6 +118,18 @@ impl Feeder<'_> {
         let angles = Angles { frequencies, positions, offset };
         host.tensors.insert(scratch_name(&self.op.name, "cos"), HostData::Cosines(angles.clone()));
         host.tensors.insert(scratch_name(&self.op.name, "sin"), HostData::Sines(angles));
+    }
+
+    fn attention(&self, host: &mut Host, attention: &Attention) {
+        let tokens = attention::largest_block(self.placed);
+        host.tensors.insert(attention::MASK.into(), HostData::Mask { tokens });
+        if attention::distance::is_needed(attention) {
+            // First tokens of columns without any lie one past the last token of the row.
+            let elements = self.placed.tokens.tiles().largest() + 1;
+            host.tensors.insert(scratch_name(&self.op.name, "count"), HostData::Count { elements });
+            let values = attention.slopes.clone();
+            host.tensors.insert(scratch_name(&self.op.name, "slopes"), HostData::Numbers { values });
+        }
     }
 
     /// A parameter with one f32 word per feature.

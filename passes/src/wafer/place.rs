@@ -2,6 +2,7 @@
 
 use super::WaferSpec;
 use super::error::WaferError;
+use super::kernel::attention::distance::slopes;
 use super::layout::{HeadShape, fit_tokens, place_heads, place_tokens};
 use super::placed::{
     Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path, Placed,
@@ -29,18 +30,8 @@ pub struct Workload {
 /// Parameters have the names of the graph, `layers.*.attn.q.weight`.
 ///
 /// # Errors
-/// [`WaferError::Unsupported`] for ALiBi and sliding windows; [`WaferError::Memory`] if one sequence does not fit.
+/// [`WaferError::Memory`] if one sequence does not fit; [`WaferError::Size`] for sizes beyond a wafer program.
 pub fn place_layer(model: &ModelSpec, work: Workload, spec: &WaferSpec) -> Result<Placed, WaferError> {
-    let unsupported = |what: &str| WaferError::Unsupported {
-        what: what.into(),
-        hint: "use the a100 target, or a model without it".into(),
-    };
-    if matches!(model.pos, Position::Alibi { .. }) {
-        return Err(unsupported("ALiBi"));
-    }
-    if model.attn.window.is_some_and(|window| window < u64::from(work.length)) {
-        return Err(unsupported("a sliding attention window"));
-    }
     let shape = HeadShape {
         heads: size("n_heads", model.n_heads)?,
         kv_heads: size("n_kv_heads", model.n_kv_heads)?,
@@ -143,7 +134,14 @@ impl Layer<'_> {
             AttentionScale::Value(value) => value,
         };
         let [query, key, value, output] = ["q", "k", "v", "attn"].map(str::to_owned);
-        self.push("attention", OpKind::Attention(Attention { query, key, value, output, scale }));
+        let heads = u32::try_from(self.model.n_heads).unwrap_or(u32::MAX);
+        let slopes = match self.model.pos {
+            Position::Alibi { scaling } => slopes(heads, scaling),
+            _ => vec![],
+        };
+        let window = self.model.attn.window.and_then(|window| u32::try_from(window).ok());
+        let attention = Attention { query, key, value, output, scale, slopes, window };
+        self.push("attention", OpKind::Attention(attention));
         let out = segment("x", "layers.*.attn.out", bias.attn_out, self.model.multipliers.residual);
         self.push(
             "attn_out",

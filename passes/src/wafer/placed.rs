@@ -287,6 +287,10 @@ pub struct Attention {
     pub output: String,
     /// Factor of the scores.
     pub scale: f64,
+    /// ALiBi: one slope per query head, times the distance; empty without.
+    pub slopes: Vec<f64>,
+    /// How many keys a query sees, itself included; all earlier ones if absent.
+    pub window: Option<u32>,
 }
 
 /// A chain of elementwise steps.

@@ -279,6 +279,14 @@ struct Half {
     kv: u32,
     dim: u32,
     pairing: Pairing,
+    slopes: Vec<f64>,
+    window: Option<u32>,
+}
+
+impl Half {
+    fn new(heads: u32, kv: u32, dim: u32, pairing: Pairing) -> Self {
+        Half { heads, kv, dim, pairing, slopes: vec![], window: None }
+    }
 }
 
 fn attention_half(
@@ -304,8 +312,9 @@ fn attention_half(
         OpKind::Rope(Rope { value: value.into(), rotated, pairing, frequencies, offset: 0 })
     };
     let scale = 1.0 / f64::from(half.dim).sqrt();
-    let attention =
-        Attention { query: "q".into(), key: "k".into(), value: "v".into(), output: "o".into(), scale };
+    let [query, key, value, output_value] = ["q", "k", "v", "o"].map(str::to_owned);
+    let (slopes, window) = (half.slopes.clone(), half.window);
+    let attention = Attention { query, key, value, output: output_value, scale, slopes, window };
     let qkv = Linear {
         input: "x".into(),
         outputs: vec![segment("q", true), segment("k", true), segment("v", false)],
@@ -398,7 +407,10 @@ fn attend(q: &Matrix, k: &Matrix, v: &Matrix, half: &Half, length: usize, scale:
             let dot = |key: Vec<f32>| {
                 query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(b)).sum::<f64>() * scale
             };
-            let scores: Vec<f64> = (first..=token).map(|t| dot(part(k, t))).collect();
+            let slope = half.slopes.get(head).copied().unwrap_or(0.0);
+            let far = |t: usize| half.window.is_some_and(|window| token - t >= window as usize);
+            let place = |t: usize| if far(t) { f64::NEG_INFINITY } else { slope * (t as f64 - token as f64) };
+            let scores: Vec<f64> = (first..=token).map(|t| dot(part(k, t)) + place(t)).collect();
             let most = scores.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
             for (t, score) in (first..).zip(&scores) {
@@ -419,33 +431,39 @@ fn attention_case(width: u32, height: u32, tokens: Tokens, half: Half) {
 
 #[test]
 fn attention_is_right_with_one_block_over_the_whole_row() {
-    attention_case(4, 1, tokens(4, 1), Half { heads: 1, kv: 1, dim: 4, pairing: Pairing::Half });
-    attention_case(3, 2, tokens(9, 2), Half { heads: 1, kv: 1, dim: 4, pairing: Pairing::Half });
+    attention_case(4, 1, tokens(4, 1), Half::new(1, 1, 4, Pairing::Half));
+    attention_case(3, 2, tokens(9, 2), Half::new(1, 1, 4, Pairing::Half));
 }
 
 #[test]
 fn attention_is_right_for_blocks_of_one_column() {
-    attention_case(4, 3, tokens(8, 3), Half { heads: 4, kv: 4, dim: 4, pairing: Pairing::Interleaved });
-    attention_case(3, 4, tokens(9, 4), Half { heads: 4, kv: 4, dim: 6, pairing: Pairing::Half });
+    attention_case(4, 3, tokens(8, 3), Half::new(4, 4, 4, Pairing::Interleaved));
+    attention_case(3, 4, tokens(9, 4), Half::new(4, 4, 6, Pairing::Half));
 }
 
 #[test]
 fn attention_is_right_with_spare_columns_uneven_tiles_and_several_sequences() {
     let sequences = |sequences, length, rows| Tokens { sequences, length, rows };
-    attention_case(8, 4, tokens(22, 4), Half { heads: 2, kv: 2, dim: 6, pairing: Pairing::Half });
-    attention_case(
-        11,
-        7,
-        sequences(2, 17, 3),
-        Half { heads: 2, kv: 2, dim: 8, pairing: Pairing::Interleaved },
-    );
-    attention_case(16, 16, sequences(4, 23, 4), Half { heads: 4, kv: 4, dim: 16, pairing: Pairing::Half });
+    attention_case(8, 4, tokens(22, 4), Half::new(2, 2, 6, Pairing::Half));
+    attention_case(11, 7, sequences(2, 17, 3), Half::new(2, 2, 8, Pairing::Interleaved));
+    attention_case(16, 16, sequences(4, 23, 4), Half::new(4, 4, 16, Pairing::Half));
+}
+
+#[test]
+fn alibi_and_windows_see_the_right_distances() {
+    let slopes = kernel::attention::distance::slopes(4, 1.0);
+    let sequences = |sequences, length, rows| Tokens { sequences, length, rows };
+    let half = || Half::new(4, 2, 6, Pairing::Half);
+    attention_case(8, 4, tokens(22, 4), Half { slopes: slopes.clone(), ..half() });
+    attention_case(11, 7, sequences(2, 17, 3), Half { slopes: slopes.clone(), window: Some(5), ..half() });
+    attention_case(2, 3, tokens(14, 3), Half { window: Some(4), ..half() });
+    attention_case(16, 4, tokens(9, 4), Half { window: Some(1), ..half() });
 }
 
 #[test]
 fn query_heads_may_share_keys_and_values() {
-    attention_case(8, 4, tokens(21, 4), Half { heads: 8, kv: 2, dim: 4, pairing: Pairing::Half });
-    attention_case(3, 2, tokens(7, 2), Half { heads: 8, kv: 4, dim: 4, pairing: Pairing::Interleaved });
+    attention_case(8, 4, tokens(21, 4), Half::new(8, 2, 4, Pairing::Half));
+    attention_case(3, 2, tokens(7, 2), Half::new(8, 4, 4, Pairing::Interleaved));
 }
 
 #[test]
@@ -498,7 +516,7 @@ fn sizes_that_nothing_counts_are_refused() {
 #[test]
 fn outputs_of_a_head_block_do_not_wait_for_the_ring() {
     let ring = (SPEC.hop_cycles + 1) * 24;
-    let half = Half { heads: 2, kv: 2, dim: 16, pairing: Pairing::Half };
+    let half = Half::new(2, 2, 16, Pairing::Half);
     let (mut placed, x, parameters, _) = attention_half(24, 1, tokens(8, 1), &half);
     placed.ops.truncate(2);
     placed.ops.push(output("x", Path::Resident));

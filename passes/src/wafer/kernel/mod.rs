@@ -59,7 +59,7 @@ pub fn scratch(site: &Site, op: &PlacedOp) -> Result<Vec<Scratch>, WaferError> {
         OpKind::Norm(norm) => norm::scratch(site, op, norm),
         OpKind::Map(map) => map::scratch(site, op, map),
         OpKind::Rope(rope) => rope::scratch(site, op, rope),
-        OpKind::Attention(_) => attention::scratch(site, op),
+        OpKind::Attention(attention) => attention::scratch(site, op, attention),
         OpKind::Input { .. } | OpKind::Output { .. } => Ok(vec![]),
     }
 }
