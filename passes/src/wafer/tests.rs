@@ -530,7 +530,7 @@ mod random {
     use proptest::prelude::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
         /// Layers of random models on random grids are refused with a reason, or give a program that passes the
         /// checker and runs to its end at level event.

@@ -86,8 +86,8 @@ impl Blocks {
     /// Which block, along x.
     pub fn block_of_x(self) -> Affine {
         match (self.count, self.size) {
-            (1, _) => Affine::constant(0),
             (_, 1) => Affine::from(Var::X),
+            (1, _) => Affine::constant(0),
             (_, size) => Affine::from(Var::XOver(size)),
         }
     }
@@ -100,8 +100,8 @@ impl Blocks {
     /// Which block, along y.
     pub fn block_of_y(self) -> Affine {
         match (self.count, self.size) {
-            (1, _) => Affine::constant(0),
             (_, 1) => Affine::from(Var::Y),
+            (1, _) => Affine::constant(0),
             (_, size) => Affine::from(Var::YOver(size)),
         }
     }
@@ -152,6 +152,7 @@ mod tests {
         assert_eq!(heads.local_x().eval(at(7)), 1);
         assert!(heads.contains(11) && !heads.contains(12));
         assert_eq!(Blocks { count: 9, size: 1 }.local_x(), Affine::constant(0));
+        assert_eq!(Blocks { count: 1, size: 1 }.local_y(), Affine::constant(0));
     }
 
     #[test]

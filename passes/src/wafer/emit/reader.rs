@@ -1,283 +1,31 @@
-//! A `wafer` module as programs: placed ops to plain data, and from there to [`super::generate`].
-//!
-//! A module with a repeated layer becomes up to three stages, each a program of its own with the residual stream resident
-//! at its borders: what comes before the layers, one layer (to be run as often as the repeat says), and what comes after.
-//! [`Scope::Whole`] unrolls the layers into one program instead, for models small enough to be simulated whole.
+//! Reads placed ops, one after the other, into the stage in hand.
 
-use super::kernel::attention::distance::slopes;
-use super::layout::{HeadShape, place_heads};
-use super::placed::{
-    Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path, Placed,
-    PlacedOp, Rope, Segment, Source, Step, Tokens,
-};
-use super::{Generated, WaferError, WaferSpec, generate};
+use super::draft::{Draft, Frame};
 use crate::pass::PassError;
-use lapidary_hardware::HardwareSpec;
-use lapidary_ir::wafer::{Placement, Tile};
-use lapidary_ir::{Module, Op, Value};
-use lapidary_models::DType;
+use crate::wafer::kernel::attention::distance::slopes;
+use crate::wafer::placed::{
+    Activation, Attention, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path, PlacedOp,
+    Rope, Segment, Source, Step,
+};
+use lapidary_ir::wafer::Tile;
+use lapidary_ir::{Op, Value};
 use lapidary_models::spec::{self, RopeScaling};
-use lapidary_runtime_sim::text;
-use std::collections::{BTreeMap, BTreeSet};
-use thiserror::Error;
 
-/// How much of the module one program covers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// A stage per program; a repeated layer is one stage.
-    #[default]
-    Stages,
-    /// The whole model in one program.
-    Whole,
-}
-
-/// What to emit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EmitOptions {
-    /// How much one program covers.
-    pub scope: Scope,
-}
-
-/// The programs of a module.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WaferArtifact {
-    /// In the order of execution.
-    pub stages: Vec<Stage>,
-}
-
-/// One program.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stage {
-    /// `before`, `layer`, `after` or `model`.
-    pub name: String,
-    /// How often it runs.
-    pub times: u64,
-    /// What was placed.
-    pub placed: Placed,
-    /// The program, its host tensors and its report.
-    pub generated: Generated,
-    /// The program as `.wafer` text.
-    pub text: String,
-}
-
-impl WaferArtifact {
-    /// The stage with the most arithmetic: the layer, unless there is none.
-    pub fn main(&self) -> Option<&Stage> {
-        let macs = |stage: &&Stage| -> u128 {
-            let all = stage.generated.report.phases.iter().map(|phase| u128::from(phase.macs)).sum::<u128>();
-            all * u128::from(stage.times)
-        };
-        self.stages.iter().rev().max_by_key(macs)
-    }
-}
-
-/// Why there is no program.
-#[derive(Debug, Error)]
-pub enum EmitError {
-    /// The module is not of the form that is needed; each diagnostic says where and why.
-    #[error(transparent)]
-    Module(#[from] PassError),
-    /// The placement does not fit the machine.
-    #[error("stage {stage}: {error}")]
-    Placement {
-        /// The stage.
-        stage: String,
-        /// What is wrong.
-        error: Box<WaferError>,
-    },
-    /// The machine is no wafer.
-    #[error("{machine} has no wafer to place anything on")]
-    Machine {
-        /// Its name.
-        machine: String,
-    },
-}
-
-/// Emits the programs of a module that `lower-to-wafer` has placed, and writes into each placed op how much memory its
-/// phase needs and which colours it uses.
-///
-/// # Errors
-/// [`EmitError::Module`] at ops that have no kernel on the wafer; [`EmitError::Placement`] where memory or colours run out.
-pub fn emit(
-    module: &Module<'_>,
-    machine: &HardwareSpec,
-    options: &EmitOptions,
-) -> Result<WaferArtifact, EmitError> {
-    let wafer = machine.wafer().ok_or_else(|| EmitError::Machine { machine: machine.name.clone() })?;
-    let spec = WaferSpec::of(wafer, wafer.clock());
-    let drafts = read(module, options.scope)?;
-    let stages = drafts.into_iter().map(|draft| draft.finish(&spec)).collect::<Result<_, _>>()?;
-    Ok(WaferArtifact { stages })
-}
-
-/// The placed computations of a module, by stage.
-fn read<'c>(module: &Module<'c>, scope: Scope) -> Result<Vec<Draft<'c>>, PassError> {
-    let program = module.op().walk().into_iter().find(|op| op.is("wafer.program"));
-    let program = program
-        .ok_or_else(|| PassError::at(module.op(), "there is no wafer.program: run `lower-to-wafer`"))?;
-    let body = program.region_block(0).map_or_else(Vec::new, |block| block.ops());
-    let frame = Frame::of(program)?;
-    let mut reader = Reader { frame, draft: Draft::new(frame, "before", 1), done: vec![], layer: None };
-    for op in body {
-        match op.name() {
-            "wafer.repeat" if scope == Scope::Stages => reader.stage(op)?,
-            "wafer.repeat" => reader.unroll(op)?,
-            "wafer.return" => reader.outputs(op, &op.operands())?,
-            _ => reader.op(op)?,
-        }
-    }
-    if scope == Scope::Whole {
-        reader.draft.name = "model".into();
-    }
-    reader.done.push(reader.draft);
-    // A stage without an op that computes only renames the stream that enters the next.
-    reader.done.retain(|draft| {
-        draft.ops.iter().any(|(op, _)| !matches!(op.kind, OpKind::Input { .. } | OpKind::Output { .. }))
-    });
-    Ok(reader.done)
-}
-
-/// What all stages share.
-#[derive(Clone, Copy)]
-struct Frame {
-    width: u32,
-    height: u32,
-    tokens: Tokens,
-    heads: Option<HeadShape>,
-    dtype: DType,
-}
-
-impl Frame {
-    fn of(program: Op<'_>) -> Result<Self, PassError> {
-        let fault = |what: &str| PassError::at(program, what);
-        let number = |n: u64| {
-            u32::try_from(n).map_err(|_| PassError::at(program, format!("{n} is more than a wafer counts")))
-        };
-        let grid = program.i64s("grid").unwrap_or_default();
-        let [width, height] = grid[..] else { return Err(fault("it has no grid")) };
-        let ids =
-            program.region_block(0).and_then(|block| block.argument(0)).map(Value::shape).unwrap_or_default();
-        let [sequences, length] = ids[..] else { return Err(fault("it begins with token ids [B, S]")) };
-        let results = || program.walk().into_iter().flat_map(Op::results);
-        let tile =
-            results().find_map(|value| Tile::of(value.ty())).ok_or_else(|| fault("it places nothing"))?;
-        let heads =
-            program.walk().into_iter().find(|op| op.is("wafer.attention")).map(heads_of).transpose()?;
-        let rows = number(tile.rows / sequences.max(1))?;
-        let tokens = Tokens { sequences: number(sequences)?, length: number(length)?, rows };
-        Ok(Frame {
-            width: number(width as u64)?,
-            height: number(height as u64)?,
-            tokens,
-            heads,
-            dtype: tile.dtype,
-        })
-    }
-}
-
-fn heads_of(op: Op<'_>) -> Result<HeadShape, PassError> {
-    let count = |name: &str| op.i64(name).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
-    let query = op.operand(0).and_then(|value| Tile::of(value.ty()));
-    let shape = count("heads").zip(count("kv_heads")).zip(query);
-    let ((heads, kv_heads), query) = shape.ok_or_else(|| PassError::at(op, "its heads cannot be counted"))?;
-    let dim = u32::try_from(query.features / u64::from(heads)).unwrap_or(u32::MAX);
-    Ok(HeadShape { heads, kv_heads, dim })
-}
-
-/// A stage under construction.
-struct Draft<'c> {
-    frame: Frame,
-    name: String,
-    times: u64,
-    values: BTreeMap<String, Layout>,
-    ops: Vec<(PlacedOp, Vec<Op<'c>>)>,
-    names: Vec<(Value<'c>, String)>,
-    used: BTreeSet<String>,
-}
-
-impl<'c> Draft<'c> {
-    fn new(frame: Frame, name: &str, times: u64) -> Self {
-        let (values, ops, names, used) = (BTreeMap::new(), vec![], vec![], BTreeSet::new());
-        Draft { frame, name: name.into(), times, values, ops, names, used }
-    }
-
-    fn finish(self, spec: &WaferSpec) -> Result<Stage, EmitError> {
-        let Frame { width, height, tokens, heads, dtype } = self.frame;
-        let heads =
-            heads.filter(|_| self.values.values().any(|layout| !matches!(layout, Layout::Columns { .. })));
-        let heads = heads.map(|shape| place_heads(width, shape));
-        let (ops, sources): (Vec<_>, Vec<_>) = self.ops.into_iter().unzip();
-        let placed = Placed { width, height, tokens, heads, dtype, values: self.values, ops };
-        let generated = generate(&placed, spec)
-            .map_err(|error| EmitError::Placement { stage: self.name.clone(), error: Box::new(error) })?;
-        for (phase, ops) in generated.report.phases.iter().zip(&sources) {
-            for (op, rect) in ops.iter().filter_map(|op| Some((*op, Placement::of(*op)?.rect))) {
-                Placement { rect, sram_bytes: phase.sram_bytes, colours: phase.colours.clone() }.store(op);
-            }
-        }
-        let text = text::print(&generated.program);
-        Ok(Stage { name: self.name, times: self.times, placed, generated, text })
-    }
-
-    /// A name that nothing in this stage has yet.
-    fn unique(&mut self, wanted: &str) -> String {
-        let numbered = (2..).map(|n| format!("{wanted}_{n}"));
-        let mut names = std::iter::once(wanted.to_owned()).chain(numbered);
-        let name = names.find(|name| !self.used.contains(name)).unwrap_or_default();
-        self.used.insert(name.clone());
-        name
-    }
-
-    fn push(&mut self, name: &str, kind: OpKind, sources: Vec<Op<'c>>) {
-        let name = self.unique(name);
-        self.ops.push((PlacedOp { name, kind }, sources));
-    }
-
-    /// A new value for the result of an op.
-    fn define(&mut self, value: Value<'c>, wanted: &str, layout: Layout) -> String {
-        let name = self.unique(wanted);
-        self.values.insert(name.clone(), layout);
-        self.names.push((value, name.clone()));
-        name
-    }
-
-    fn name_of(&self, op: Op<'c>, value: Value<'c>) -> Result<String, PassError> {
-        let known = self.names.iter().rev().find(|(known, _)| *known == value);
-        known
-            .map(|(_, name)| name.clone())
-            .ok_or_else(|| PassError::at(op, "it reads a value that no placed op makes"))
-    }
-
-    /// Lets `result` take over the memory of `operand`, by way of a copy if the operand is still needed.
-    fn take_over(&mut self, op: Op<'c>, operand: Value<'c>, result: Value<'c>) -> Result<String, PassError> {
-        let old = self.name_of(op, operand)?;
-        let later = |user: &Op<'c>| *user != op && op.is_before(*user);
-        if !operand.users().iter().any(later) {
-            self.names.push((result, old.clone()));
-            return Ok(old);
-        }
-        let layout = self.values.get(&old).copied().unwrap_or(Layout::HeadColumns);
-        let new = self.define(result, &old, layout);
-        self.push(
-            &format!("copy.{new}"),
-            OpKind::Map(Map { input: old, output: new.clone(), steps: vec![] }),
-            vec![],
-        );
-        Ok(new)
-    }
-}
-
-struct Reader<'c> {
-    frame: Frame,
-    draft: Draft<'c>,
-    done: Vec<Draft<'c>>,
+/// Reads the ops of a program.
+pub struct Reader<'c> {
+    /// What all stages share.
+    pub frame: Frame,
+    /// The stage in hand.
+    pub draft: Draft<'c>,
+    /// The stages before it.
+    pub done: Vec<Draft<'c>>,
     /// The running layer, where layers are unrolled.
-    layer: Option<u64>,
+    pub layer: Option<u64>,
 }
 
 impl<'c> Reader<'c> {
     /// Ends the stage in hand, makes one of the repeated layer, and begins the next.
-    fn stage(&mut self, op: Op<'c>) -> Result<(), PassError> {
+    pub fn stage(&mut self, op: Op<'c>) -> Result<(), PassError> {
         let (body, operand, result) = repeated(op)?;
         let times = op.i64("times").map_or(0, |times| times.max(0) as u64);
         self.outputs(op, &[operand])?;
@@ -289,7 +37,7 @@ impl<'c> Reader<'c> {
     }
 
     /// Puts the layers into the stage in hand, one after the other.
-    fn unroll(&mut self, op: Op<'c>) -> Result<(), PassError> {
+    pub fn unroll(&mut self, op: Op<'c>) -> Result<(), PassError> {
         let (body, operand, result) = repeated(op)?;
         let mut carried = self.draft.name_of(op, operand)?;
         for layer in 0..op.i64("times").map_or(0, |times| times.max(0) as u64) {
@@ -339,7 +87,7 @@ impl<'c> Reader<'c> {
     }
 
     /// Leaves values in memory for the host or the next stage.
-    fn outputs(&mut self, op: Op<'c>, values: &[Value<'c>]) -> Result<(), PassError> {
+    pub fn outputs(&mut self, op: Op<'c>, values: &[Value<'c>]) -> Result<(), PassError> {
         for value in values {
             let name = self.draft.name_of(op, *value)?;
             let tensor = self.draft.unique("output");
@@ -348,7 +96,8 @@ impl<'c> Reader<'c> {
         Ok(())
     }
 
-    fn op(&mut self, op: Op<'c>) -> Result<(), PassError> {
+    /// Reads one placed op.
+    pub fn op(&mut self, op: Op<'c>) -> Result<(), PassError> {
         match op.name() {
             "wafer.weight" => Ok(()),
             "wafer.embed" => self.embed(op),
