@@ -5,13 +5,12 @@ set -euo pipefail
 lapidary=$1
 out=$(mktemp -d); trap 'rm -rf "$out"' EXIT
 
-step() { printf '\n\033[1m$ lapidary %s\033[0m\n' "$*"; "$lapidary" "$@"; }
+step() { printf '\n\033[1m$ lapidary %s\033[0m\n' "${*//$out\//}"; "$lapidary" "$@"; }
 
-for model in models/amber.toml models/crystalcoder.toml; do
-  name=$(basename "$model" .toml)
-  step compile "$model" --target a100 --batch 8 --seq-len 2048 -o "$out/$name-a100.lpd"
-  step compile "$model" --target cg1-sim -o "$out/$name-cg1.lpd"
-  step simulate "$out/$name-cg1.lpd"
+for model in amber crystalcoder; do
+  step compile "models/$model.toml" --target a100 --batch 8 --seq-len 2048 -o "$out/$model-a100.lpd"
+  step compile "models/$model.toml" --target cg1-sim --batch 66 --seq-len 2048 -o "$out/$model-cg1.lpd"
 done
-step plan models/amber.toml --machine amber-cluster --global-batch 2240 --top 8 --explain
-step plan models/crystalcoder.toml --machine cg1 --global-batch 2112 --top 8 --explain
+step simulate "$out/crystalcoder-cg1.lpd"
+step plan models/amber.toml --machine amber-cluster --global-batch 2240 --top 6 --explain
+step plan models/crystalcoder.toml --machine cg1 --global-batch 2112 --top 6

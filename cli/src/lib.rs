@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 /// Runs the command `lapidary` and says how it ended.
 pub fn main() -> ExitCode {
+    leave_quietly_when_nobody_reads();
     let cli = Cli::parse();
     set_up(&cli.global);
     ended(std::panic::catch_unwind(|| commands::run(cli.command, &cli.global)))
@@ -27,8 +28,24 @@ pub fn main() -> ExitCode {
 
 /// Runs the command `lapidary-opt` and says how it ended.
 pub fn opt_main() -> ExitCode {
+    leave_quietly_when_nobody_reads();
     let args = opt::Opt::parse();
     ended(std::panic::catch_unwind(|| opt::run(&args)))
+}
+
+/// Exit code of a process whose reader has gone away: 128 + SIGPIPE, as shells report it.
+const NOBODY_READS: i32 = 141;
+
+/// `lapidary plan .. | head` ends without a word: the standard library would panic on the closed pipe.
+fn leave_quietly_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let message = info.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(NOBODY_READS);
+        }
+        usual(info);
+    }));
 }
 
 fn ended(outcome: std::thread::Result<Result<(), Failure>>) -> ExitCode {

@@ -219,3 +219,39 @@ fn models_show_counts_parameters_exactly() {
         assert_eq!(shown["layers"], 32);
     }
 }
+
+#[test]
+fn a_reader_that_goes_away_is_no_fault() {
+    let script = format!("{} plan amber --machine amber-cluster | head -1", env!("CARGO_BIN_EXE_lapidary"));
+    let output = Command::new("sh").args(["-c", &script]).output().expect("a shell");
+    assert!(stdout(&output).starts_with("amber"));
+    assert_eq!(stderr(&output), "", "no panic");
+}
+
+#[test]
+fn ptx_that_was_asked_for_and_cannot_be_made_is_exit_7() {
+    let (folder, _) = with_model(TINY);
+    let run = |emit: &str| {
+        Command::new(env!("CARGO_BIN_EXE_lapidary"))
+            .args(["compile", "model.toml", "--target", "a100", "--seq-len", "16", "--emit", emit])
+            .current_dir(folder.path())
+            .env("LAPIDARY_CUDA", folder.path())
+            .output()
+            .expect("the binary runs")
+    };
+    let output = run("ptx");
+    assert_eq!(code(&output), 7, "{}", stderr(&output));
+    assert!(stderr(&output).contains("make setup"), "{}", stderr(&output));
+    assert!(!folder.path().join("out.lpd").exists());
+    assert_eq!(code(&run("cuda")), 0, "CUDA C++ needs no NVRTC");
+    assert!(folder.path().join("out.lpd/kernels").is_dir());
+}
+
+#[test]
+fn a_host_program_is_compiled_too() {
+    let (folder, _) = with_model(TINY);
+    let output = lapidary(&["compile", "model.toml", "--target", "cpu"], folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let text = std::fs::read_to_string(folder.path().join("out.lpd/program.json")).expect("a program");
+    assert!(text.contains("lapidary/cpu-program"));
+}
