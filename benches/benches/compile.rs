@@ -2,14 +2,16 @@
 //! planner over Amber's cluster.
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use lapidary_hardware::HardwareSpec;
 use lapidary_hardware::builtin::machine;
 use lapidary_ir::IrContext;
 use lapidary_models::{Dims, Graph, Mode, builtin};
 use lapidary_passes::cuda::Options;
 use lapidary_passes::lower_to_cuda::emit_gpu;
-use lapidary_passes::pipeline::pipeline;
+use lapidary_passes::pipeline::{pipeline, pipeline_text};
 use lapidary_passes::run::Watch;
-use lapidary_passes::{Fusion, Goal, Mup, run};
+use lapidary_passes::wafer::{self, EmitOptions};
+use lapidary_passes::{Fusion, Goal, Mup, Pipeline, run};
 use lapidary_planner::{PlanRequest, Roofline, plan};
 use std::hint::black_box;
 
@@ -28,6 +30,26 @@ fn to_gpu(graph: &Graph) -> usize {
     emit_gpu(&module, "sm_80", &Options::default()).expect("it lowers").sources.len()
 }
 
+/// Everything between the graph and the programs of the wafer, before their check.
+fn to_wafer(graph: &Graph, cg1: &HardwareSpec) -> usize {
+    let cx = IrContext::new();
+    let mut module = lapidary_ir::import::import(&cx, graph).expect("it imports");
+    let passes = pipeline_text(Goal::Wafer, Mup::Fold, &Fusion::On) + ",lower-to-wafer";
+    run(&mut module, &Pipeline::parse(&passes).expect("a pipeline"), Watch::default())
+        .expect("the passes run");
+    wafer::emit(&module, cg1, &EmitOptions::default()).expect("it places").stages.len()
+}
+
+fn place(c: &mut Criterion) {
+    let spec = builtin("amber").expect("a built-in model");
+    let dims = Dims { batch: 66, seq: 2048, cached: 0 };
+    let graph = Graph::build(&spec, Mode::Forward, dims).expect("it builds");
+    let cg1 = machine("cg1").expect("a built-in machine");
+    let mut group = c.benchmark_group("compile-cg1-sim-without-check");
+    group.sample_size(10).bench_function("amber", |b| b.iter(|| to_wafer(black_box(&graph), &cg1)));
+    group.finish();
+}
+
 fn compile(c: &mut Criterion) {
     let mut group = c.benchmark_group("compile-a100-without-nvrtc");
     for model in ["amber", "crystalcoder"] {
@@ -43,5 +65,5 @@ fn planner(c: &mut Criterion) {
     c.bench_function("plan-amber-cluster", |b| b.iter(|| plan(black_box(&request), &Roofline::default())));
 }
 
-criterion_group!(benches, compile, planner);
+criterion_group!(benches, compile, place, planner);
 criterion_main!(benches);
