@@ -2,6 +2,7 @@
 
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use std::fmt;
+use std::io::Write;
 
 /// Why a command did not end well. The numbers are the process exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +64,14 @@ impl Failure {
         self
     }
 
-    /// Writes every fault to stderr.
+    /// Writes every fault to stderr. Where nobody reads it, the exit code still tells.
     pub fn print(&self) {
+        let mut stderr = std::io::stderr().lock();
         for fault in &self.faults {
-            eprint!("{:?}", miette::Report::new(Rendered::from(fault)));
+            let _ = write!(stderr, "{:?}", miette::Report::new(Rendered::from(fault)));
         }
         if self.faults.len() > 1 {
-            eprintln!("{} faults", self.faults.len());
+            let _ = writeln!(stderr, "{} faults", self.faults.len());
         }
     }
 }
