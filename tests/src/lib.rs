@@ -1,4 +1,5 @@
-//! Shared support of the integration tests: the reference interpreter and the stored checkpoints.
+//! Shared support of the integration tests: the stored checkpoints, and the reference interpreter they are held against.
 
 pub mod checkpoint;
-pub mod oracle;
+
+pub use lapidary_reference as oracle;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Doors open one way: a crate and the workspace crates that it may use.
-const DOORS: [(&str, &[&str]); 9] = [
+const DOORS: [(&str, &[&str]); 10] = [
     ("models", &[]),
+    ("reference", &["models"]),
     ("hardware", &["models"]),
     ("planner", &["models", "hardware"]),
     ("ir", &["models"]),
@@ -14,7 +15,20 @@ const DOORS: [(&str, &[&str]); 9] = [
     ("runtime-sim", &["models", "hardware"]),
     ("runtime-cpu", &["models", "hardware"]),
     ("passes", &["ir", "models", "hardware", "runtime-gpu", "runtime-sim", "runtime-cpu"]),
-    ("cli", &["passes", "ir", "models", "hardware", "planner", "runtime-gpu", "runtime-sim", "runtime-cpu"]),
+    (
+        "cli",
+        &[
+            "passes",
+            "ir",
+            "models",
+            "reference",
+            "hardware",
+            "planner",
+            "runtime-gpu",
+            "runtime-sim",
+            "runtime-cpu",
+        ],
+    ),
 ];
 
 /// Crates that everything may use nothing of: they stand outside the house and look in.

@@ -8,8 +8,11 @@ use lapidary_models::spec::{AttentionScale, Block, GateHalf, Pairing, Position, 
 use lapidary_models::testing::specs;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
 use lapidary_tests::checkpoint::{STORED, Stored, random_params};
-use lapidary_tests::oracle::{Cache, Oracle, Params, Real, Run, Tensor, fold_params, next_token_loss};
+use lapidary_tests::oracle::{
+    Cache, Oracle, Params, Real, Run, Tensor, continuation, fold_params, next_token_loss,
+};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 fn forward<T: Real>(spec: &ModelSpec, params: &Params<T>, ids: &[Vec<u32>]) -> Run<T> {
     let dims = Dims { batch: ids.len() as u64, seq: ids[0].len() as u64, cached: 0 };
@@ -60,28 +63,6 @@ fn every_stored_tensor_is_reproduced_in_f32() {
     }
 }
 
-/// Greedy ids after a prompt: prefill, then one token at a time.
-fn greedy<T: Real>(spec: &ModelSpec, params: &Params<T>, prompt: &[u32], count: usize) -> Vec<u32> {
-    let mut cache = Cache::new();
-    let mut ids = prompt.to_vec();
-    let mut cached = 0;
-    for _ in 0..count {
-        let new = ids[cached..].to_vec();
-        let (mode, seq) = if cached == 0 { (Mode::Prefill, new.len()) } else { (Mode::Decode, 1) };
-        let graph =
-            Graph::build(spec, mode, Dims { batch: 1, seq: seq as u64, cached: cached as u64 }).unwrap();
-        let logits = Oracle { graph: &graph, params }.run(&[new], &mut cache).logits;
-        cached = ids.len();
-        ids.push(largest(&logits));
-    }
-    ids.split_off(prompt.len())
-}
-
-fn largest<T: Real>(logits: &Tensor<T>) -> u32 {
-    let best = logits.data.iter().enumerate().max_by(|a, b| a.1.to_f64().total_cmp(&b.1.to_f64()));
-    best.map_or(0, |(id, _)| id as u32)
-}
-
 fn numbers(value: &serde_json::Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
@@ -93,7 +74,8 @@ fn greedy_continuations_through_the_cache_are_exact() {
         let params = stored.params::<f64>(&stored.spec);
         for case in stored.json("greedy.json")["cases"].as_array().unwrap() {
             let wanted = numbers(&case["continuation"]);
-            let found = greedy(&stored.spec, &params, &numbers(&case["prompt"]), wanted.len());
+            let found =
+                continuation(&stored.spec, &params, None, &numbers(&case["prompt"]), wanted.len()).unwrap();
             assert_eq!(found, wanted, "{name}");
         }
     }
@@ -106,11 +88,9 @@ fn memorization_is_exact() {
         let params = stored.params::<f32>(&stored.spec);
         for sequence in stored.json("memorization.json")["sequences"].as_array().unwrap() {
             let wanted = numbers(&sequence["generated"]);
-            assert_eq!(
-                greedy(&stored.spec, &params, &numbers(&sequence["prompt"]), wanted.len()),
-                wanted,
-                "{name}"
-            );
+            let prompt = numbers(&sequence["prompt"]);
+            let found = continuation(&stored.spec, &params, None, &prompt, wanted.len()).unwrap();
+            assert_eq!(found, wanted, "{name}");
         }
     }
 }
@@ -149,20 +129,50 @@ fn wrong_readings_of_crystalcoder_move_the_logits_as_far_as_stored() {
             with(|spec| spec.block = Block { residual: Residual::Parallel, shared_norm: true }),
         ),
     ];
-    for (name, spec) in variants {
-        let logits = forward(&spec, &stored.params::<f64>(&spec), &stored.ids).logits;
+    for (name, spec) in &variants {
+        let logits = forward(spec, &stored.params::<f64>(spec), &stored.ids).logits;
         let moved = logits.max_abs_diff(&stored.expected["logits"]);
-        let wanted = changes[name].as_f64().unwrap();
+        let wanted = changes[*name].as_f64().unwrap();
         assert!((moved / wanted - 1.0).abs() < 1e-4, "{name}: {moved}, stored {wanted}");
     }
-    let without_bias_of_projections = |(name, tensor): (String, Tensor<f64>)| {
-        let projection = name.ends_with("attn.out.bias") || name.ends_with("mlp.down.bias");
-        let kept = if projection { tensor.map(|_| 0.0) } else { tensor };
-        (name, kept)
+    let params = stored.params::<f64>(&right);
+    let with_params = |change: &dyn Fn(&str, &Tensor<f64>) -> Tensor<f64>| {
+        params.iter().map(|(name, tensor)| (name.clone(), change(name, tensor))).collect::<Params<f64>>()
     };
-    let params = stored.params::<f64>(&right).into_iter().map(without_bias_of_projections).collect();
-    let moved = forward(&right, &params, &stored.ids).logits.max_abs_diff(&stored.expected["logits"]);
-    assert!((moved / changes["no-proj-bias"].as_f64().unwrap() - 1.0).abs() < 1e-4, "no-proj-bias: {moved}");
+    let other_weights = [
+        ("no-proj-bias", with_params(&without_bias_of_projections)),
+        ("rotary-last-quarter", with_params(&|name, tensor| last_dimensions_first(&right, name, tensor))),
+    ];
+    for (name, params) in &other_weights {
+        let moved = forward(&right, params, &stored.ids).logits.max_abs_diff(&stored.expected["logits"]);
+        let wanted = changes[*name].as_f64().unwrap();
+        assert!((moved / wanted - 1.0).abs() < 1e-4, "{name}: {moved}, stored {wanted}");
+    }
+    let tested =
+        variants.map(|(name, _)| name).into_iter().chain(other_weights.iter().map(|(name, _)| *name));
+    let stored: BTreeSet<&str> = changes.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(tested.collect::<BTreeSet<_>>(), stored, "every stored variant");
+}
+
+fn without_bias_of_projections(name: &str, tensor: &Tensor<f64>) -> Tensor<f64> {
+    let projection = name.ends_with("attn.out.bias") || name.ends_with("mlp.down.bias");
+    if projection { tensor.map(|_| 0.0) } else { tensor.clone() }
+}
+
+/// Queries and keys with the last `rot_dims` dimensions of every head in front: products of queries and keys are the
+/// same, but what rotates are the dimensions that stood last.
+fn last_dimensions_first(spec: &ModelSpec, name: &str, tensor: &Tensor<f64>) -> Tensor<f64> {
+    let Position::Rope(rope) = spec.pos else { return tensor.clone() };
+    if !name.contains("attn.q.") && !name.contains("attn.k.") {
+        return tensor.clone();
+    }
+    let row = tensor.data.len() / tensor.shape[0];
+    let (head, back) = (spec.head_dim as usize, (spec.head_dim - rope.rot_dims) as usize);
+    Tensor::build(tensor.shape.clone(), |i| {
+        let (r, column) = (i / row, i % row);
+        let from = r / head * head + (r % head + back) % head;
+        tensor.data[from * row + column]
+    })
 }
 
 /// Every directory with muP folded away gives the logits of the stored tensors.

@@ -3,11 +3,13 @@
 //! It shares no arithmetic with any back end, not even RoPE's frequencies or ALiBi's slopes, and is itself held
 //! against stored tensors of a public implementation. Generic over f32 and f64.
 
+mod greedy;
 mod interpret;
 mod ops;
 mod real;
 mod tensor;
 
+pub use greedy::{continuation, largest};
 pub use interpret::{Cache, Oracle, Run};
 pub use real::Real;
 pub use tensor::Tensor;
