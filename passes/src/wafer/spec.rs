@@ -19,6 +19,9 @@ pub struct WaferSpec {
     pub bytes_per_cycle: f64,
     /// Cycles by which a PE of a chain is behind the one before: up and down the ramp, the hop, the operation.
     pub hop_cycles: u64,
+    /// Words that surely fit between two neighbours: the queues of the sender's and the receiver's ramp. What routers
+    /// hold on the way comes on top and is not counted on.
+    pub link_words: u64,
     /// Cycles that a vector operation takes beside its elements.
     pub issue_cycles: u64,
     /// Multiply-accumulates per cycle into f32 of 16-bit operands.
@@ -34,6 +37,7 @@ impl WaferSpec {
     /// The figures of a described wafer at a clock. Without links the edge is taken to carry a word per column.
     pub fn of(wafer: &Wafer, clock: Hertz) -> Self {
         let macs = |precision| wafer.pe.fmac.get(&precision).map_or(1.0, |rate| rate.0);
+        let queue = |depths: &[u64]| depths.first().copied().unwrap_or(1);
         let edge = wafer.fabric.usable.width as f64 * wafer.router.word.0;
         WaferSpec {
             sram_bytes: wafer.pe.sram.0 as u64,
@@ -42,6 +46,7 @@ impl WaferSpec {
             colours: wafer.router.colours as u32,
             bytes_per_cycle: wafer.ingress.as_ref().map_or(edge, |links| links.bandwidth().0 / clock.0),
             hop_cycles: 2 * wafer.router.ramp.0 + wafer.router.hop.0 + 1,
+            link_words: queue(&wafer.router.output_queues) + queue(&wafer.router.input_queues),
             issue_cycles: wafer.pe.call_overhead.0,
             narrow_macs: macs(Precision::Mixed),
             wide_macs: macs(Precision::Fp32),

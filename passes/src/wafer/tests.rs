@@ -11,6 +11,7 @@ const SPEC: WaferSpec = WaferSpec {
     colours: 24,
     bytes_per_cycle: 1e9,
     hop_cycles: 6,
+    link_words: 8,
     issue_cycles: 6,
     narrow_macs: 2.0,
     wide_macs: 1.0,
@@ -458,6 +459,12 @@ fn alibi_and_windows_see_the_right_distances() {
     attention_case(11, 7, sequences(2, 17, 3), Half { slopes: slopes.clone(), window: Some(5), ..half() });
     attention_case(2, 3, tokens(14, 3), Half { window: Some(4), ..half() });
     attention_case(16, 4, tokens(9, 4), Half { window: Some(1), ..half() });
+}
+
+#[test]
+fn a_ring_with_little_room_does_not_lock() {
+    attention_case(24, 1, tokens(8, 1), Half::new(1, 1, 23, Pairing::Half));
+    attention_case(24, 1, tokens(8, 1), Half::new(2, 2, 23, Pairing::Half));
 }
 
 #[test]

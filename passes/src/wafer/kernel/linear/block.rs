@@ -6,6 +6,10 @@
 //! of later columns (passed on). A column that waited for the back before it went on would make every output cost the
 //! latency of the ring. So the back of an output is done only when the fronts of some more outputs are under way: their
 //! sums are held, [`Block::delay`] of them, and their arithmetic covers the latency.
+//!
+//! Words of all those outputs are under way before the first back takes any, so no more may be held than fit into the
+//! queues of the links outside the block: else the last column waits for room, the first for the second, and so on round
+//! the ring, a deadlock.
 
 use super::Kernel;
 use crate::wafer::code::{dims, from, op, repeat, slice, strided, to, words};
@@ -26,7 +30,7 @@ impl<'a> Block<'a> {
     }
 
     /// By how many outputs the back is behind the front: a divisor of the features of a head, and enough to cover the
-    /// ring's latency by the arithmetic of the column that has least of it.
+    /// ring's latency by the arithmetic of the column that has least of it, as far as the ring has room.
     pub fn delay(&self) -> i64 {
         let (site, dim) = (self.kernel.site, i64::from(self.head.shape.dim));
         if self.head.shape.columns == 1 {
@@ -34,7 +38,17 @@ impl<'a> Block<'a> {
         }
         let ring = (site.spec.hop_cycles + 1) * u64::from(site.placed.width);
         let wanted = (ring / self.least_cycles().max(1) + 1) as i64;
-        (1..=dim).find(|delay| dim % delay == 0 && *delay >= wanted).unwrap_or(dim)
+        let room = self.room();
+        let divisors = || (1..=dim.min(room)).filter(|delay| dim % delay == 0);
+        divisors().find(|delay| *delay >= wanted).or(divisors().next_back()).unwrap_or(1)
+    }
+
+    /// Outputs that fit into the queues of the ring outside the block, at least the one that streams through.
+    fn room(&self) -> i64 {
+        let placed = self.kernel.site.placed;
+        let links = u64::from(placed.width.saturating_sub(self.head.shape.columns) + 1);
+        let words = u64::from(placed.tokens.tiles().largest()).max(1);
+        (links * self.kernel.site.spec.link_words / words).max(1) as i64
     }
 
     /// Cycles of one output in the column with the fewest inputs and the row with the fewest tokens.
