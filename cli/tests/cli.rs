@@ -155,6 +155,20 @@ fn a_model_that_cannot_fit_says_by_how_much() {
 }
 
 #[test]
+fn sequences_that_the_wafer_does_not_hold_are_told_with_the_number_that_fits() {
+    for (batch, words) in [("100000", "994 sequences at a time"), ("900", "batch of 142 at a time")] {
+        let folder = folder();
+        let args = ["compile", "crystalcoder", "--target", "cg1-sim", "--batch", batch, "-o", "cc.lpd"];
+        let output = lapidary(&args, folder.path());
+        assert_eq!(code(&output), 4, "{}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+        let report = std::fs::read(folder.path().join("cc.lpd/report.json")).expect("the report is written");
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+        assert!(report["smallest_change"].as_str().expect("a text").contains(words), "{report}");
+    }
+}
+
+#[test]
 fn the_same_input_gives_the_same_bytes() {
     for target in ["a100", "cg1-sim"] {
         let (folder, _) = with_model(TINY);

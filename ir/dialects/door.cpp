@@ -1,4 +1,5 @@
 // What the C API of MLIR lacks: parsing a module under a file's name, and short diagnostics.
+#include "mlir/Interfaces/SideEffectInterfaces.h"
 #include "mlir/CAPI/IR.h"
 #include "mlir/CAPI/Support.h"
 #include "mlir/IR/BuiltinOps.h"
@@ -11,3 +12,6 @@ extern "C" MlirModule lapidaryParseModule(MlirContext context, MlirStringRef tex
 
 /// Diagnostics point at a place in a text; a copy of the operation, whole regions included, would only hide them.
 extern "C" void lapidaryPointOnly(MlirContext context) { unwrap(context)->printOpOnDiagnostic(false); }
+
+/// Whether nobody reads an operation's results and it does nothing else.
+extern "C" bool lapidaryIsDead(MlirOperation op) { return mlir::isOpTriviallyDead(unwrap(op)); }

@@ -25,6 +25,7 @@ unsafe extern "C" {
     fn mlirGetDialectHandle__arith__() -> sys::MlirDialectHandle;
     fn mlirGetDialectHandle__func__() -> sys::MlirDialectHandle;
     fn lapidaryPointOnly(context: sys::MlirContext);
+    fn lapidaryIsDead(op: sys::MlirOperation) -> bool;
     fn lapidaryNnEnumWord(attribute: sys::MlirAttribute) -> sys::MlirStringRef;
     fn lapidaryWaferEnumWord(attribute: sys::MlirAttribute) -> sys::MlirStringRef;
     fn lapidaryCudaEnumWord(attribute: sys::MlirAttribute) -> sys::MlirStringRef;
@@ -363,6 +364,12 @@ impl<'c> Op<'c> {
         let raw = unsafe { sys::mlirOperationClone(self.raw) };
         insert(raw, point);
         Op { raw, cx: self.cx }
+    }
+
+    /// Whether nobody reads its results and it has no other effect, by the traits of its definition.
+    pub fn is_dead(self) -> bool {
+        // SAFETY: the operation is alive and only looked at.
+        unsafe { lapidaryIsDead(self.raw) }
     }
 
     /// All operations inside, itself first, parents before children.

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod dce;
 pub mod fuse;
 pub mod fusion;
 pub mod hoist_scales;

@@ -79,6 +79,14 @@ pub enum PassError {
     /// The module is not of the form that the pass needs: each diagnostic says where and why.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Refused(Vec<Diagnostic>),
+    /// The module is of the right form and too large for the machine.
+    #[error("{diagnostic}; it fits with {change}")]
+    TooLarge {
+        /// What is over, by how much, and where.
+        diagnostic: Box<Diagnostic>,
+        /// The smallest change that fits.
+        change: String,
+    },
     /// The IR refused a rewrite.
     #[error(transparent)]
     Ir(#[from] IrError),
@@ -94,6 +102,7 @@ impl PassError {
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         match self {
             PassError::Refused(diagnostics) => diagnostics.clone(),
+            PassError::TooLarge { diagnostic, .. } => vec![diagnostic.as_ref().clone()],
             PassError::Ir(error) if !error.diagnostics().is_empty() => error.diagnostics().to_vec(),
             PassError::Ir(error) => vec![placeless(error.to_string())],
         }

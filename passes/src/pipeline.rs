@@ -84,7 +84,7 @@ pub fn pipeline_text(goal: Goal, mup: Mup, fusion: &Fusion) -> String {
     if mup == Mup::Fold {
         passes.push("mup-fold");
     }
-    passes.extend(["hoist-scales", "canonicalize", "cse", "symbol-dce"]);
+    passes.extend(["hoist-scales", "canonicalize", "cse", "dce", "symbol-dce"]);
     if goal != Goal::Wafer {
         passes.push(&fuse);
     }
@@ -171,9 +171,9 @@ mod tests {
     #[test]
     fn pipelines_read_aloud() {
         let gpu = pipeline_text(Goal::Gpu, Mup::Fold, &Fusion::On);
-        assert_eq!(gpu, "canonicalize,cse,mup-fold,hoist-scales,canonicalize,cse,symbol-dce,fuse");
+        assert_eq!(gpu, "canonicalize,cse,mup-fold,hoist-scales,canonicalize,cse,dce,symbol-dce,fuse");
         let wafer = pipeline_text(Goal::Wafer, Mup::Keep, &Fusion::Off);
-        assert_eq!(wafer, "canonicalize,cse,hoist-scales,canonicalize,cse,symbol-dce");
+        assert_eq!(wafer, "canonicalize,cse,hoist-scales,canonicalize,cse,dce,symbol-dce");
         assert!(pipeline(Goal::Gpu, Mup::Fold, &Fusion::Options("only=row".into())).is_ok());
     }
 

@@ -1,5 +1,6 @@
 //! Every pass by name: a row each.
 
+use crate::dce::Dce;
 use crate::fuse::Fuse;
 use crate::fusion::{Rule, Rules};
 use crate::hoist_scales::HoistScales;
@@ -40,6 +41,12 @@ pub const PASSES: &[PassRow] = &[
         kind: PassKind::Mlir,
     },
     PassRow { name: "cse", summary: "merge equal ops", options: "MLIR's", kind: PassKind::Mlir },
+    PassRow {
+        name: "dce",
+        summary: "drop ops whose results nobody reads",
+        options: "",
+        kind: PassKind::Ours(|options| plain(Dce, options)),
+    },
     PassRow {
         name: "symbol-dce",
         summary: "drop private functions that nobody calls",

@@ -33,6 +33,8 @@ pub enum RunError {
         diagnostics: Vec<Diagnostic>,
         /// Whether the compiler is to blame: a panic, or a module that a pass broke.
         internal: bool,
+        /// The smallest change that fits, if the module is too large for the machine.
+        fits_with: Option<String>,
     },
 }
 
@@ -98,7 +100,12 @@ fn run_step(module: &mut Module<'_>, step: &Step) -> Result<Notes, RunError> {
     let illegal = legal::check(step.row.name, module.op());
     match illegal.is_empty() {
         true => Ok(cx.take()),
-        false => Err(RunError::Pass { pass: step.row.name.into(), diagnostics: illegal, internal: true }),
+        false => Err(RunError::Pass {
+            pass: step.row.name.into(),
+            diagnostics: illegal,
+            internal: true,
+            fits_with: None,
+        }),
     }
 }
 
@@ -107,11 +114,17 @@ fn failed(step: &Step, error: IrError) -> RunError {
         IrError::Pass { failure: PassFailure::Refused(why), .. } => why.downcast_ref::<PassError>(),
         _ => None,
     };
+    let fits_with = match refusal {
+        Some(PassError::TooLarge { change, .. }) => Some(change.clone()),
+        _ => None,
+    };
     let (diagnostics, internal) = match refusal {
-        Some(refusal @ PassError::Refused(_)) => (refusal.diagnostics(), false),
+        Some(refusal @ (PassError::Refused(_) | PassError::TooLarge { .. })) => {
+            (refusal.diagnostics(), false)
+        }
         Some(refusal) => (refusal.diagnostics(), true),
         None if error.diagnostics().is_empty() => (vec![placeless(error.to_string())], true),
         None => (error.diagnostics().to_vec(), true),
     };
-    RunError::Pass { pass: step.row.name.into(), diagnostics, internal }
+    RunError::Pass { pass: step.row.name.into(), diagnostics, internal, fits_with }
 }

@@ -9,7 +9,7 @@
 
 use super::layout::{HeadShape, place_heads, place_tokens};
 use super::placed::{Heads, Tokens};
-use crate::pass::{Changed, Pass, PassCx, PassError};
+use crate::pass::{Changed, Pass, PassCx, PassError, diagnostic};
 use lapidary_ir::wafer::{self, Inner, Placement, Rect, Tile};
 use lapidary_ir::{At, Attribute, IrContext, New, Op, Type, Value, View, nn};
 
@@ -170,11 +170,15 @@ impl<'c> Lowering<'c> {
         };
         let tokens = place_tokens(pass.height, sequences, length, 1);
         if tokens.sequences < sequences {
+            let over = sequences - tokens.sequences;
             let fault = format!(
-                "{sequences} sequences are more than the {} rows of PEs: at most {} fit at once, so use a batch of {} and accumulate",
-                pass.height, tokens.sequences, tokens.sequences
+                "{sequences} sequences need a row of PEs each; there are {} rows, {over} sequences too many",
+                pass.height
             );
-            return Err(PassError::at(main, fault));
+            return Err(PassError::TooLarge {
+                diagnostic: Box::new(diagnostic(main, fault)),
+                change: format!("{} sequences at a time or fewer", tokens.sequences),
+            });
         }
         let mut lowering = Lowering {
             cx: module.context(),

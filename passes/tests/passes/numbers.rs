@@ -39,7 +39,7 @@ fn difference(spec: &ModelSpec, mode: Mode, dims: Dims, passes: &str) -> f64 {
 
 const PROMPT: Dims = Dims { batch: 2, seq: 5, cached: 0 };
 const TOKEN: Dims = Dims { batch: 2, seq: 1, cached: 4 };
-const ALL: &str = "canonicalize,cse,mup-fold,hoist-scales,canonicalize,cse,symbol-dce,fuse";
+const ALL: &str = "canonicalize,cse,mup-fold,hoist-scales,canonicalize,cse,dce,symbol-dce,fuse";
 
 #[test]
 fn the_fold_keeps_the_logits_of_every_mup_family() {

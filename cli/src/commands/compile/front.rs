@@ -36,9 +36,14 @@ pub fn run(
     let start = Instant::now();
     let clock = || start.elapsed();
     let watch = Watch { clock: Some(&clock), snapshots: true };
-    let report = progress
-        .stage("running the passes", || lapidary_passes::run(&mut module, &pipeline, watch))
-        .map_err(refused)?;
+    let ran = progress.stage("running the passes", || lapidary_passes::run(&mut module, &pipeline, watch));
+    let report = match ran {
+        Err(RunError::Pass { fits_with: Some(change), diagnostics, .. }) => {
+            let emitted = Some(too_large(&diagnostics, &change));
+            return Ok(Outcome { passes: PipelineReport::default(), emitted });
+        }
+        ran => ran.map_err(refused)?,
+    };
     print_after(job, &report)?;
     if job.args.stop_after.is_some() {
         return Ok(Outcome { passes: report, emitted: None });
@@ -114,6 +119,14 @@ pub fn dump(job: &Job<'_>, passes: &PipelineReport, artifact: &mut Artifact) -> 
     match &job.args.dump_ir {
         Some(place) => folder.write_into(place),
         None => Ok(()),
+    }
+}
+
+/// A pass found the module too large for the machine.
+fn too_large(diagnostics: &[Diagnostic], change: &str) -> Emitted {
+    let told: Vec<String> = diagnostics.iter().map(|diagnostic| diagnostic.message.clone()).collect();
+    Emitted {
+        over: Some(Failure::new(Exit::DoesNotFit, told.join("; ")).help(format!("it fits with {change}"))),
     }
 }
 

@@ -122,7 +122,7 @@ fn account(program: &GpuProgram, report: &mut Report) {
 }
 
 /// Whether the program exceeds a device, with the smallest change that fits.
-fn over(job: &Job<'_>, report: &mut Report) -> Option<Failure> {
+fn over(job: &Job<'_>, report: &Report) -> Option<Failure> {
     let (total, machine) = (report.memory_bytes.values().sum::<u64>(), job.machine.as_ref()?);
     let capacity = report.memory_capacity_bytes.filter(|capacity| total > *capacity)?;
     let (class, bytes) = report.memory_bytes.iter().max_by_key(|(_, bytes)| **bytes)?;
@@ -135,10 +135,7 @@ fn over(job: &Job<'_>, report: &mut Report) -> Option<Failure> {
         show::bytes(capacity),
         show::bytes(*bytes),
     );
-    let change = smallest_change(job, report, capacity);
-    report.does_not_fit = Some(reason.clone());
-    report.smallest_change = Some(change.clone());
-    Some(Failure::new(Exit::DoesNotFit, reason).help(change))
+    Some(Failure::new(Exit::DoesNotFit, reason).help(smallest_change(job, report, capacity)))
 }
 
 /// Weights stay whatever the batch; the rest shrinks with it.

@@ -64,6 +64,7 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
         return front::print_stopped(&passes);
     };
     if let Some(failure) = emitted.over {
+        report.over(&failure);
         let mut only_report = Artifact::default();
         only_report.add_json("report.json", &report)?;
         only_report.write(&args.output)?;

@@ -2,6 +2,7 @@
 //! bytes.
 
 use super::{Job, name};
+use crate::failure::Failure;
 use indexmap::IndexMap;
 use lapidary_models::Work;
 use lapidary_models::mup::{ParamRule, parameter_table};
@@ -131,6 +132,13 @@ impl Report {
             placement: None,
             mup_table,
         }
+    }
+
+    /// Says why the program cannot be used, and the smallest change that fits.
+    pub fn over(&mut self, failure: &Failure) {
+        let told = failure.faults.iter().map(|fault| fault.message.as_str()).collect::<Vec<_>>();
+        self.does_not_fit = Some(told.join("; "));
+        self.smallest_change = failure.faults.iter().find_map(|fault| fault.help.clone());
     }
 
     /// Adds what the passes did.

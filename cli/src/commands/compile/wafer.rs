@@ -7,6 +7,7 @@ use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::wafer_artifact::{Stage, WaferArtifact};
+use lapidary_hardware::Wafer;
 use lapidary_ir::Module;
 use lapidary_passes::wafer::{self, EmitError, EmitOptions, WaferError};
 use lapidary_runtime_sim::{FabricSpec, check};
@@ -25,7 +26,7 @@ pub fn emit(
     let placed = progress.stage("placing on the wafer", || wafer::emit(module, machine, &options));
     let placed = match placed {
         Ok(placed) => placed,
-        Err(error) => return over(error, report),
+        Err(error) => return over(job, machine.wafer(), error),
     };
     report.placement = Some(account(&placed));
     let programs = WaferArtifact {
@@ -56,18 +57,33 @@ fn checked(programs: &WaferArtifact) -> Result<(), Failure> {
 }
 
 /// What does not fit is told in the report; everything else ends the compilation.
-fn over(error: EmitError, report: &mut Report) -> Result<Emitted, Failure> {
+fn over(job: &Job<'_>, wafer: Option<&Wafer>, error: EmitError) -> Result<Emitted, Failure> {
     let reason = error.to_string();
     match error {
         EmitError::Module(error) => Err(failed(false, "wafer", &error.diagnostics(), &reason)),
         EmitError::Placement { error, .. } if matches!(*error, WaferError::Unsupported { .. }) => {
             Err(Failure::new(Exit::Unsupported, reason))
         }
-        EmitError::Placement { .. } => {
-            report.does_not_fit = Some(reason.clone());
-            Ok(Emitted { over: Some(Failure::new(Exit::DoesNotFit, reason)) })
+        EmitError::Placement { error, .. } => {
+            let failure = Failure::new(Exit::DoesNotFit, reason);
+            let over = match wafer.and_then(|wafer| fitting_batch(job, wafer, &error)) {
+                Some(batch) => failure.help(format!("it fits with a batch of {batch} at a time")),
+                None => failure,
+            };
+            Ok(Emitted { over: Some(over) })
         }
         EmitError::Machine { .. } => Err(Failure::new(Exit::InvalidInput, reason)),
+    }
+}
+
+/// The largest batch whose sequences get enough rows for their tokens to fit.
+fn fitting_batch(job: &Job<'_>, wafer: &Wafer, error: &WaferError) -> Option<u64> {
+    match error {
+        WaferError::Memory { fitting: tokens @ 1.., .. } => {
+            let rows = job.graph.dims.seq.div_ceil(u64::from(*tokens));
+            Some(wafer.fabric.usable.height / rows).filter(|batch| *batch > 0)
+        }
+        _ => None,
     }
 }
 
