@@ -68,6 +68,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what a file holds; for weights, which tensor holds which parameter.
+    Inspect(Inspect),
     /// List the targets and what each emits.
     Targets,
     /// Say which parts of the toolchain are here and how to get the rest.
@@ -243,6 +245,19 @@ pub struct Simulate {
     /// How closely to look.
     #[arg(long, value_enum, default_value = "flow")]
     pub level: Level,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A Hugging Face folder, one .safetensors or .bin file, an index of shards, or an artifact of `compile`.
+    pub place: PathBuf,
+    /// Look at names, shapes and types only, and leave the values unread.
+    #[arg(long)]
+    pub no_values: bool,
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,

@@ -5,12 +5,15 @@ mod artifact;
 mod commands;
 mod failure;
 mod input;
+mod inspection;
+mod map;
 mod opt;
 mod output;
 mod progress;
 mod show;
 mod toolchain;
 mod wafer_artifact;
+mod weights;
 
 use args::{Cli, Color, Global};
 use clap::Parser;

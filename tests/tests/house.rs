@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Doors open one way: a crate and the workspace crates that it may use.
-const DOORS: [(&str, &[&str]); 10] = [
+const DOORS: [(&str, &[&str]); 11] = [
     ("models", &[]),
     ("reference", &["models"]),
+    ("checkpoint", &["models"]),
     ("hardware", &["models"]),
     ("planner", &["models", "hardware"]),
     ("ir", &["models"]),
@@ -21,6 +22,7 @@ const DOORS: [(&str, &[&str]); 10] = [
             "passes",
             "ir",
             "models",
+            "checkpoint",
             "reference",
             "hardware",
             "planner",

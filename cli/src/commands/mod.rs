@@ -4,6 +4,7 @@ mod check;
 mod compile;
 mod doctor;
 mod explain;
+mod inspect;
 mod machines;
 mod models;
 mod plan;
@@ -28,6 +29,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Models(verb) => models::run(verb),
         Command::Machines(verb) => machines::run(verb),
         Command::Check { model, json } => check::run(&model, json),
+        Command::Inspect(args) => inspect::run(&args, global),
         Command::Targets => targets::run(),
         Command::Doctor => doctor::run(),
         Command::Schema { name } => schema(&name),

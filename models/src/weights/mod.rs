@@ -9,6 +9,7 @@ mod names;
 use crate::graph::{Dims, Graph, GraphError, Mode, Param};
 use crate::spec::{GateHalf, ModelSpec, QkvLayout, WeightLayout};
 use names::{SCHEMES, Scheme, Slot};
+use std::ops::Range;
 use thiserror::Error;
 
 /// Names of the known naming schemes; `canonical` is the graph's own.
@@ -130,6 +131,14 @@ impl Source {
         }
         self.places().zip(values).for_each(|(place, value)| published[place] = *value);
         Ok(())
+    }
+
+    /// The published elements that are the parameter, where they lie together and in its order.
+    pub fn contiguous(&self) -> Option<Range<u64>> {
+        let together = self.rows.count == 1 || self.rows.len == self.rows.stride;
+        let columns: u64 = self.shape.iter().skip(1).product();
+        let start = self.rows.start * columns;
+        (together && !self.transposed).then(|| start..start + self.shape.iter().product::<u64>())
     }
 
     /// Index into the published values of each canonical value, in canonical order.
