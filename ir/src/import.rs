@@ -103,7 +103,7 @@ impl<'g, 'c> Importer<'g, 'c> {
             Op::Norm { kind, eps } => nn::norm(at, x(0)?, x(1)?, inputs.get(2).copied(), *kind, *eps),
             Op::Softmax => nn::softmax(at, x(0)?),
             Op::LastToken => nn::last_token(at, x(0)?),
-            Op::Repeat { function, times } => self.repeat(at, node, *function, *times, inputs),
+            Op::Repeat { function, times, .. } => self.repeat(at, node, *function, *times, inputs),
             _ => self.attention(at, node, inputs),
         }
     }

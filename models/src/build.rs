@@ -16,7 +16,8 @@ impl Graph {
         let layer = layer_function(spec, mode, dims, &mut params)?;
         let main = main_function(spec, mode, dims, &mut params)?;
         let functions = vec![layer, main];
-        Ok(Graph { name: spec.name.clone(), mode, dims, n_layers: spec.n_layers, params, functions })
+        let (name, n_layers, slots) = (spec.name.clone(), spec.n_layers, Vec::new());
+        Ok(Graph { name, mode, dims, n_layers, params, slots, functions })
     }
 }
 
@@ -156,7 +157,7 @@ fn main_function(
         None => (ScaleRole::Embedding, ScaleRole::Output),
     };
     x = f.scale("embed.multiplier", x, spec.multipliers.embedding, embedding)?;
-    x = f.node("layers", Op::Repeat { function: 0, times: spec.n_layers }, &[x])?;
+    x = f.node("layers", Op::Repeat { function: 0, first: 0, times: spec.n_layers, reverse: false }, &[x])?;
     if mode != Mode::Forward {
         x = f.node("last_token", Op::LastToken, &[x])?;
     }

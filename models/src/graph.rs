@@ -65,6 +65,8 @@ pub enum Mode {
     Prefill,
     /// One or more new tokens against a filled cache; logits of the last position.
     Decode,
+    /// The loss of a batch and the gradient of every parameter; made by [`crate::autodiff::differentiate`].
+    Train,
 }
 
 impl Mode {
@@ -74,6 +76,7 @@ impl Mode {
             Mode::Forward => "forward",
             Mode::Prefill => "prefill",
             Mode::Decode => "decode",
+            Mode::Train => "train",
         }
     }
 }
@@ -110,6 +113,20 @@ pub struct Param {
     pub ty: TensorType,
     /// Whether there is one for each layer.
     pub per_layer: bool,
+}
+
+/// A value that the forward pass of each layer keeps for the backward pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The node of the layer whose result it is, or `input` for what the layer reads; with a number where layers
+    /// differ in what they keep.
+    pub name: String,
+    /// Shape and element type of one layer's value.
+    pub ty: TensorType,
+    /// The first layer that keeps it.
+    pub first: u64,
+    /// How many layers keep it.
+    pub times: u64,
 }
 
 /// Index of a value in its function.
@@ -167,7 +184,7 @@ impl Function {
     /// Work of one node; a repeat counts its body once for every layer.
     pub fn node_work(&self, node: &Node, graph: &Graph) -> Work {
         match node.op {
-            Op::Repeat { function, times } => graph.functions[function].work(graph) * times,
+            Op::Repeat { function, times, .. } => graph.functions[function].work(graph) * times,
             _ => node.op.work(&self.operand_types(node), self.ty(node.output)),
         }
     }
@@ -191,7 +208,9 @@ pub struct Graph {
     pub n_layers: u64,
     /// Learned tensors in the order of first use.
     pub params: Vec<Param>,
-    /// The layer function, then `main`.
+    /// What the layers of a training graph keep for their backward pass; empty otherwise.
+    pub slots: Vec<Slot>,
+    /// The layer function (of a training graph: those of the layers, each with its backward function), then `main`.
     pub functions: Vec<Function>,
 }
 
@@ -201,7 +220,7 @@ impl Graph {
         self.functions.last().expect("a graph is built with a main function")
     }
 
-    /// The function that runs once per layer.
+    /// The function that runs once per layer; the first of several.
     pub fn layer(&self) -> &Function {
         self.functions.first().expect("a graph is built with a layer function")
     }
@@ -238,6 +257,16 @@ pub enum GraphError {
         value: u64,
         /// What would be allowed.
         what: String,
+    },
+    /// An op whose derivative nobody needs stands where one is asked for.
+    #[error("{node}: {op} has no derivative: {why}")]
+    NoDerivative {
+        /// The node.
+        node: String,
+        /// Name of its op.
+        op: &'static str,
+        /// What would have to be there instead.
+        why: &'static str,
     },
     /// A tensor is larger than any machine.
     #[error("{node}: {ty} is larger than {} TiB", TensorType::MAX_BYTES >> 40)]

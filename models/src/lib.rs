@@ -15,6 +15,7 @@
 //! is a TOML file and its row in `builtin.rs`; a family of `config.json` a file and its row in `import/mod.rs`, and
 //! its names in `weights/names.rs`; an op a variant in `op.rs`, where exhaustive matches lead on.
 
+pub mod autodiff;
 pub mod build;
 pub mod builtin;
 pub mod check;
@@ -26,6 +27,7 @@ pub mod import;
 mod load;
 pub mod mup;
 pub mod op;
+pub mod optimizer;
 mod read;
 mod schema;
 pub mod spec;
@@ -39,7 +41,7 @@ pub use builtin::{BuiltinError, builtin, builtin_names, builtin_text};
 pub use check::{Violation, validate};
 pub use dtype::DType;
 pub use fault::{Fault, FaultKind, Faults};
-pub use graph::{Dims, Function, Graph, GraphError, Mode, Node, Param, TensorType, Value, ValueId};
+pub use graph::{Dims, Function, Graph, GraphError, Mode, Node, Param, Slot, TensorType, Value, ValueId};
 pub use import::{Import, ImportEntry, ImportReport, ImportStatus, import_config};
 pub use load::parse_model;
 pub use op::Op;

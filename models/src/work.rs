@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::iter::Sum;
 use std::ops::{Add, Mul};
 
+mod backward;
+
 /// Arithmetic and memory traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
@@ -89,6 +91,7 @@ impl Op {
             Op::Softmax => (0, n.saturating_mul(4)),
             Op::Rope { rot_dims, head_dim, .. } => (0, product([3, n / head_dim, *rot_dims])),
             Op::Param { .. } | Op::Embed | Op::KvAppend { .. } | Op::LastToken | Op::Repeat { .. } => (0, 0),
+            _ => backward::flops(self, operands, result),
         }
     }
 
@@ -103,6 +106,7 @@ impl Op {
             }
             Op::KvAppend { .. } => (operands[0].bytes(), operands[0].bytes()),
             Op::LastToken => (written, written),
+            _ if self.is_training() => backward::traffic(self, operands, result),
             _ => (operands.iter().fold(0, |sum: u64, t| sum.saturating_add(t.bytes())), written),
         }
     }

@@ -201,7 +201,7 @@ fn times(view: &ModuleView<'_>) -> Vec<u64> {
     let repeats = |wanted: usize| {
         let all = view.functions.iter().flat_map(|f| &f.function.nodes);
         all.filter_map(move |node| match node.op {
-            Op::Repeat { function, times } if function == wanted => Some(times),
+            Op::Repeat { function, times, .. } if function == wanted => Some(times),
             _ => None,
         })
         .fold(0, u64::saturating_add)

@@ -129,7 +129,7 @@ impl<'c> Reader<'c> {
                 self.host.params.push(HostParam { name, scale: op.f64("scale").unwrap_or(1.0) });
                 Op::Param { param: self.host.params.len() - 1 }
             }
-            "nn.repeat" => Op::Repeat { function: 0, times: times(op) },
+            "nn.repeat" => Op::Repeat { function: 0, first: 0, times: times(op), reverse: false },
             _ => read_op(op).map_err(|what| PassError::at(op, what))?,
         };
         let inputs = self.ids(op);

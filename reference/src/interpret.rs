@@ -43,7 +43,7 @@ impl<T: Real> Oracle<'_, T> {
         for node in &main.nodes {
             let result = match node.op {
                 Op::Embed => ops::embed(ids, &values[&node.inputs[1]]),
-                Op::Repeat { function, times } => self.layers(
+                Op::Repeat { function, times, .. } => self.layers(
                     &self.graph.functions[function],
                     times,
                     &values[&node.inputs[0]],
@@ -81,7 +81,14 @@ impl<T: Real> Oracle<'_, T> {
         x
     }
 
-    fn node(&self, node: &Node, layer: u64, values: &Values<T>, cache: &mut Cache<T>) -> Tensor<T> {
+    /// One op of a forward pass.
+    pub(super) fn node(
+        &self,
+        node: &Node,
+        layer: u64,
+        values: &Values<T>,
+        cache: &mut Cache<T>,
+    ) -> Tensor<T> {
         let input = |i: usize| &values[&node.inputs[i]];
         match node.op {
             Op::Param { param } => self.param(param, layer),
@@ -112,7 +119,7 @@ impl<T: Real> Oracle<'_, T> {
                 ops::values(input(0), input(1), heads as usize, kv_heads as usize)
             }
             Op::LastToken => ops::last_token(input(0)),
-            Op::Embed | Op::Repeat { .. } => unreachable!("{} stands in main", node.op.name()),
+            _ => unreachable!("{} stands in main or in a training graph", node.op.name()),
         }
     }
 

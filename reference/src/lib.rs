@@ -3,16 +3,21 @@
 //! It shares no arithmetic with any back end, not even RoPE's frequencies or ALiBi's slopes, and is itself held
 //! against stored tensors of a public implementation. Generic over f32 and f64.
 
+mod adamw;
+mod backward;
 mod greedy;
 mod interpret;
 mod ops;
 mod real;
 mod tensor;
+mod train;
 
+pub use adamw::{Optimizer, global_norm};
 pub use greedy::{continuation, largest};
 pub use interpret::{Cache, Oracle, Run};
 pub use real::Real;
 pub use tensor::Tensor;
+pub use train::{Batch, Step};
 
 use lapidary_models::mup::Fold;
 use std::collections::BTreeMap;

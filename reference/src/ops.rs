@@ -117,6 +117,11 @@ pub struct Rotation {
 
 /// Rotates pairs of the leading dimensions of every head by position times frequency.
 pub fn rope<T: Real>(x: &Tensor<T>, r: Rotation) -> Tensor<T> {
+    turn(x, r, 1.0)
+}
+
+/// Rotates forwards (`direction` 1) or back (-1).
+pub fn turn<T: Real>(x: &Tensor<T>, r: Rotation, direction: f64) -> Tensor<T> {
     let (seq, width) = (x.shape[1], x.width());
     let half = r.rot_dims / 2;
     let mut y = x.clone();
@@ -127,7 +132,7 @@ pub fn rope<T: Real>(x: &Tensor<T>, r: Rotation) -> Tensor<T> {
                 Pairing::Half => (start + pair, start + pair + half),
                 Pairing::Interleaved => (start + 2 * pair, start + 2 * pair + 1),
             };
-            let angle = T::from_f64(position * f64::from(frequency(pair, r)));
+            let angle = T::from_f64(direction * position * f64::from(frequency(pair, r)));
             y.data[a] = x.data[a] * angle.cos() - x.data[b] * angle.sin();
             y.data[b] = x.data[b] * angle.cos() + x.data[a] * angle.sin();
         }

@@ -20,6 +20,8 @@ pub trait Real:
     fn to_f64(self) -> f64;
     /// e to the power.
     fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
     /// Hyperbolic tangent.
@@ -43,6 +45,9 @@ macro_rules! real {
             }
             fn exp(self) -> Self {
                 self.exp()
+            }
+            fn ln(self) -> Self {
+                self.ln()
             }
             fn sqrt(self) -> Self {
                 self.sqrt()

@@ -45,17 +45,27 @@ impl Stored {
 
     /// The values of every parameter of `spec`, which may differ from the directory's own.
     pub fn params<T: Real>(&self, spec: &ModelSpec) -> Params<T> {
-        let sources = weights::sources(spec).expect("a named form");
-        let value = |source: &weights::Source| {
-            let published = &self.published[&source.published];
-            let shape: Vec<u64> = published.shape.iter().map(|n| *n as u64).collect();
-            assert_eq!(shape, source.published_shape, "{}", source.published);
-            let data = source.extract(&published.data).expect("checked shape");
-            let shape = source.shape.iter().map(|n| *n as usize).collect();
-            Tensor::new(shape, data.into_iter().map(T::from_f64).collect())
-        };
-        sources.iter().map(|source| (source.canonical.clone(), value(source))).collect()
+        canonical(spec, &self.published)
     }
+
+    /// The stored derivative of the loss by every parameter.
+    pub fn gradients(&self) -> Params<f64> {
+        canonical(&self.spec, &floats(&self.folder.join("grads.safetensors")))
+    }
+}
+
+/// Published tensors as the parameters of a specification.
+fn canonical<T: Real>(spec: &ModelSpec, published: &BTreeMap<String, Tensor<f64>>) -> Params<T> {
+    let sources = weights::sources(spec).expect("a named form");
+    let value = |source: &weights::Source| {
+        let published = &published[&source.published];
+        let shape: Vec<u64> = published.shape.iter().map(|n| *n as u64).collect();
+        assert_eq!(shape, source.published_shape, "{}", source.published);
+        let data = source.extract(&published.data).expect("checked shape");
+        let shape = source.shape.iter().map(|n| *n as usize).collect();
+        Tensor::new(shape, data.into_iter().map(T::from_f64).collect())
+    };
+    sources.iter().map(|source| (source.canonical.clone(), value(source))).collect()
 }
 
 fn read(path: &Path) -> Vec<u8> {

@@ -15,7 +15,9 @@ pub enum Class {
     Gather,
     /// Writes rows into the key-value cache.
     Store,
-    /// No kernel of its own: parameters and calls.
+    /// Sums over all rows, or adds into a buffer: a kernel that nothing joins.
+    Alone,
+    /// No kernel of its own: parameters, calls and values that were kept.
     Outside,
 }
 
@@ -29,12 +31,25 @@ pub const fn class(op: &Op) -> Class {
         | Op::Scale { .. }
         | Op::Activation(_)
         | Op::Rope { .. }
-        | Op::Mask { .. } => Class::Elementwise,
-        Op::Norm { .. } | Op::Softmax => Class::Row,
-        Op::Linear | Op::Scores { .. } | Op::Values { .. } => Class::Contraction,
+        | Op::Mask { .. }
+        | Op::ActivationDx(_)
+        | Op::RopeDx { .. }
+        | Op::MaskDx { .. } => Class::Elementwise,
+        Op::Norm { .. } | Op::Softmax | Op::NormDx { .. } | Op::SoftmaxDx | Op::CrossEntropyDx => Class::Row,
+        Op::Linear | Op::LinearDx | Op::Scores { .. } | Op::Values { .. } => Class::Contraction,
+        Op::LinearDw
+        | Op::ValuesDv { .. }
+        | Op::ColumnSum
+        | Op::NormDw { .. }
+        | Op::CrossEntropy
+        | Op::EmbedDw { .. }
+        | Op::PositionDw { .. }
+        | Op::LastTokenDx { .. }
+        | Op::Save { .. }
+        | Op::Gradient { .. } => Class::Alone,
         Op::Embed | Op::LastToken => Class::Gather,
         Op::KvAppend { .. } => Class::Store,
-        Op::Param { .. } | Op::Repeat { .. } => Class::Outside,
+        Op::Param { .. } | Op::Repeat { .. } | Op::Saved { .. } => Class::Outside,
     }
 }
 
@@ -42,7 +57,7 @@ pub const fn class(op: &Op) -> Class {
 pub const fn is_table(op: &Op, operand: usize) -> bool {
     match op {
         Op::Embed => true,
-        Op::Linear | Op::Bias | Op::Position { .. } => operand == 1,
+        Op::Linear | Op::LinearDx | Op::Bias | Op::Position { .. } | Op::NormDx { .. } => operand == 1,
         Op::Norm { .. } => operand >= 1,
         Op::Scores { .. } | Op::Values { .. } => operand == 1,
         _ => false,

@@ -57,6 +57,9 @@ pub fn kernel(flow: &Flow, nodes: &Set) -> Result<Anchor, String> {
     if nodes.len() == 1 {
         return nodes.iter().next().map_or(Err("no op".into()), |n| Ok(alone(flow.op(*n))));
     }
+    if let Some(n) = nodes.iter().find(|n| class(flow.op(**n)) == Class::Alone) {
+        return Err(format!("{} sums over all rows or into a buffer: it stands alone", flow.node(*n).name));
+    }
     tables_are_whole(flow, nodes)?;
     stores_are_last(flow, nodes)?;
     let of_class = |wanted| nodes.iter().copied().filter(move |n| class(flow.op(*n)) == wanted);
@@ -75,7 +78,7 @@ pub fn alone(op: &Op) -> Anchor {
         Class::Contraction => Anchor::Matmul,
         Class::Row => Anchor::Row,
         Class::Gather => Anchor::Gather,
-        Class::Elementwise | Class::Store | Class::Outside => Anchor::Elementwise,
+        Class::Elementwise | Class::Store | Class::Alone | Class::Outside => Anchor::Elementwise,
     }
 }
 

@@ -79,7 +79,7 @@ impl<'c> Reader<'c> {
     fn op(&mut self, op: IrOp<'c>) -> Result<(), PassError> {
         let kind = read_op(op).map_err(|what| PassError::at(op, what))?;
         let kind = kernel_op(&kind)
-            .ok_or_else(|| PassError::at(op, format!("{} is no part of a kernel", op.name())))?;
+            .ok_or_else(|| PassError::at(op, format!("{} has no kernel on this GPU target", op.name())))?;
         let operands: Vec<ValueId> = op.operands().into_iter().filter_map(|value| self.find(value)).collect();
         let Some(result) = op.result(0) else { return Ok(()) };
         self.ops.push(OpSpec { op: kind, operands, ty: ty(op, result)? });
@@ -152,6 +152,24 @@ fn kernel_op(op: &Op) -> Option<KernelOp> {
         Op::Values { heads, kv_heads } => KernelOp::Values { heads, kv_heads },
         Op::LastToken => KernelOp::LastToken,
         Op::Param { .. } | Op::Repeat { .. } => return None,
+        Op::CrossEntropy
+        | Op::CrossEntropyDx
+        | Op::LinearDx
+        | Op::LinearDw
+        | Op::ColumnSum
+        | Op::ActivationDx(_)
+        | Op::NormDx { .. }
+        | Op::NormDw { .. }
+        | Op::RopeDx { .. }
+        | Op::MaskDx { .. }
+        | Op::SoftmaxDx
+        | Op::ValuesDv { .. }
+        | Op::EmbedDw { .. }
+        | Op::PositionDw { .. }
+        | Op::LastTokenDx { .. }
+        | Op::Save { .. }
+        | Op::Saved { .. }
+        | Op::Gradient { .. } => return None,
     })
 }
 

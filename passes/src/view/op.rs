@@ -114,5 +114,5 @@ fn repeat(op: IrOp<'_>, symbols: &[&str]) -> Result<Op, String> {
     if op.operand_count() != 1 {
         return Err(format!("a repeat of {} values; passes know repeats of one", op.operand_count()));
     }
-    Ok(Op::Repeat { function, times: length(op, "times") })
+    Ok(Op::Repeat { function, first: 0, times: length(op, "times"), reverse: false })
 }
