@@ -9,6 +9,8 @@ use crate::work::Work;
 use std::fmt;
 use thiserror::Error;
 
+mod check;
+
 /// Shape and element type of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorType {
@@ -246,6 +248,14 @@ pub enum GraphError {
         /// The node.
         node: String,
         /// The relation that does not hold.
+        what: String,
+    },
+    /// Nodes, slots or parameters contradict each other.
+    #[error("{node}: {what}")]
+    Structure {
+        /// The node, slot or parameter, behind its function.
+        node: String,
+        /// The contradiction.
         what: String,
     },
     /// A dimension is zero or past what the model was built for.

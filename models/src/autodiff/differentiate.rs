@@ -17,6 +17,10 @@ pub(super) const BACKWARD: usize = 1;
 /// # Errors
 /// [`GraphError::NoDerivative`] when the graph is not a forward graph; [`GraphError::TooLarge`].
 pub fn differentiate(forward: &Graph) -> Result<Graph, GraphError> {
+    if forward.mode == Mode::Train {
+        let why = "the graph is differentiated already";
+        return Err(GraphError::NoDerivative { node: forward.name.clone(), op: "gradient", why });
+    }
     let layer = forward.layer();
     let (backward, kept) = layer_backward(forward, layer)?;
     let slots: Vec<Slot> = kept.iter().map(|value| slot(layer, *value, (0, forward.n_layers))).collect();

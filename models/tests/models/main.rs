@@ -5,3 +5,4 @@ mod graphs;
 mod imports;
 mod laws;
 mod loading;
+mod training;
