@@ -52,6 +52,8 @@ pub enum Command {
     Plan(Plan),
     /// Say why a plan was chosen and what another one costs, term by term.
     Explain(Explain),
+    /// Hold predictions against published measurements; exit 6 where the gate fails.
+    Accuracy(Accuracy),
     /// Run a compiled wafer program, or a .wafer text, through the simulator.
     Simulate(Simulate),
     /// The built-in models.
@@ -226,6 +228,30 @@ pub struct Explain {
     /// The candidate to compare with; the second-best when absent.
     #[arg(long, value_name = "NAME")]
     pub vs: Option<String>,
+}
+
+/// Tables of published measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccuracyTable {
+    /// Training steps and memory on A100 clusters.
+    A100Training,
+}
+
+/// Arguments of `accuracy`.
+#[derive(Debug, Args)]
+pub struct Accuracy {
+    /// What is measured.
+    #[arg(value_enum)]
+    pub table: AccuracyTable,
+    /// The measurements, comma-separated with a header line.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: PathBuf,
+    /// Print every row beside the groups.
+    #[arg(long, conflicts_with = "json")]
+    pub rows: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Level of the simulator.

@@ -17,6 +17,8 @@ pub enum Exit {
     DoesNotFit = 4,
     /// An op or a target that is not supported.
     Unsupported = 5,
+    /// A verification, accuracy or benchmark gate failed.
+    GateFailed = 6,
     /// A device or a toolchain is missing.
     Missing = 7,
 }

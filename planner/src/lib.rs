@@ -4,6 +4,7 @@
 //! this crate's memory account for what it takes, and returns a [`PlanDocument`] with the best, the
 //! baselines a user knows, and every rejected kind of plan with its reason. [`explain()`] sets two side by side.
 
+pub mod accuracy;
 pub mod answer;
 pub mod assumption;
 pub mod backward;
@@ -18,6 +19,7 @@ pub mod rank;
 pub mod recipe;
 pub mod request;
 mod search;
+pub mod step;
 pub mod wafer;
 
 pub use answer::plan;

@@ -15,11 +15,14 @@ pub enum Sharding {
     Full,
     /// Split over the ranks of a node, repeated across nodes (FSDP hybrid shard).
     Hybrid,
+    /// The optimizer state is split over the ranks of a node, repeated across nodes (InternEvo's ZeRO groups).
+    OptimizerInNode,
 }
 
 impl Sharding {
     /// Every choice, in the order in which they are tried.
-    pub const ALL: [Sharding; 4] = [Sharding::None, Sharding::Optimizer, Sharding::Full, Sharding::Hybrid];
+    pub const ALL: [Sharding; 5] =
+        [Sharding::None, Sharding::Optimizer, Sharding::Full, Sharding::Hybrid, Sharding::OptimizerInNode];
 
     /// The word in names, pins and JSON.
     pub const fn name(self) -> &'static str {
@@ -28,6 +31,7 @@ impl Sharding {
             Sharding::Optimizer => "optimizer",
             Sharding::Full => "full",
             Sharding::Hybrid => "hybrid",
+            Sharding::OptimizerInNode => "optimizer-in-node",
         }
     }
 

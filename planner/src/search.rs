@@ -139,6 +139,7 @@ impl Space<'_> {
             Sharding::None => true,
             Sharding::Optimizer => dp > 1,
             Sharding::Full => dp > 1 && pp == 1,
+            Sharding::OptimizerInNode => false,
             Sharding::Hybrid => pp == 1 && per_node > 1 && dp > per_node && dp.is_multiple_of(per_node),
         };
         let shardings = Sharding::ALL.into_iter().filter(|sharding| means(*sharding));

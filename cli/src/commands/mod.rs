@@ -1,5 +1,6 @@
 //! One file per verb.
 
+mod accuracy;
 mod check;
 mod compile;
 mod doctor;
@@ -25,6 +26,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Compile(args) => compile::run(&args, global),
         Command::Plan(args) => plan::run(&args, global),
         Command::Explain(args) => explain::run(&args),
+        Command::Accuracy(args) => accuracy::run(&args, global),
         Command::Simulate(args) => simulate::run(&args),
         Command::Models(verb) => models::run(verb),
         Command::Machines(verb) => machines::run(verb),

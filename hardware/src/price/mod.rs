@@ -2,6 +2,7 @@
 
 pub mod collective;
 pub mod kernel;
+pub mod measured;
 pub mod wafer;
 
 use serde::Serialize;

@@ -11,7 +11,7 @@ pub fn shard_ranks(machine: &HardwareSpec, plan: &GpuPlan) -> u64 {
     match plan.sharding {
         Sharding::Full => plan.dp,
         Sharding::Hybrid => (machine.node.devices / plan.tp).clamp(1, plan.dp),
-        Sharding::None | Sharding::Optimizer => 1,
+        Sharding::None | Sharding::Optimizer | Sharding::OptimizerInNode => 1,
     }
 }
 
@@ -22,7 +22,7 @@ pub fn exposed(case: &GpuCase<'_>) -> Seconds {
     }
     match case.plan.sharding {
         Sharding::None => all_reduced(case),
-        Sharding::Optimizer => optimizer_sharded(case),
+        Sharding::Optimizer | Sharding::OptimizerInNode => optimizer_sharded(case),
         Sharding::Full | Sharding::Hybrid => gathered(case),
     }
 }

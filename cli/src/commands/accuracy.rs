@@ -1,0 +1,125 @@
+//! `lapidary accuracy`: the models' predictions beside published measurements.
+
+use super::print_json;
+use crate::args::{Accuracy, Global};
+use crate::failure::{Exit, Failure, Fault};
+use crate::progress::Progress;
+use crate::{input, show};
+use lapidary_planner::accuracy::{Document, TableError, read, score};
+use lapidary_planner::step::Physics;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Faults of a table that are shown.
+const SHOWN: usize = 20;
+
+/// Runs the verb. A gate that fails is exit 6; the report is printed all the same.
+pub fn run(args: &Accuracy, global: &Global) -> Result<(), Failure> {
+    let text = input::read(&args.data)?;
+    let name = args.data.display().to_string();
+    let rows = read(&text, &name).map_err(|error| refused(&error, &args.data, &text))?;
+    let mut progress = Progress::new(global, 1);
+    let report = progress.stage("predicting", || score(&rows, &Physics::builtin(), |stack| stack.clone()));
+    progress.finish();
+    let document = Document::new("a100-training", report);
+    match args.json {
+        true => print_json(&document)?,
+        false => print(&document, args.rows),
+    }
+    failed(&document)
+}
+
+fn refused(error: &TableError, path: &Path, text: &str) -> Failure {
+    let offset = |line: usize, column: usize| {
+        let start: usize = text.split_inclusive('\n').take(line - 1).map(str::len).sum();
+        let rest = text[start..].chars().take(column - 1).map(char::len_utf8).sum::<usize>();
+        (start + rest).min(text.len().saturating_sub(1))
+    };
+    let fault = |fault: &lapidary_planner::accuracy::Fault| Fault {
+        message: format!(
+            "{}:{}:{}: {}: {}",
+            path.display(),
+            fault.line,
+            fault.column,
+            fault.name,
+            fault.message
+        ),
+        source: None,
+        span: Some((offset(fault.line, fault.column), 1)),
+        help: (!fault.hint.is_empty()).then(|| fault.hint.clone()),
+    };
+    let mut faults: Vec<Fault> = error.faults.iter().take(SHOWN).map(fault).collect();
+    if error.faults.len() > SHOWN {
+        faults.push(Fault::new(format!("and {} more faults", error.faults.len() - SHOWN)));
+    }
+    Failure { exit: Exit::InvalidInput, faults }
+}
+
+fn failed(document: &Document) -> Result<(), Failure> {
+    let missed: Vec<String> = document
+        .gate
+        .iter()
+        .filter(|check| !check.ok)
+        .map(|check| format!("{} is {:.2}, the limit {}", check.name, check.value, check.limit))
+        .collect();
+    match missed.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::GateFailed, format!("the gate failed: {}", missed.join("; ")))),
+    }
+}
+
+fn print(document: &Document, rows: bool) {
+    if rows {
+        print_rows(document);
+    }
+    let percent = |value: f64| format!("{value:.1} %");
+    let lines = document.groups.iter().map(|(name, errors)| {
+        let figures = [errors.mape_pct, errors.bias_pct, errors.median_pct, errors.p95_pct, errors.max_pct];
+        let mut line = vec![name.clone(), errors.rows.to_string()];
+        line.extend(figures.map(percent));
+        line.push(percent(errors.covered_pct));
+        line
+    });
+    let header = ["group", "rows", "mean", "bias", "median", "95th", "most", "covered"];
+    println!("{}\n", show::table(&header, &[1, 2, 3, 4, 5, 6, 7], lines));
+    println!(
+        "times: mean over groups {:.2} %; over rows {:.2} %, median {:.2} %, 95th percentile {:.2} %, most {:.2} %; intervals cover {:.1} %",
+        document.mean_of_groups_pct,
+        document.mape_pct,
+        document.median_pct,
+        document.p95_pct,
+        document.max_pct,
+        document.covered_pct,
+    );
+    let (memory, fits) = (&document.memory, &document.fits);
+    println!("memory: {} rows, mean {:.2} %, most {:.1} %", memory.rows, memory.mape_pct, memory.max_pct);
+    println!(
+        "fits: {} rows, {} wrong \"fits\", {} wrong \"does not fit\"",
+        fits.rows, fits.wrong_fits, fits.wrong_does_not_fit
+    );
+    print_skipped(document);
+}
+
+fn print_rows(document: &Document) {
+    let lines = document.rows.iter().map(|row| {
+        let value = |number: f64| format!("{number:.4} {}", row.unit);
+        let interval = format!("{:.4} .. {:.4}", row.low, row.high);
+        let error = format!("{:+.1} %", row.error_pct);
+        let (id, quality) = (row.id.clone(), row.quality.clone());
+        vec![id, quality, value(row.measured), value(row.predicted), interval, error, row.assumed.join("; ")]
+    });
+    let header = ["row", "quality", "measured", "predicted", "interval", "error", "filled in"];
+    println!("{}\n", show::table(&header, &[2, 3, 4, 5], lines));
+}
+
+/// Reasons with the number of rows each, unscored rows apart.
+fn print_skipped(document: &Document) {
+    let mut reasons: BTreeMap<(bool, &str), Vec<&str>> = BTreeMap::new();
+    for row in &document.skipped {
+        reasons.entry((!row.scored, row.why.as_str())).or_default().push(&row.id);
+    }
+    for ((unscored, why), rows) in reasons {
+        let kind = if unscored { " of quality C" } else { "" };
+        println!("{} rows{kind} not predicted ({} ..): {why}", rows.len(), rows[0]);
+    }
+}

@@ -1,0 +1,188 @@
+//! Fits the constants of physics and the pace of each software stack to a table, and says what a group's error is
+//! when that group was left out.
+//!
+//! The measure is the mean over groups of the group's mean absolute error, on scored times. Each constant moves
+//! within its range, one after the other, by steps that shrink; the same table gives the same constants.
+
+use super::case::Case;
+use super::document::LeftOut;
+use super::row::{Metric, Row};
+use super::score::scored;
+use crate::step::physics::table;
+use crate::step::{Physics, Stack, estimate};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Constants of physics and paces of stacks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constants {
+    /// The constants of physics.
+    pub physics: Physics,
+    /// The pace of each stack.
+    pub paces: BTreeMap<String, f64>,
+}
+
+/// Rows of a group that the fit looks at; a larger group is thinned evenly.
+const ROWS_OF_A_GROUP: usize = 60;
+/// First step, as a part of the range, and the factor by which steps shrink.
+const STEPS: [f64; 4] = [0.2, 0.08, 0.03, 0.012];
+
+impl Constants {
+    /// The constants that come with the program.
+    pub fn builtin() -> Constants {
+        let paces = Stack::builtin().iter().map(|stack| (stack.name.clone(), stack.constant())).collect();
+        Constants { physics: Physics::builtin(), paces }
+    }
+
+    /// A stack with its pace among these.
+    pub fn stack(&self, stack: &Stack) -> Stack {
+        stack.with_constant(self.paces.get(&stack.name).copied().unwrap_or(stack.constant()))
+    }
+}
+
+/// A measurement that is fitted.
+struct Sample {
+    group: String,
+    case: Case,
+    metric: Metric,
+    measured: f64,
+}
+
+/// The measurements of a table that a fit may use.
+pub struct Samples(Vec<Sample>);
+
+impl Samples {
+    /// Scored times of a table, large groups thinned.
+    pub fn new(rows: &[Row]) -> Samples {
+        let mut groups: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+        for row in rows.iter().filter(|row| row.metric.timed() && scored(row) && row.measured.is_some()) {
+            groups.entry(row.word("group")).or_default().push(row);
+        }
+        let mut samples = Vec::new();
+        for (group, rows) in groups {
+            let every = rows.len().div_ceil(ROWS_OF_A_GROUP);
+            for row in rows.iter().step_by(every) {
+                let (Ok(mut case), Some(measured)) = (Case::new(row), row.measured) else { continue };
+                case.close(&Physics::builtin());
+                samples.push(Sample { group: group.to_string(), case, metric: row.metric, measured });
+            }
+        }
+        Samples(samples)
+    }
+
+    /// Names of the groups.
+    pub fn groups(&self) -> BTreeSet<&str> {
+        self.0.iter().map(|sample| sample.group.as_str()).collect()
+    }
+
+    fn group_errors(&self, constants: &Constants, only: impl Fn(&Sample) -> bool) -> BTreeMap<&str, f64> {
+        let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        for sample in self.0.iter().filter(|sample| only(sample)) {
+            let sum = sums.entry(&sample.group).or_default();
+            *sum = (sum.0 + sample.error_pct(constants), sum.1 + 1.0);
+        }
+        sums.into_iter().map(|(group, (sum, count))| (group, sum / count)).collect()
+    }
+
+    fn loss(&self, constants: &Constants, without: Option<&str>) -> f64 {
+        let errors = self.group_errors(constants, |sample| Some(sample.group.as_str()) != without);
+        errors.values().sum::<f64>() / errors.len().max(1) as f64
+    }
+
+    /// The constants of least loss near `start`, the group `without` not looked at. A stack that only this
+    /// group runs takes the neutral value of its number.
+    pub fn fit(&self, start: &Constants, without: Option<&str>) -> Constants {
+        let ranges = table();
+        let fitted: Vec<(&str, (f64, f64))> =
+            ranges.iter().filter_map(|(name, constant)| Some((name.as_str(), constant.range?))).collect();
+        let seen = |name: &str| {
+            let used = |sample: &&Sample| sample.case.stack.name == name;
+            self.0.iter().filter(|sample| Some(sample.group.as_str()) != without).any(|sample| used(&sample))
+        };
+        let mut best = start.clone();
+        for (name, pace) in &mut best.paces {
+            if !seen(name) {
+                *pace = neutral(name);
+            }
+        }
+        let paces: Vec<String> = best.paces.keys().filter(|name| seen(name)).cloned().collect();
+        let mut least = self.loss(&best, without);
+        for step in STEPS {
+            for (name, range) in &fitted {
+                let set = |constants: &mut Constants, value| {
+                    if let Some(place) = constants.physics.get_mut(name) {
+                        *place = value;
+                    }
+                };
+                let value = best.physics.get(name).unwrap_or(range.0);
+                self.walk(&mut best, &mut least, without, *range, step, value, set);
+            }
+            for name in &paces {
+                let set = |constants: &mut Constants, value| {
+                    constants.paces.insert(name.clone(), value);
+                };
+                let value = best.paces[name];
+                let range = Stack::named(name).map_or((value, value), |stack| stack.constant_range().0);
+                self.walk(&mut best, &mut least, without, range, step * 0.5, value, set);
+            }
+        }
+        best
+    }
+
+    /// Moves one constant both ways while that helps.
+    #[allow(clippy::too_many_arguments)]
+    fn walk(
+        &self,
+        best: &mut Constants,
+        least: &mut f64,
+        without: Option<&str>,
+        (low, high): (f64, f64),
+        step: f64,
+        mut value: f64,
+        set: impl Fn(&mut Constants, f64),
+    ) {
+        for direction in [1.0, -1.0] {
+            loop {
+                let next = (value + direction * step * (high - low)).clamp(low, high);
+                if next == value {
+                    break;
+                }
+                let mut tried = best.clone();
+                set(&mut tried, next);
+                let loss = self.loss(&tried, without);
+                if loss >= *least {
+                    break;
+                }
+                (*best, *least, value) = (tried, loss, next);
+            }
+        }
+    }
+
+    /// For each group its error under `constants`, and under constants that were fitted without it.
+    pub fn left_out(&self, constants: &Constants) -> BTreeMap<String, LeftOut> {
+        let fitted = self.group_errors(constants, |_| true);
+        let of = |group: &str| {
+            let without = self.fit(constants, Some(group));
+            let errors = self.group_errors(&without, |sample| sample.group == group);
+            LeftOut { fitted_pct: fitted[group], left_out_pct: errors[group] }
+        };
+        self.groups().into_iter().map(|group| (group.to_string(), of(group))).collect()
+    }
+}
+
+/// The value of a stack's number that means nothing special.
+fn neutral(name: &str) -> f64 {
+    Stack::named(name).map_or(1.0, |stack| stack.constant_range().1)
+}
+
+impl Sample {
+    fn error_pct(&self, constants: &Constants) -> f64 {
+        let stack = constants.stack(self.case.stack);
+        let Some(found) = estimate(&self.case.job(&constants.physics, &stack)) else { return 100.0 };
+        let predicted = match self.metric {
+            Metric::LayerForward => found.layer_s.0 * 1e3,
+            Metric::LayerBackward => found.layer_s.1 * 1e3,
+            _ => found.step_s,
+        };
+        (predicted / self.measured - 1.0).abs() * 100.0
+    }
+}

@@ -1,0 +1,17 @@
+//! Holds the step-time model against published measurements: a table in, predictions and their errors out.
+
+pub mod case;
+pub mod csv;
+pub mod document;
+pub mod errata;
+pub mod fault;
+pub mod fit;
+pub mod row;
+pub mod score;
+
+pub use case::{Case, Skip};
+pub use document::{Check, Document, LeftOut};
+pub use fault::{Fault, TableError};
+pub use fit::{Constants, Samples};
+pub use row::{Metric, Row, read};
+pub use score::{Report, score};

@@ -1,0 +1,186 @@
+//! Errors of predictions: by row, by group, overall, and the report.
+
+use super::case::{Case, Skip};
+use super::row::{Metric, Row};
+use crate::step::{Physics, Stack, estimate, memory, occupied};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The kind of document.
+pub const SCHEMA: &str = "lapidary/accuracy";
+
+/// A row's prediction.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Name of the row.
+    pub id: String,
+    /// Its group.
+    pub group: String,
+    /// A, B or C.
+    pub quality: String,
+    /// Software stack that it was priced with.
+    pub stack: String,
+    /// What was measured.
+    pub measured: f64,
+    /// What is predicted.
+    pub predicted: f64,
+    /// The prediction's interval.
+    pub low: f64,
+    /// The prediction's interval.
+    pub high: f64,
+    /// Unit of the four.
+    pub unit: &'static str,
+    /// Predicted over measured, less one, in percent.
+    pub error_pct: f64,
+    /// Whether the row counts: quality A or B.
+    pub scored: bool,
+    /// What was filled in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
+    /// Terms of a step, seconds.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub terms_s: BTreeMap<&'static str, f64>,
+}
+
+/// A row without a prediction.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Skipped {
+    /// Name of the row.
+    pub id: String,
+    /// Its group.
+    pub group: String,
+    /// Whether the row would count.
+    pub scored: bool,
+    /// The reason.
+    pub why: String,
+}
+
+/// Errors of a set of rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Errors {
+    /// Rows.
+    pub rows: usize,
+    /// Mean absolute error, percent.
+    pub mape_pct: f64,
+    /// Mean signed error, percent.
+    pub bias_pct: f64,
+    /// Median absolute error, percent.
+    pub median_pct: f64,
+    /// 95th percentile of the absolute error, percent.
+    pub p95_pct: f64,
+    /// Largest absolute error, percent.
+    pub max_pct: f64,
+    /// Part of the rows whose interval covers the measurement, percent.
+    pub covered_pct: f64,
+}
+
+/// The errors of a set of predictions.
+pub fn errors<'a>(rows: impl Iterator<Item = &'a Prediction>) -> Errors {
+    let rows: Vec<&Prediction> = rows.collect();
+    let mut sizes: Vec<f64> = rows.iter().map(|row| row.error_pct.abs()).collect();
+    if sizes.is_empty() {
+        return Errors::default();
+    }
+    sizes.sort_by(f64::total_cmp);
+    let count = sizes.len();
+    let covered = rows.iter().filter(|row| (row.low..=row.high).contains(&row.measured)).count();
+    Errors {
+        rows: count,
+        mape_pct: sizes.iter().sum::<f64>() / count as f64,
+        bias_pct: rows.iter().map(|row| row.error_pct).sum::<f64>() / count as f64,
+        median_pct: quantile(&sizes, 0.5),
+        p95_pct: quantile(&sizes, 0.95),
+        max_pct: sizes[count - 1],
+        covered_pct: 100.0 * covered as f64 / count as f64,
+    }
+}
+
+/// A quantile of sorted values, interpolated.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = share * (sorted.len() - 1) as f64;
+    let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    below + (above - below) * at.fract()
+}
+
+/// The predictions of a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Rows with a prediction.
+    pub rows: Vec<Prediction>,
+    /// Rows without.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Predicts every row.
+pub fn score(rows: &[Row], physics: &Physics, stack_of: impl Fn(&'static Stack) -> Stack) -> Report {
+    let mut report = Report { rows: Vec::new(), skipped: Vec::new() };
+    for row in rows {
+        match predict(row, physics, &stack_of) {
+            Ok(prediction) => report.rows.push(prediction),
+            Err(Skip(why)) => report.skipped.push(Skipped {
+                id: row.id().to_string(),
+                group: row.word("group").to_string(),
+                scored: scored(row),
+                why,
+            }),
+        }
+    }
+    report
+}
+
+/// Whether a row counts.
+pub fn scored(row: &Row) -> bool {
+    row.word("quality") != "C"
+}
+
+const GIB: f64 = 1073741824.0;
+/// A run is said to fit only with this much room: a wrong `fits` costs a job, a wrong `does not` a try.
+const FIT_MARGIN: f64 = 1.0;
+
+fn machine_bytes(case: &Case) -> f64 {
+    case.machine.device.memory().0
+}
+
+fn predict(
+    row: &Row,
+    physics: &Physics,
+    stack_of: &impl Fn(&'static Stack) -> Stack,
+) -> Result<Prediction, Skip> {
+    let measured = row.measured.ok_or_else(|| Skip("step_s_equiv is not given".into()))?;
+    let mut case = Case::new(row)?;
+    case.close(physics);
+    let stack = stack_of(case.stack);
+    let job = case.job(physics, &stack);
+    let found = estimate(&job).ok_or_else(|| Skip("the machine has no GPU".into()))?;
+    let held = occupied(&job);
+    let predicted = match row.metric {
+        Metric::Step => found.step_s,
+        Metric::LayerForward => found.layer_s.0 * 1e3,
+        Metric::LayerBackward => found.layer_s.1 * 1e3,
+        Metric::Memory => held.total() / 1e9,
+        Metric::StateMemory => memory::layer_state(&job) / GIB,
+        Metric::ActivationMemory => memory::kept_in_flight(&job) / GIB,
+        Metric::ActivationShare => {
+            100.0 * memory::kept_in_flight(&job) / memory::kept_by_tensor_parallelism_alone(&job)
+        }
+        Metric::Fits => f64::from(u8::from(held.total() * FIT_MARGIN <= machine_bytes(&case))),
+    };
+    Ok(Prediction {
+        id: row.id().to_string(),
+        group: row.word("group").to_string(),
+        quality: row.word("quality").to_string(),
+        stack: stack.name.clone(),
+        measured,
+        predicted,
+        low: predicted * 0.88,
+        high: predicted * 1.12,
+        unit: row.metric.unit(),
+        error_pct: match row.metric {
+            Metric::Fits => (predicted - measured) * 100.0,
+            _ => (predicted / measured - 1.0) * 100.0,
+        },
+        scored: scored(row),
+        assumed: case.assumed.clone(),
+        terms_s: found.terms_s.iter().map(|(name, seconds)| (*name, *seconds)).collect(),
+    })
+}

@@ -1,0 +1,179 @@
+//! Memory of the fullest GPU by class: state, activations by what is recomputed, logits, buffers, allocator.
+
+use super::job::Job;
+use super::layer::stream_split;
+use crate::plan::{Recompute, Sharding};
+use indexmap::IndexMap;
+
+const GIB: f64 = 1073741824.0;
+
+/// Bytes by class.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Occupied {
+    /// Weights, gradients and optimizer state.
+    pub state: f64,
+    /// Weights and gradients that are there as a whole for a while, and buckets of traffic.
+    pub buffers: f64,
+    /// What layers keep for the backward pass.
+    pub activations: f64,
+    /// One layer while it is computed again, and its gradients.
+    pub working: f64,
+    /// Logits and their loss.
+    pub logits: f64,
+    /// Driver, communicators, libraries.
+    pub context: f64,
+    /// What the allocator cannot use.
+    pub fragmentation: f64,
+}
+
+impl Occupied {
+    /// All classes together.
+    pub fn total(&self) -> f64 {
+        self.allocated() + self.context + self.fragmentation
+    }
+
+    /// What the program asked for.
+    pub fn allocated(&self) -> f64 {
+        self.state + self.buffers + self.activations + self.working + self.logits
+    }
+
+    /// The classes by name.
+    pub fn classes(&self) -> IndexMap<&'static str, f64> {
+        IndexMap::from([
+            ("state", self.state),
+            ("buffers", self.buffers),
+            ("activations", self.activations),
+            ("working", self.working),
+            ("logits", self.logits),
+            ("context", self.context),
+            ("fragmentation", self.fragmentation),
+        ])
+    }
+}
+
+/// Memory of the fullest stage.
+pub fn occupied(job: &Job<'_>) -> Occupied {
+    let last = job.layout.pipeline - 1;
+    let mut stages = vec![0, last, 1.min(last)];
+    stages.dedup();
+    let all = stages.into_iter().map(|stage| of_stage(job, stage));
+    all.fold(Occupied::default(), |best, next| if next.total() > best.total() { next } else { best })
+}
+
+/// Bytes of weights, gradients and optimizer of a rank that holds its part of the layers and nothing else, as
+/// Korthikanti et al. count them (arXiv 2205.05198, figure 1).
+pub fn layer_state(job: &Job<'_>) -> f64 {
+    let layers = job.shape.layers as f64 / job.layout.pipeline as f64;
+    let tables = if job.layout.pipeline == 1 { job.shape.table(job.vocab_rows()) } else { 0.0 };
+    (layers * job.shape.layer_parameters() / job.tp() + tables) * state_bytes(job)
+}
+
+/// Bytes that the layers of the first stage keep for all micro-batches in flight.
+pub fn kept_in_flight(job: &Job<'_>) -> f64 {
+    of_stage(job, 0).activations
+}
+
+/// The same of a run with tensor parallelism alone, that recomputes nothing.
+pub fn kept_by_tensor_parallelism_alone(job: &Job<'_>) -> f64 {
+    let mut plain = *job;
+    plain.layout.sequence_parallel = false;
+    plain.layout.recompute = Recompute::None;
+    kept_in_flight(&plain)
+}
+
+fn state_bytes(job: &Job<'_>) -> f64 {
+    job.stack.memory.weights + job.stack.memory.gradients + job.stack.memory.optimizer
+}
+
+fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
+    let (stack, layout) = (job.stack, &job.layout);
+    let (first, last) = (stage == 0, stage + 1 == layout.pipeline);
+    let layers = job.stage_layers(stage);
+    let own = layers * (job.shape.layer_matrices() / job.tp() + job.shape.small);
+    let tables = tables(job, first, last);
+    let (all, bytes) = (own + tables, stack.memory);
+    let ranks = super::data::state_ranks(job) as f64;
+    let whole = bytes.weights + bytes.gradients;
+    let state = match layout.sharding {
+        _ if job.offload => 0.0,
+        Sharding::None => all * (whole + bytes.optimizer),
+        Sharding::Optimizer | Sharding::OptimizerInNode => all * (whole + bytes.optimizer / ranks),
+        Sharding::Full | Sharding::Hybrid => all * (whole + bytes.optimizer) / ranks,
+    };
+    let buffers = match layout.sharding {
+        Sharding::Full | Sharding::Hybrid => {
+            (3.0 * own / layers.max(1.0) + tables) * 2.0 * stack.gather_bytes
+        }
+        Sharding::None => 0.0,
+        _ => all * bytes.bucket,
+    };
+    let in_flight = in_flight(job, stage);
+    let kept = kept(job);
+    let full = layer_bytes(job, Recompute::None);
+    let again = if layout.recompute == Recompute::Full { full } else { 0.0 };
+    let logits = if last { job.tokens() * job.vocab_rows() * bytes.logits } else { 0.0 };
+    let mut found = Occupied {
+        state,
+        buffers,
+        activations: kept * layers * in_flight,
+        working: again + 4.0 * job.tokens() * job.shape.width,
+        logits,
+        context: bytes.context_gib * GIB,
+        fragmentation: 0.0,
+    };
+    found.fragmentation = bytes.fragmentation * (found.activations + found.working + found.logits);
+    found
+}
+
+fn tables(job: &Job<'_>, first: bool, last: bool) -> f64 {
+    let table = job.shape.table(job.vocab_rows());
+    let positions = job.shape.positions * job.shape.width;
+    match (first, last) {
+        (true, true) if !job.shape.tied => 2.0 * table + positions,
+        (true, _) => table + positions,
+        (false, true) => table,
+        (false, false) => 0.0,
+    }
+}
+
+/// Micro-batches whose activations a stage holds; more with interleaving (arXiv 2205.05198, section 4.2.3).
+fn in_flight(job: &Job<'_>, stage: u64) -> f64 {
+    let (ranks, chunks) = (job.layout.pipeline, job.layout.chunks.max(1) as f64);
+    let m = job.layout.accumulation.ceil();
+    let zero_bubble = if job.layout.schedule == super::Schedule::ZeroBubble2 { 2.0 } else { 1.0 };
+    if chunks > 1.0 {
+        let factor = 1.0 + (ranks - 1) as f64 / (ranks as f64 * chunks);
+        return (ranks as f64 * factor).min(m);
+    }
+    (zero_bubble * (ranks - stage) as f64).min(m)
+}
+
+fn kept(job: &Job<'_>) -> f64 {
+    let share = job.layout.again_share;
+    let plain = layer_bytes(job, Recompute::None);
+    layer_bytes(job, job.layout.recompute) * share + plain * (1.0 - share)
+}
+
+/// Bytes a layer keeps of one micro-batch: the account of Korthikanti et al. (arXiv 2205.05198, section 4), with the
+/// model's own widths: `10 h / t_rows + (24 h + 5 a s) / t` a token for GPT.
+fn layer_bytes(job: &Job<'_>, recompute: Recompute) -> f64 {
+    let (shape, tokens, tp) = (&job.shape, job.tokens(), job.tp());
+    let masks = job.stack.memory.dropout;
+    if recompute == Recompute::Full {
+        return 2.0 * tokens * shape.width / stream_split(job);
+    }
+    let norm = if job.fused_norm { 0.0 } else { job.stack.memory.unfused_norm };
+    let stream = (8.0 + 2.0 * masks + 2.0 * norm) * shape.width / job.row_split();
+    let inner = if shape.gated { job.stack.memory.gated } else { 4.0 };
+    let split = 2.0 * (2.0 * shape.query_width() + 2.0 * shape.key_width()) + inner * shape.inner;
+    let statistics = 4.0 * shape.heads;
+    let scores = match (job.attention.flash(), recompute) {
+        (true, _) => statistics,
+        (false, Recompute::Selective) => 0.0,
+        (false, _) => {
+            let each = if job.attention == super::AttentionKernel::Unfused { 7.0 } else { 2.0 + 3.0 * masks };
+            each * shape.heads * job.batch.seq_len as f64
+        }
+    };
+    tokens * (stream + (split + scores) / tp)
+}

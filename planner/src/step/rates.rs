@@ -1,0 +1,166 @@
+//! Seconds of single kernels and collectives: the shape decides, tables and machine give the rates.
+
+use super::job::Job;
+use lapidary_hardware::price::collective::{Group, Ring};
+use lapidary_hardware::price::measured::Measured;
+use lapidary_hardware::{Bytes, Gpu, LinkTopology, Precision};
+
+/// Rates of one device and its links under the constants of a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates<'a> {
+    job: &'a Job<'a>,
+    measured: Option<&'static Measured>,
+    /// Peak operations per second at 16 bits, over the pace of the stack.
+    peak: f64,
+    /// Bytes per second of row kernels, over the pace of the stack.
+    stream: f64,
+    multiprocessors: f64,
+}
+
+/// Sides of the tiles that a product is cut into, and their rate over the largest one's.
+const TILES: [(f64, f64, f64); 5] =
+    [(256.0, 128.0, 1.0), (128.0, 256.0, 1.0), (128.0, 128.0, 0.95), (128.0, 64.0, 0.82), (64.0, 64.0, 0.62)];
+/// A contraction this long may be split over multiprocessors.
+const SPLIT: f64 = 1024.0;
+/// Rows of queries that one block of flash attention owns.
+const FLASH_ROWS: f64 = 128.0;
+/// What flash attention reaches of the peak where no table tells.
+const FLASH_OF_PEAK: f64 = 0.45;
+
+/// A matrix product of `count` independent pairs: `[m, k] x [k, n]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Product {
+    /// Rows of the result.
+    pub m: f64,
+    /// Columns of the result.
+    pub n: f64,
+    /// Length of the contraction.
+    pub k: f64,
+}
+
+impl Product {
+    /// Operations.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.m * self.n * self.k
+    }
+}
+
+impl<'a> Rates<'a> {
+    /// The rates of a job.
+    pub fn new(job: &'a Job<'a>, gpu: &Gpu) -> Rates<'a> {
+        let peak = gpu.peak.get(&Precision::Bf16).map_or(1e14, |peak| peak.0);
+        let pace = job.stack.pace;
+        Rates {
+            job,
+            measured: Measured::of(gpu),
+            peak: peak / pace,
+            stream: gpu.memory.bandwidth.0 * job.physics.stream / pace,
+            multiprocessors: gpu.multiprocessor.count as f64,
+        }
+    }
+
+    /// Seconds of a matrix product.
+    pub fn product(&self, product: Product) -> f64 {
+        let physics = self.job.physics;
+        let Product { m, n, k } = product;
+        let ideal = product.flops() / (self.peak * physics.product_peak);
+        let ramp = 1.0 + physics.product_ramp / k;
+        let waves = 1.0 + physics.product_waves * (self.wave_loss(product) - 1.0);
+        let aligned = [m, n, k].iter().all(|side| side % 8.0 == 0.0);
+        let alignment = if aligned { 1.0 } else { 1.0 / physics.product_unaligned };
+        let traffic = 2.0 * (m * k + k * n + m * n) / self.stream;
+        (ideal * ramp * waves * alignment).max(traffic) + physics.gap
+    }
+
+    /// Time over that of a device whose multiprocessors are all busy all the time, with the best of the tiles.
+    fn wave_loss(&self, product: Product) -> f64 {
+        let Product { m, n, k } = product;
+        let loss = |(rows, columns, rate): (f64, f64, f64)| {
+            let tiles = (m / rows).ceil() * (n / columns).ceil();
+            let splits = (k / SPLIT).floor().clamp(1.0, (self.multiprocessors / tiles).max(1.0));
+            let work = m * n / (rows * columns);
+            let slots = (tiles * splits / self.multiprocessors).ceil() * self.multiprocessors;
+            slots / splits / work / rate
+        };
+        TILES.into_iter().map(loss).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Seconds of forward product, gradient of the input, gradient of the weight.
+    pub fn linear(&self, tokens: f64, inputs: f64, outputs: f64) -> (f64, f64) {
+        let forward = self.product(Product { m: tokens, n: outputs, k: inputs });
+        let input = self.product(Product { m: tokens, n: inputs, k: outputs });
+        let weight = self.product(Product { m: outputs, n: inputs, k: tokens });
+        (forward, input + weight / self.job.physics.product_weight_gradient)
+    }
+
+    /// Seconds of a batched product of attention that contracts over `k` and moves `bytes`.
+    pub fn batched(&self, flops: f64, k: f64, bytes: f64) -> f64 {
+        let physics = self.job.physics;
+        let alignment = if k % 8.0 == 0.0 { 1.0 } else { 1.0 / physics.product_unaligned };
+        let rate = self.peak * physics.product_peak * k / (k + physics.batched_ramp);
+        (flops / rate * alignment).max(bytes / self.stream) + physics.gap
+    }
+
+    /// Seconds of causal flash attention, forward and backward.
+    pub fn flash(&self, sequences: f64, heads: f64, head_dim: f64, length: f64) -> (f64, f64) {
+        let physics = self.job.physics;
+        let flops = 3.5 * 2.0 * sequences * heads * head_dim * length * length;
+        let table = self.measured.and_then(|m| m.attention_rate(self.job.attention.name(), head_dim, length));
+        let factor = match self.job.attention {
+            super::AttentionKernel::Flash1Triton => physics.flash_triton,
+            _ => physics.flash,
+        };
+        let rate = table.map_or(self.peak * FLASH_OF_PEAK, |rate| rate / self.job.stack.pace) * factor;
+        let blocks = sequences * heads * (length / FLASH_ROWS).ceil();
+        let slots = (blocks / self.multiprocessors).ceil() * self.multiprocessors;
+        let time = flops / rate * if blocks < self.multiprocessors { slots / blocks } else { 1.0 };
+        (time * physics.flash_forward + physics.gap, time * (1.0 - physics.flash_forward) + physics.gap)
+    }
+
+    /// Seconds of row kernels that move `bytes`.
+    pub fn stream(&self, bytes: f64) -> f64 {
+        bytes / self.stream
+    }
+
+    /// Seconds of an all-reduce over the tensor-parallel ranks.
+    pub fn tensor_all_reduce(&self, bytes: f64) -> f64 {
+        let ranks = self.job.layout.tensor;
+        if ranks <= 1 {
+            return 0.0;
+        }
+        self.all_reduce(ranks, 1, bytes)
+    }
+
+    /// Seconds of an all-reduce over `ranks` ranks `stride` apart.
+    pub fn all_reduce(&self, ranks: u64, stride: u64, bytes: f64) -> f64 {
+        if ranks <= 1 {
+            return 0.0;
+        }
+        let node = self.job.machine.node.devices;
+        if ranks * stride <= node {
+            return self.inside(ranks, stride, bytes);
+        }
+        let ring = Ring::new(self.job.machine, Group { size: ranks, stride });
+        let part = 2.0 * (ranks - 1) as f64 / ranks as f64;
+        let rate = ring.bandwidth.0 * self.job.physics.outer_collective / self.job.stack.network;
+        let inner = (node / stride).max(1).min(ranks);
+        let latency = ring.all_reduce(Bytes(0.0)).0.min(self.tree_latency(ring));
+        let local = if inner > 1 { self.inside(inner, stride, bytes / 2.0) } else { 0.0 };
+        (bytes * part / rate).max(local) + latency
+    }
+
+    /// Two sweeps through a binary tree of nodes.
+    fn tree_latency(&self, ring: Ring) -> f64 {
+        let inside = self.job.machine.node.devices as f64 * ring.inner_step.0;
+        ring.call.0 + 2.0 * ((ring.nodes as f64).log2().ceil() * ring.outer_step.0 + inside)
+    }
+
+    fn inside(&self, ranks: u64, stride: u64, bytes: f64) -> f64 {
+        let machine = self.job.machine;
+        let switch = machine.node.links.as_ref().is_some_and(|l| l.topology == LinkTopology::Switch);
+        let table = self.measured.filter(|_| switch && ranks * stride <= machine.node.devices);
+        let table = table.and_then(|measured| measured.all_reduce(ranks, bytes));
+        let rule = || Ring::new(machine, Group { size: ranks, stride }).all_reduce(Bytes(bytes)).0;
+        table.unwrap_or_else(rule) * self.job.physics.inner_collective
+    }
+}
