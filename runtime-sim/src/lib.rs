@@ -11,11 +11,12 @@ pub mod fabric;
 pub mod flow;
 mod lower;
 mod network;
+mod parallel;
 mod price;
 pub mod program;
 pub mod report;
 pub mod text;
 
-pub use check::{CheckError, Checked, check};
+pub use check::{CheckError, Checked, check, prove};
 pub use fabric::FabricSpec;
 pub use report::Report;

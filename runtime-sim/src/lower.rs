@@ -1,12 +1,14 @@
 //! Classes in the form that the simulator executes: names resolved to numbers, loops flattened to jumps.
 
 use crate::fabric::FabricSpec;
+use crate::parallel;
 use crate::price::{Price, price, ramp_words};
 use crate::program::{
-    Affine, Class, Colour, Command, Dest, OpKind, Operand, Port, Slice, Stmt, Trigger, Var, VectorOp,
+    Affine, Buffer, Class, Colour, Command, Dest, OpKind, Operand, Port, Slice, Stmt, Trigger, Var, VectorOp,
     WaferProgram, Wire,
 };
 use lapidary_models::dtype::DType;
+use std::collections::BTreeMap;
 
 /// Deepest nesting of loops.
 pub const MAX_DEPTH: usize = 6;
@@ -24,72 +26,106 @@ pub struct Env {
     pub loops: [i64; MAX_DEPTH],
 }
 
-/// An [`Affine`] with its coefficients by position.
+/// An [`Affine`] of code: without the dimensions of tensors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Linear {
     base: i64,
-    x: i64,
-    y: i64,
-    turn: i64,
-    loops: [i64; MAX_DEPTH],
-    /// Coefficients of quotients: of x or not, divisor, coefficient.
-    quotients: Vec<(bool, i64, i64)>,
-    varies: bool,
+    terms: Box<[(Var, i64)]>,
 }
 
 impl Linear {
     /// The value at `env`.
     pub fn at(&self, env: &Env) -> i64 {
-        if !self.varies {
-            return self.base;
-        }
-        let loops: i64 = self.loops.iter().zip(&env.loops).map(|(c, v)| c * v).sum();
-        let quotient =
-            |(of_x, n, c): &(bool, i64, i64)| c * (if *of_x { env.x } else { env.y }).div_euclid(*n);
-        let quotients: i64 = self.quotients.iter().map(quotient).sum();
-        self.base + self.x * env.x + self.y * env.y + self.turn * env.turn + loops + quotients
+        self.terms.iter().fold(self.base, |sum, (var, c)| sum + c * env.value(*var))
+    }
+
+    /// The value if it is the same everywhere and always.
+    pub fn as_constant(&self) -> Option<i64> {
+        self.terms.is_empty().then_some(self.base)
+    }
+
+    /// The constant term.
+    pub fn base(&self) -> i64 {
+        self.base
     }
 
     /// What the column (or the row) contributes to the value.
     pub fn part(&self, of_x: bool, at: i64) -> i64 {
-        let quotients = self.quotients.iter().filter(|q| q.0 == of_x);
-        let own = if of_x { self.x } else { self.y };
-        own * at + quotients.map(|(_, n, c)| c * at.div_euclid(*n)).sum::<i64>()
+        let env = Env { x: at, y: at, ..Env::default() };
+        self.terms_of(of_x).map(|(var, c)| c * env.value(*var)).sum()
+    }
+
+    /// Whether the column (or the row) contributes the same to both, wherever that is.
+    pub fn same_part(&self, other: &Linear, of_x: bool) -> bool {
+        self.terms_of(of_x).eq(other.terms_of(of_x))
+    }
+
+    fn terms_of(&self, of_x: bool) -> impl Iterator<Item = &(Var, i64)> {
+        self.terms.iter().filter(move |(var, _)| match var {
+            Var::X | Var::XOver(_) => of_x,
+            Var::Y | Var::YOver(_) => !of_x,
+            _ => false,
+        })
+    }
+
+    /// What the value gains with each step of the counter of the loop at `depth`.
+    pub fn per_loop(&self, depth: usize) -> i64 {
+        let own = |var: Var| matches!(var, Var::Loop(d) if usize::from(d) == depth);
+        self.terms.iter().find(|(var, _)| own(*var)).map_or(0, |(_, c)| *c)
     }
 
     /// Whether the value depends on the counter of the loop at `depth`.
     pub fn uses_loop(&self, depth: usize) -> bool {
-        self.loops[depth] != 0
+        self.per_loop(depth) != 0
+    }
+
+    /// Whether the value depends on more than the place.
+    pub fn is_timed(&self) -> bool {
+        self.terms.iter().any(|(var, _)| matches!(var, Var::Turn | Var::Loop(_)))
+    }
+
+    /// Whether the value depends on earlier runs of the task.
+    pub fn uses_turn(&self) -> bool {
+        self.terms.iter().any(|(var, _)| *var == Var::Turn)
     }
 
     /// Whether the value depends on the PE's column, row.
     pub fn uses_place(&self) -> (bool, bool) {
-        let over = |x: bool| self.quotients.iter().any(|q| q.0 == x);
-        (self.x != 0 || over(true), self.y != 0 || over(false))
+        (self.terms_of(true).next().is_some(), self.terms_of(false).next().is_some())
+    }
+}
+
+impl Env {
+    fn value(&self, var: Var) -> i64 {
+        match var {
+            Var::X => self.x,
+            Var::Y => self.y,
+            Var::XOver(n) => self.x.div_euclid(i64::from(n).max(1)),
+            Var::YOver(n) => self.y.div_euclid(i64::from(n).max(1)),
+            Var::Turn => self.turn,
+            Var::Loop(depth) => self.loops.get(usize::from(depth)).copied().unwrap_or(0),
+            Var::Dim(_) => 0,
+        }
     }
 }
 
 impl From<&Affine> for Linear {
     fn from(a: &Affine) -> Self {
-        let mut out = Linear { base: a.base, varies: !a.terms.is_empty(), ..Linear::default() };
-        for (var, c) in &a.terms {
-            match var {
-                Var::X => out.x = *c,
-                Var::Y => out.y = *c,
-                Var::Turn => out.turn = *c,
-                Var::Loop(d) if usize::from(*d) < MAX_DEPTH => out.loops[usize::from(*d)] = *c,
-                Var::XOver(n) => out.quotients.push((true, i64::from(*n).max(1), *c)),
-                Var::YOver(n) => out.quotients.push((false, i64::from(*n).max(1), *c)),
-                Var::Loop(_) | Var::Dim(_) => {}
-            }
-        }
-        out
+        let known = |var: &Var| match var {
+            Var::Loop(depth) => usize::from(*depth) < MAX_DEPTH,
+            Var::Dim(_) => false,
+            _ => true,
+        };
+        let terms = a.terms.iter().map(|(var, c)| (*var, *c)).filter(|(var, _)| known(var));
+        Linear { base: a.base, terms: terms.collect() }
     }
 }
 
 /// A slice with its buffer resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub struct LoweredSlice {
+    /// The buffer, by index of the class's buffers in order of name.
+    pub buffer: u16,
     /// First byte of the buffer.
     pub buffer_offset: u32,
     /// Elements of the buffer.
@@ -100,6 +136,14 @@ pub struct LoweredSlice {
     pub at: Linear,
     /// Strides per dimension; empty means contiguous.
     pub strides: Vec<i64>,
+}
+
+impl PartialEq for LoweredSlice {
+    /// Whether they are the same memory, whatever the buffer is called.
+    fn eq(&self, other: &Self) -> bool {
+        let place = |s: &Self| (s.buffer_offset, s.elements, s.dtype);
+        place(self) == place(other) && self.at == other.at && self.strides == other.strides
+    }
 }
 
 /// A resolved source operand.
@@ -198,6 +242,15 @@ impl LoweredOp {
         matches!(self.dst, Sink::Out { .. }) || self.src.iter().any(|s| s.stream().is_some())
     }
 
+    /// All slices of memory, the destination first.
+    pub fn slices(&self) -> impl Iterator<Item = &LoweredSlice> {
+        let dst = match &self.dst {
+            Sink::Mem(slice) => Some(slice),
+            Sink::Out { .. } => None,
+        };
+        dst.into_iter().chain(self.src.iter().filter_map(Source::slice))
+    }
+
     /// Number of elements at `env`.
     pub fn elements(&self, env: &Env) -> u64 {
         self.dims.iter().map(|d| d.at(env).max(0) as u64).product()
@@ -259,9 +312,9 @@ impl Instr {
     /// Whether a count or length depends on how often the task ran before.
     pub fn length_varies_by_turn(&self) -> bool {
         match self {
-            Instr::Op(op) => op.dims.iter().any(|d| d.turn != 0),
-            Instr::Par(ops) => ops.iter().any(|op| op.dims.iter().any(|d| d.turn != 0)),
-            Instr::Loop { count, .. } => count.turn != 0,
+            Instr::Op(op) => op.dims.iter().any(Linear::uses_turn),
+            Instr::Par(ops) => ops.iter().any(|op| op.dims.iter().any(Linear::uses_turn)),
+            Instr::Loop { count, .. } => count.uses_turn(),
             _ => false,
         }
     }
@@ -308,7 +361,7 @@ pub struct LoweredClass {
 
 /// Lowers all classes of a program that passed the checker's naming rules; unknown names are skipped.
 pub fn lower(program: &WaferProgram, spec: &FabricSpec) -> Vec<LoweredClass> {
-    program.classes.iter().map(|class| lower_class(program, class, spec)).collect()
+    parallel::map(&program.classes, |class| lower_class(program, class, spec))
 }
 
 /// Colours with a position that satisfies `wanted`, ascending.
@@ -329,6 +382,7 @@ pub fn output_colours(class: &Class) -> Vec<Colour> {
 fn lower_class(program: &WaferProgram, class: &Class, spec: &FabricSpec) -> LoweredClass {
     let (inputs, outputs) = (input_colours(class), output_colours(class));
     let memory = class.buffers.values().map(|b| b.offset + b.bytes() as u32).max().unwrap_or(0);
+    let buffers = (0..).zip(&class.buffers).map(|(index, (name, b))| (name.as_str(), (index, b))).collect();
     let mut out = LoweredClass { name: class.name.clone(), inputs, outputs, tasks: Vec::new(), memory };
     for task in &class.tasks {
         let (colour, wire) = match task.trigger {
@@ -337,8 +391,16 @@ fn lower_class(program: &WaferProgram, class: &Class, spec: &FabricSpec) -> Lowe
             Trigger::Start | Trigger::Local => (None, Wire::F32),
         };
         let slot = colour.and_then(|c| out.inputs.binary_search(&c).ok()).unwrap_or(0);
-        let mut cx =
-            Cx { program, class, inputs: &out.inputs, outputs: &out.outputs, wire, spec, code: Vec::new() };
+        let mut cx = Cx {
+            program,
+            class,
+            buffers: &buffers,
+            inputs: &out.inputs,
+            outputs: &out.outputs,
+            wire,
+            spec,
+            code: Vec::new(),
+        };
         cx.statements(&task.body, 0);
         cx.code.push(Instr::End);
         let code = cx.code;
@@ -350,6 +412,7 @@ fn lower_class(program: &WaferProgram, class: &Class, spec: &FabricSpec) -> Lowe
 struct Cx<'a> {
     program: &'a WaferProgram,
     class: &'a Class,
+    buffers: &'a BTreeMap<&'a str, (u16, &'a Buffer)>,
     inputs: &'a [Colour],
     outputs: &'a [Colour],
     wire: Wire,
@@ -452,8 +515,9 @@ impl Cx<'_> {
     }
 
     fn slice(&self, slice: &Slice) -> Option<LoweredSlice> {
-        let buffer = self.class.buffers.get(&slice.buffer)?;
+        let (index, buffer) = *self.buffers.get(slice.buffer.as_str())?;
         Some(LoweredSlice {
+            buffer: index,
             buffer_offset: buffer.offset,
             elements: buffer.elements,
             dtype: buffer.dtype,

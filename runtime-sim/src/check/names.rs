@@ -3,12 +3,14 @@
 use super::fault::{CheckError, Fault};
 use crate::fabric::FabricSpec;
 use crate::lower::{MAX_DEPTH, input_colours, output_colours};
+use crate::parallel;
 use crate::program::{
     Affine, Class, Colour, Coord, Dest, HostStream, Operand, Port, Route, Slice, Stmt, Task, TensorMap,
     Trigger, Var, VectorOp, WaferProgram, Wire,
 };
 use lapidary_models::dtype::DType;
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 /// Largest grid side and tensor that a program may name; keeps later sums in range.
 const HUGE: i64 = 1 << 40;
@@ -21,18 +23,21 @@ pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Vec<CheckError> {
     duplicates("class", program.classes.iter().map(|c| &c.name), &mut errors);
     duplicates("host stream", program.host.iter().map(|h| &h.name), &mut errors);
     for (name, tensor) in &program.tensors {
-        range(format!("the size of tensor `{name}`"), tensor.elements as i64, 0, HUGE, &mut errors);
+        range(&format_args!("the size of tensor `{name}`"), tensor.elements as i64, 0, HUGE, &mut errors);
     }
     colours(program, spec, &mut errors);
-    for class in &program.classes {
-        let first = errors.len();
-        Names { program, class, errors: &mut errors }.class(spec);
-        for error in &mut errors[first..] {
-            error.class = Some(class.name.clone());
-        }
-    }
+    errors.extend(
+        parallel::map(&program.classes, |class| of_class(program, class, spec)).into_iter().flatten(),
+    );
     program.host.iter().for_each(|h| host(program, h, &mut errors));
     errors
+}
+
+fn of_class(program: &WaferProgram, class: &Class, spec: &FabricSpec) -> Vec<CheckError> {
+    let mut errors = Vec::new();
+    let (inputs, outputs) = (input_colours(class), output_colours(class));
+    Names { program, class, inputs, outputs, errors: &mut errors }.class(spec);
+    errors.into_iter().map(|error| error.class(&class.name)).collect()
 }
 
 fn grid(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
@@ -43,7 +48,7 @@ fn grid(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckError>)
     }
     if program.classes.len() >= usize::from(u16::MAX) {
         let value = program.classes.len() as i64;
-        range("the number of classes".into(), value, 0, i64::from(u16::MAX) - 1, errors);
+        range(&"the number of classes", value, 0, i64::from(u16::MAX) - 1, errors);
     }
 }
 
@@ -56,10 +61,10 @@ fn duplicates<'a>(what: &'static str, names: impl Iterator<Item = &'a String>, e
     }
 }
 
-fn range(what: String, value: i64, least: i64, most: i64, errors: &mut Vec<CheckError>) {
+fn range(what: &dyn Display, value: i64, least: i64, most: i64, errors: &mut Vec<CheckError>) {
     if value < least || value > most {
         let expected = if most == HUGE { format!("{least} or more") } else { format!("{least}..={most}") };
-        errors.push(CheckError::new(Fault::Range { what, value, expected }));
+        errors.push(CheckError::new(Fault::Range { what: what.to_string(), value, expected }));
     }
 }
 
@@ -70,7 +75,7 @@ fn colours(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckErro
         errors.push(CheckError::new(Fault::Colours { used: used.len(), limit: spec.colours }));
     } else if let Some(last) = used.last() {
         let most = i64::from(spec.colours) - 1;
-        range("the number of a colour".into(), i64::from(last.0), 0, most, errors);
+        range(&"the number of a colour", i64::from(last.0), 0, most, errors);
     }
 }
 
@@ -82,7 +87,7 @@ struct Scope {
     dims: usize,
 }
 
-fn affine(what: &str, a: &Affine, scope: Scope, errors: &mut Vec<CheckError>) {
+fn affine(what: &dyn Display, a: &Affine, scope: Scope, errors: &mut Vec<CheckError>) {
     for (var, c) in &a.terms {
         let known = match var {
             Var::X | Var::Y => true,
@@ -92,31 +97,36 @@ fn affine(what: &str, a: &Affine, scope: Scope, errors: &mut Vec<CheckError>) {
             Var::Dim(k) => usize::from(*k) < scope.dims,
         };
         if !known {
-            errors.push(CheckError::new(Fault::Variable { what: what.into(), var: var.to_string() }));
+            errors.push(CheckError::new(Fault::Variable { what: what.to_string(), var: var.to_string() }));
         }
-        range(format!("a coefficient of {what}"), *c, -HUGE, HUGE, errors);
+        range(&format_args!("a coefficient of {what}"), *c, -HUGE, HUGE, errors);
     }
-    range(format!("the constant of {what}"), a.base, -HUGE, HUGE, errors);
+    range(&format_args!("the constant of {what}"), a.base, -HUGE, HUGE, errors);
 }
 
-fn dims(what: &str, list: &[Affine], scope: Scope, errors: &mut Vec<CheckError>) {
-    range(format!("the number of lengths of {what}"), list.len() as i64, 1, 4, errors);
-    list.iter().for_each(|d| affine(&format!("a length of {what}"), d, scope, errors));
+fn dims(what: &dyn Display, list: &[Affine], scope: Scope, errors: &mut Vec<CheckError>) {
+    range(&format_args!("the number of lengths of {what}"), list.len() as i64, 1, 4, errors);
+    list.iter().for_each(|d| affine(&format_args!("a length of {what}"), d, scope, errors));
 }
 
-fn tensor(program: &WaferProgram, map: (&str, &[Affine], &Affine), user: &str, errors: &mut Vec<CheckError>) {
+fn tensor(
+    program: &WaferProgram,
+    map: (&str, &[Affine], &Affine),
+    user: &dyn Display,
+    errors: &mut Vec<CheckError>,
+) {
     let (name, lengths, index) = map;
     if !program.tensors.contains_key(name) {
-        let fault = Fault::Unknown { what: "tensor", name: name.into(), user: user.into() };
+        let fault = Fault::Unknown { what: "tensor", name: name.into(), user: user.to_string() };
         errors.push(CheckError::new(fault));
     }
     let place = Scope { loops: 0, turn: false, dims: 0 };
     dims(user, lengths, place, errors);
-    affine(&format!("the index of {user}"), index, Scope { dims: lengths.len(), ..place }, errors);
+    affine(&format_args!("the index of {user}"), index, Scope { dims: lengths.len(), ..place }, errors);
 }
 
 fn host(program: &WaferProgram, h: &HostStream, errors: &mut Vec<CheckError>) {
-    let user = format!("host stream `{}`", h.name);
+    let user = format_args!("host stream `{}`", h.name);
     tensor(program, (&h.tensor, &h.dims, &h.index), &user, errors);
     if h.edge == Port::Ramp {
         let what = format!("{user} enters at a ramp: name an edge");
@@ -124,15 +134,17 @@ fn host(program: &WaferProgram, h: &HostStream, errors: &mut Vec<CheckError>) {
     }
     let limit = i64::from(if h.edge.lane() == Var::X { program.width } else { program.height });
     let last = i64::from(h.first) + (i64::from(h.lanes) - 1) * i64::from(h.step);
-    range(format!("the number of lanes of {user}"), i64::from(h.lanes), 1, limit, errors);
-    range(format!("the lane step of {user}"), i64::from(h.step), 1, HUGE, errors);
-    range(format!("the interval of {user}"), i64::from(h.interval), 1, HUGE, errors);
-    range(format!("the last lane of {user}"), last, 0, limit - 1, errors);
+    range(&format_args!("the number of lanes of {user}"), i64::from(h.lanes), 1, limit, errors);
+    range(&format_args!("the lane step of {user}"), i64::from(h.step), 1, HUGE, errors);
+    range(&format_args!("the interval of {user}"), i64::from(h.interval), 1, HUGE, errors);
+    range(&format_args!("the last lane of {user}"), last, 0, limit - 1, errors);
 }
 
 struct Names<'a> {
     program: &'a WaferProgram,
     class: &'a Class,
+    inputs: Vec<Colour>,
+    outputs: Vec<Colour>,
     errors: &'a mut Vec<CheckError>,
 }
 
@@ -142,7 +154,7 @@ impl Names<'_> {
             for (what, value) in
                 [("columns", r.columns), ("rows", r.rows), ("step_x", r.step_x), ("step_y", r.step_y)]
             {
-                range(format!("`{what}` of a region"), i64::from(value), 1, HUGE, self.errors);
+                range(&format_args!("`{what}` of a region"), i64::from(value), 1, HUGE, self.errors);
             }
             let last =
                 |first: u32, n: u32, step: u32| i64::from(first) + (i64::from(n) - 1) * i64::from(step);
@@ -165,7 +177,7 @@ impl Names<'_> {
                     tensor(
                         self.program,
                         (t, dims, index),
-                        &format!("the {verb} of buffer `{name}`"),
+                        &format_args!("the {verb} of buffer `{name}`"),
                         self.errors,
                     );
                 }
@@ -177,7 +189,7 @@ impl Names<'_> {
 
     fn route(&mut self, colour: Colour, route: &Route, spec: &FabricSpec) {
         let count = route.positions.len() as i64;
-        range("the number of switch positions".into(), count, 1, spec.switch_positions as i64, self.errors);
+        range(&"the number of switch positions", count, 1, spec.switch_positions as i64, self.errors);
         for (position, p) in route.positions.iter().enumerate() {
             let unique: BTreeSet<Port> = p.to.iter().copied().collect();
             let why = match () {
@@ -191,9 +203,9 @@ impl Names<'_> {
     }
 
     fn task(&mut self, task: &Task) {
-        let user = format!("task `{}`", task.name);
+        let user = format_args!("task `{}`", task.name);
         affine(
-            &format!("`times` of {user}"),
+            &format_args!("`times` of {user}"),
             &task.times,
             Scope { loops: 0, turn: false, dims: 0 },
             self.errors,
@@ -220,24 +232,18 @@ impl Names<'_> {
                 Stmt::Op(op) => self.op(task, op, scope),
                 Stmt::Par(ops) => ops.iter().for_each(|op| self.op(task, op, scope)),
                 Stmt::Loop { count, body } => {
-                    affine("a loop count", count, scope, self.errors);
+                    affine(&"a loop count", count, scope, self.errors);
                     if depth >= MAX_DEPTH {
-                        range(
-                            "the depth of loops".into(),
-                            depth as i64 + 1,
-                            1,
-                            MAX_DEPTH as i64,
-                            self.errors,
-                        );
+                        range(&"the depth of loops", depth as i64 + 1, 1, MAX_DEPTH as i64, self.errors);
                     } else {
                         self.body(task, body, depth + 1);
                     }
                 }
-                Stmt::Control { colour, .. } => self.output(&format!("task `{}`", task.name), *colour),
+                Stmt::Control { colour, .. } => self.output(&format_args!("task `{}`", task.name), *colour),
                 Stmt::Activate(name) => self.activate(task, name),
                 Stmt::Phase(name) => {
                     if !self.program.phases.contains(name) {
-                        self.unknown("phase", name, &format!("task `{}`", task.name));
+                        self.unknown("phase", name, &format_args!("task `{}`", task.name));
                     }
                 }
             }
@@ -245,7 +251,7 @@ impl Names<'_> {
     }
 
     fn activate(&mut self, task: &Task, name: &str) {
-        let user = format!("task `{}`", task.name);
+        let user = format_args!("task `{}`", task.name);
         match self.class.tasks.iter().find(|t| t.name == name) {
             None => self.unknown("task", name, &user),
             Some(t) if t.trigger != Trigger::Local => {
@@ -256,18 +262,18 @@ impl Names<'_> {
         }
     }
 
-    fn unknown(&mut self, what: &'static str, name: &str, user: &str) {
-        let fault = Fault::Unknown { what, name: name.into(), user: user.into() };
+    fn unknown(&mut self, what: &'static str, name: &str, user: &dyn Display) {
+        let fault = Fault::Unknown { what, name: name.into(), user: user.to_string() };
         self.errors.push(CheckError::new(fault));
     }
 
     fn op(&mut self, task: &Task, op: &VectorOp, scope: Scope) {
-        let user = format!("`{}` in task `{}`", op.kind.name(), task.name);
+        let user = format_args!("`{}` in task `{}`", op.kind.name(), task.name);
         dims(&user, &op.dims, scope, self.errors);
         if op.src.len() != op.kind.arity() {
-            let what = format!("the number of operands of {user}");
+            let what = format_args!("the number of operands of {user}");
             let arity = op.kind.arity() as i64;
-            range(what, op.src.len() as i64, arity, arity, self.errors);
+            range(&what, op.src.len() as i64, arity, arity, self.errors);
         }
         match &op.dst {
             Dest::Mem(slice) => self.slice(&user, slice, op.dims.len(), scope),
@@ -290,37 +296,37 @@ impl Names<'_> {
         }
     }
 
-    fn slice(&mut self, user: &str, slice: &Slice, lengths: usize, scope: Scope) {
-        affine(&format!("an address of {user}"), &slice.at, scope, self.errors);
+    fn slice(&mut self, user: &dyn Display, slice: &Slice, lengths: usize, scope: Scope) {
+        affine(&format_args!("an address of {user}"), &slice.at, scope, self.errors);
         if !self.class.buffers.contains_key(&slice.buffer) {
             self.unknown("buffer", &slice.buffer, user);
         }
         if !slice.strides.is_empty() && slice.strides.len() != lengths {
-            let what = format!("the number of strides of `{}` in {user}", slice.buffer);
-            range(what, slice.strides.len() as i64, lengths as i64, lengths as i64, self.errors);
+            let what = format_args!("the number of strides of `{}` in {user}", slice.buffer);
+            range(&what, slice.strides.len() as i64, lengths as i64, lengths as i64, self.errors);
         }
         for stride in &slice.strides {
-            range(format!("a stride of {user}"), *stride, -HUGE, HUGE, self.errors);
+            range(&format_args!("a stride of {user}"), *stride, -HUGE, HUGE, self.errors);
         }
     }
 
-    fn scalar(&mut self, user: &str, wire: Wire) {
+    fn scalar(&mut self, user: &dyn Display, wire: Wire) {
         if wire.lanes() != 1 {
             let what = format!("{user} takes one element per word, but the wire is {}", wire.name());
             self.errors.push(CheckError::new(Fault::Malformed { what }));
         }
     }
 
-    fn input(&mut self, user: &str, colour: Colour) {
-        if input_colours(self.class).binary_search(&colour).is_err() {
-            let fault = Fault::NoRamp { user: user.into(), verb: "reads" };
+    fn input(&mut self, user: &dyn Display, colour: Colour) {
+        if self.inputs.binary_search(&colour).is_err() {
+            let fault = Fault::NoRamp { user: user.to_string(), verb: "reads" };
             self.errors.push(CheckError::new(fault).colour(colour));
         }
     }
 
-    fn output(&mut self, user: &str, colour: Colour) {
-        if output_colours(self.class).binary_search(&colour).is_err() {
-            let fault = Fault::NoRamp { user: user.into(), verb: "sends on" };
+    fn output(&mut self, user: &dyn Display, colour: Colour) {
+        if self.outputs.binary_search(&colour).is_err() {
+            let fault = Fault::NoRamp { user: user.to_string(), verb: "sends on" };
             self.errors.push(CheckError::new(fault).colour(colour));
         }
     }

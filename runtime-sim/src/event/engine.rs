@@ -77,7 +77,7 @@ pub fn simulate(
 ) -> Result<Run, SimError> {
     let (program, spec) = (program.get(), program.fabric());
     let values = declared(program, tensors)?;
-    let Ok(net) = Network::build(program, spec, &|_| true) else { return Ok(Run::empty()) };
+    let Ok(net) = Network::build(program, spec) else { return Ok(Run::empty()) };
     let classes = lower(program, spec);
     let mut engine = Engine::new(program, spec, &net, &classes, values);
     engine.preload();

@@ -8,7 +8,7 @@ use super::streams::Streams;
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
 use crate::lower::{LoweredClass, lower};
-use crate::network::{NONE, Network};
+use crate::network::{NONE, Network, cover};
 use crate::program::{Trigger, WaferProgram};
 use crate::report::Report;
 use std::collections::VecDeque;
@@ -36,17 +36,23 @@ pub enum FlowError {
 pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
     let (program, spec) = (program.get(), program.fabric());
     let classes = lower(program, spec);
-    let rows = rows::choose(program, &rows::cover(program), &classes);
-    let Ok(net) = rows::network(program, spec, &rows) else { return Ok(Report::default()) };
+    let Ok(class_of) = cover(program) else { return Ok(Report::default()) };
+    let rows = rows::choose(program, &class_of, &classes);
+    let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
+    let Ok(net) = Network::of_rows(program, spec, class_of, traced) else { return Ok(Report::default()) };
     run(program, spec, &net, &classes, &rows)
 }
 
-/// Whether the PEs of a traced program can all finish if queues never fill.
-pub fn finishes(program: &WaferProgram, spec: &FabricSpec, net: &Network) -> Result<(), FlowError> {
-    let classes = lower(program, spec);
+/// Whether the PEs of the traced rows can all finish if queues never fill.
+pub fn finishes(
+    program: &WaferProgram,
+    spec: &FabricSpec,
+    net: &Network,
+    classes: &[LoweredClass],
+) -> Result<(), FlowError> {
     let shape_of = (0..classes.len() as u16).collect();
-    let all = Rows { chosen: (0..program.height).collect(), weight: Default::default(), shape_of };
-    run(program, spec, net, &classes, &all).map(|_| ())
+    let rows = Rows { chosen: Default::default(), weight: Default::default(), shape_of };
+    run(program, spec, net, classes, &rows).map(|_| ())
 }
 
 fn run(

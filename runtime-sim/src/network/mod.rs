@@ -4,7 +4,13 @@
 //! ends: ramps, host lanes, or the next router with switch positions. Between these ends its words meet no decision,
 //! so their times are those of the source plus a constant, unless a link is shared with another colour.
 
+mod alike;
 mod build;
+mod cover;
+mod groups;
+
+pub use alike::{Alike, Likeness};
+pub use cover::{NOBODY, cover};
 
 use crate::program::{Colour, Coord, Port, Route, WaferProgram};
 
@@ -114,7 +120,7 @@ pub struct Network {
     pub width: u32,
     /// Height of the grid.
     pub height: u32,
-    /// Class of each PE, row by row; `u16::MAX` where there is none.
+    /// Class of each PE, row by row; [`NOBODY`] where there is none.
     pub class_of: Vec<u16>,
     /// Rows whose PEs are traced.
     pub traced: Vec<bool>,
@@ -128,6 +134,8 @@ pub struct Network {
     pub streams: Vec<Stream>,
     /// All ends, grouped by stream.
     pub ends: Vec<End>,
+    /// Ramps in rows that are not traced where words arrive: stream and PE, in order of streams.
+    pub elsewhere: Vec<(u32, Coord)>,
     /// Shared links by stream.
     pub shared: Vec<SharedLink>,
     /// Number of links that are shared.
@@ -149,6 +157,15 @@ impl Network {
     /// Position of PE `index`.
     pub fn coord(&self, index: u32) -> Coord {
         Coord { x: index % self.width, y: index / self.width }
+    }
+
+    /// The PEs of traced rows that have a class, row by row, with their classes.
+    pub fn traced_pes(&self) -> impl Iterator<Item = (u32, u16)> + '_ {
+        let rows = self.class_of.chunks(self.width.max(1) as usize).zip(&self.traced).zip(0u32..);
+        rows.filter(|((_, traced), _)| **traced).flat_map(move |((row, _), y)| {
+            let pes = (y * self.width..).zip(row.iter().copied());
+            pes.filter(|(_, class)| *class != NOBODY)
+        })
     }
 
     /// Whether a PE is in a traced row.
@@ -206,8 +223,7 @@ impl Network {
         open: &mut Vec<(u32, Port)>,
     ) {
         let class = self.class_of[pe as usize];
-        let route =
-            (class != u16::MAX).then(|| program.classes[class as usize].routes.get(&colour)).flatten();
+        let route = (class != NOBODY).then(|| program.classes[class as usize].routes.get(&colour)).flatten();
         if let Some(Route { positions }) = route
             && positions.len() == 1
             && positions[0].from == from

@@ -51,16 +51,18 @@ pub fn tokens(text: &str) -> Result<Vec<Spanned>, (u32, u32, String)> {
     let mut last = (1, 1);
     for (number, line) in text.lines().enumerate() {
         let number = number as u32 + 1;
-        let mut rest = line;
+        let (mut rest, mut column) = (line, 1);
+        let characters = |text: &str| text.chars().count() as u32;
         loop {
             let trimmed = rest.trim_start();
-            let column = (line.chars().count() - trimmed.chars().count()) as u32 + 1;
+            column += characters(&rest[..rest.len() - trimmed.len()]);
             last = (number, column);
             if trimmed.is_empty() || trimmed.starts_with('#') || trimmed.starts_with("//") {
                 break;
             }
             let (token, length) = token(trimmed).map_err(|what| (number, column, what))?;
             out.push(Spanned { token, line: number, column });
+            column += characters(&trimmed[..length]);
             rest = &trimmed[length..];
         }
     }

@@ -10,7 +10,8 @@ use crate::wafer_artifact::{Stage, WaferArtifact};
 use lapidary_hardware::Wafer;
 use lapidary_ir::Module;
 use lapidary_passes::wafer::{self, EmitError, EmitOptions, WaferError};
-use lapidary_runtime_sim::{FabricSpec, check};
+use lapidary_runtime_sim::{FabricSpec, prove};
+use std::panic::resume_unwind;
 
 /// Emits the programs and their texts into the artifact.
 pub fn emit(
@@ -44,16 +45,22 @@ fn stage(stage: wafer::Stage) -> Stage {
     Stage { name: stage.name, times: stage.times, program: stage.generated.program }
 }
 
-/// A program that fails its own check is a fault of the compiler.
+/// A program that fails its own check is a fault of the compiler. The stages are checked side by side.
 fn checked(programs: &WaferArtifact) -> Result<(), Failure> {
-    for stage in &programs.stages {
-        check(&stage.program, &programs.fabric).map_err(|errors| {
-            let told: Vec<String> = errors.iter().take(4).map(ToString::to_string).collect();
-            let name = &stage.name;
-            Failure::new(Exit::Internal, format!("stage {name} does not pass its check: {}", told.join("; ")))
-        })?;
-    }
-    Ok(())
+    let proofs = std::thread::scope(|scope| {
+        let prove = |stage| scope.spawn(|| proved(stage, &programs.fabric));
+        let proofs: Vec<_> = programs.stages.iter().map(prove).collect();
+        proofs.into_iter().map(|proof| proof.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    Vec::into_iter(proofs).collect()
+}
+
+fn proved(stage: &Stage, fabric: &FabricSpec) -> Result<(), Failure> {
+    prove(&stage.program, fabric).map_err(|errors| {
+        let told: Vec<String> = errors.iter().take(4).map(ToString::to_string).collect();
+        let name = &stage.name;
+        Failure::new(Exit::Internal, format!("stage {name} does not pass its check: {}", told.join("; ")))
+    })
 }
 
 /// What does not fit is told in the report; everything else ends the compilation.

@@ -1,0 +1,136 @@
+//! Rows that look the same: groups of rows with the same code, the same routes and the same counts, of which one can
+//! stand for all.
+
+use super::NOBODY;
+use super::groups::{fed_from_the_side, groups, kinds_of_rows, sent_by_pes};
+use crate::lower::{Linear, LoweredClass};
+use crate::program::{Class, Colour, Port, Route, WaferProgram};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What groups must have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// They take the same time: colours may have other names.
+    Time,
+    /// What is proved of one holds for the other: colours have the same names, and words of PEs leave over an edge of
+    /// the grid in both or in none.
+    Proof,
+}
+
+/// Groups of rows by kind.
+pub struct Alike {
+    /// Shape of each class: classes of one shape have the same code and the same routes within a row.
+    pub shape_of: Vec<u16>,
+    /// For each kind of group: its groups from north to south, each of rows from north to south.
+    pub kinds: Vec<Vec<Vec<u32>>>,
+}
+
+impl Alike {
+    /// Sorts the rows of a program.
+    pub fn of(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass], as_to: Likeness) -> Self {
+        let shape_of = shapes(program, classes, as_to);
+        let rows = Rows::of(program, class_of, classes, &shape_of, as_to);
+        let mut kinds: BTreeMap<Vec<(u32, Vec<i64>)>, Vec<Vec<u32>>> = BTreeMap::new();
+        for group in groups(program, class_of) {
+            let signature = group.iter().map(|y| rows.signature(program, *y)).collect();
+            kinds.entry(signature).or_default().push(group);
+        }
+        Alike { shape_of, kinds: kinds.into_values().collect() }
+    }
+}
+
+/// Numbers classes by shape: the same code and the same routes, however far the host's words travel on.
+fn shapes(program: &WaferProgram, classes: &[LoweredClass], as_to: Likeness) -> Vec<u16> {
+    let sent = sent_by_pes(program);
+    let routes: Vec<_> = program.classes.iter().map(|c| local_routes(c, &sent, as_to)).collect();
+    let mut distinct: Vec<usize> = Vec::new();
+    let mut shape_of = Vec::new();
+    for (index, class) in classes.iter().enumerate() {
+        let alike = |other: &usize| routes[*other] == routes[index] && classes[*other].tasks == class.tasks;
+        let shape = distinct.iter().position(alike).unwrap_or(distinct.len());
+        if shape == distinct.len() {
+            distinct.push(index);
+        }
+        shape_of.push(shape as u16);
+    }
+    shape_of
+}
+
+/// Routes in order of colours, without the host's words that pass on to other rows.
+fn local_routes(class: &Class, sent: &BTreeSet<Colour>, as_to: Likeness) -> Vec<(Colour, Route)> {
+    let local = |(colour, route): (&Colour, &Route)| {
+        let mut route = route.clone();
+        if !sent.contains(colour) {
+            let vertical = |p: &Port| matches!(p, Port::North | Port::South);
+            route.positions.iter_mut().for_each(|p| p.to.retain(|port| !vertical(port)));
+        }
+        (if as_to == Likeness::Proof { *colour } else { Colour(0) }, route)
+    };
+    class.routes.iter().map(local).collect()
+}
+
+/// What distinguishes rows.
+struct Rows {
+    height: u32,
+    /// Per row: the first one with the same shapes in all columns.
+    shape: Vec<u32>,
+    /// By such a row: the counts that depend on the row.
+    counts: BTreeMap<u32, Vec<Linear>>,
+    /// By such a row: whether words of PEs leave it to the north and to the south, if that matters.
+    crossed: BTreeMap<u32, (bool, bool)>,
+}
+
+impl Rows {
+    fn of(
+        program: &WaferProgram,
+        class_of: &[u16],
+        classes: &[LoweredClass],
+        shape_of: &[u16],
+        as_to: Likeness,
+    ) -> Self {
+        let width = program.width.max(1) as usize;
+        let kinds = kinds_of_rows(program, class_of);
+        let row = |y: u32| &class_of[y as usize * width..][..width];
+        let mut first: BTreeMap<Vec<u16>, u32> = BTreeMap::new();
+        let mut by_kind: BTreeMap<u32, u32> = BTreeMap::new();
+        for &kind in &kinds {
+            let shapes = |y| row(y).iter().map(|c| shape_of.get(usize::from(*c)).copied().unwrap_or(NOBODY));
+            by_kind.entry(kind).or_insert_with(|| *first.entry(shapes(kind).collect()).or_insert(kind));
+        }
+        let shape = kinds.iter().map(|kind| by_kind[kind]).collect();
+        let mut rows =
+            Rows { height: program.height, shape, counts: BTreeMap::new(), crossed: BTreeMap::new() };
+        let sent = sent_by_pes(program);
+        for &y in first.values() {
+            let used: BTreeSet<u16> = row(y).iter().copied().filter(|c| *c != NOBODY).collect();
+            let by_shape: BTreeMap<u16, u16> = used.iter().map(|c| (shape_of[usize::from(*c)], *c)).collect();
+            let mut counts: Vec<Linear> = Vec::new();
+            for count in by_shape.values().flat_map(|c| classes[usize::from(*c)].lengths_of(false)) {
+                if !counts.iter().any(|known| known.same_part(&count, false)) {
+                    counts.push(count);
+                }
+            }
+            rows.counts.insert(y, counts);
+            let classes = || used.iter().map(|c| &program.classes[usize::from(*c)]);
+            let crossed = |port| as_to == Likeness::Proof && classes().any(|c| crosses(c, port, &sent));
+            rows.crossed.insert(y, (crossed(Port::North), crossed(Port::South)));
+        }
+        rows
+    }
+
+    /// What a row consists of: its shapes, what its counts owe to y, what the host does at its ends, and whether it
+    /// could send its words over an edge of the grid.
+    fn signature(&self, program: &WaferProgram, y: u32) -> (u32, Vec<i64>) {
+        let shape = self.shape[y as usize];
+        let (north, south) = self.crossed[&shape];
+        let edges = [north && y == 0, south && y + 1 == self.height];
+        let counts = self.counts[&shape].iter().map(|l| l.part(false, i64::from(y)));
+        (shape, counts.chain(edges.map(i64::from)).chain(fed_from_the_side(program, y)).collect())
+    }
+}
+
+/// Whether words of PEs may leave the routers of a class through a port.
+fn crosses(class: &Class, port: Port, sent: &BTreeSet<Colour>) -> bool {
+    let own = class.routes.iter().filter(|(colour, _)| sent.contains(colour));
+    own.flat_map(|(_, route)| &route.positions).any(|p| p.to.contains(&port))
+}
