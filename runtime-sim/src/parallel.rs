@@ -32,7 +32,7 @@ fn on_threads<'a, T: Sync, R: Send>(
         }
     };
     let mut all: Vec<(usize, R)> = thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(&take_turns)).collect();
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(take_turns)).collect();
         let own = take_turns();
         let theirs = helpers.into_iter().flat_map(|helper| match helper.join() {
             Ok(done) => done,

@@ -30,7 +30,7 @@ impl Alike {
     pub fn of(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass], as_to: Likeness) -> Self {
         let shape_of = shapes(program, classes, as_to);
         let rows = Rows::of(program, class_of, classes, &shape_of, as_to);
-        let mut kinds: BTreeMap<Vec<(u32, Vec<i64>)>, Vec<Vec<u32>>> = BTreeMap::new();
+        let mut kinds: BTreeMap<Vec<Signature>, Vec<Vec<u32>>> = BTreeMap::new();
         for group in groups(program, class_of) {
             let signature = group.iter().map(|y| rows.signature(program, *y)).collect();
             kinds.entry(signature).or_default().push(group);
@@ -38,6 +38,9 @@ impl Alike {
         Alike { shape_of, kinds: kinds.into_values().collect() }
     }
 }
+
+/// A row's shapes, as the first row with the same, and what else tells rows apart.
+type Signature = (u32, Vec<i64>);
 
 /// Numbers classes by shape: the same code and the same routes, however far the host's words travel on.
 fn shapes(program: &WaferProgram, classes: &[LoweredClass], as_to: Likeness) -> Vec<u16> {
@@ -120,7 +123,7 @@ impl Rows {
 
     /// What a row consists of: its shapes, what its counts owe to y, what the host does at its ends, and whether it
     /// could send its words over an edge of the grid.
-    fn signature(&self, program: &WaferProgram, y: u32) -> (u32, Vec<i64>) {
+    fn signature(&self, program: &WaferProgram, y: u32) -> Signature {
         let shape = self.shape[y as usize];
         let (north, south) = self.crossed[&shape];
         let edges = [north && y == 0, south && y + 1 == self.height];

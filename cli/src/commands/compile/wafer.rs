@@ -48,7 +48,7 @@ fn stage(stage: wafer::Stage) -> Stage {
 /// A program that fails its own check is a fault of the compiler. The stages are checked side by side.
 fn checked(programs: &WaferArtifact) -> Result<(), Failure> {
     let proofs = std::thread::scope(|scope| {
-        let prove = |stage| scope.spawn(|| proved(stage, &programs.fabric));
+        let prove = |stage| scope.spawn(move || proved(stage, &programs.fabric));
         let proofs: Vec<_> = programs.stages.iter().map(prove).collect();
         proofs.into_iter().map(|proof| proof.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });

@@ -194,7 +194,7 @@ impl Case {
             class.routes.insert(Colour(own), Route::fixed(Port::Ramp, &[Port::South]));
             body.push(repeat(op(OpKind::Mov, out(own), vec![from(Affine::constant(1))], words.into())));
         }
-        if at.y % self.group > 0 {
+        if !at.y.is_multiple_of(self.group) {
             class.routes.insert(Colour(other), Route::fixed(Port::North, &[Port::Ramp]));
             let at = Affine::term(Var::Loop(0), words);
             body.push(repeat(op(OpKind::Mov, memory(at), vec![input(other)], words.into())));
