@@ -44,6 +44,11 @@ impl<'c, 'a> Binding<'c, 'a> {
         self.parameters.keys().map(String::as_str)
     }
 
+    /// The element type that a parameter is stored in.
+    pub fn dtype(&self, canonical: &str) -> Option<DType> {
+        self.parameters.get(canonical).map(|(_, _, dtype)| *dtype)
+    }
+
     /// The parameter of a canonical name with the layer filled in, such as `layers.3.attn.q.weight`; none where
     /// the model has no such parameter.
     pub fn tensor(&self, canonical: &str) -> Option<Tensor<'a>> {

@@ -3,6 +3,10 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+mod running;
+
+pub use running::{Device, Memorization, Packing, Precision, Run, Verify};
+
 /// Compiles transformer models to A100 clusters and to Cerebras wafers, and plans how to spread them.
 #[derive(Debug, Parser)]
 #[command(name = "lapidary", version, propagate_version = true)]
@@ -56,6 +60,12 @@ pub enum Command {
     Accuracy(Accuracy),
     /// Run a compiled wafer program, or a .wafer text, through the simulator.
     Simulate(Simulate),
+    /// Continue prompts.
+    Run(Run),
+    /// Measure how much of its training data a model gives back.
+    Memorization(Memorization),
+    /// Hold a model on a device against stored tensors of a reference implementation.
+    Verify(Verify),
     /// The built-in models.
     #[command(subcommand)]
     Models(Models),

@@ -1,5 +1,6 @@
 //! How a command ends: the exit codes of the contract, and the story told on stderr.
 
+use lapidary_ir::Diagnostic as Diagnosis;
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use std::fmt;
 use std::io::Write;
@@ -56,6 +57,15 @@ impl Failure {
     /// A failure with one fault.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Failure { exit, faults: vec![Fault::new(message)] }
+    }
+
+    /// MLIR's diagnostics, or else the whole error as one fault.
+    pub fn diagnosed(internal: bool, stage: &str, diagnostics: &[Diagnosis], whole: &str) -> Self {
+        let exit = if internal { Exit::Internal } else { Exit::Unsupported };
+        if diagnostics.is_empty() {
+            return Failure::new(exit, format!("{stage}: {whole}"));
+        }
+        Failure { exit, faults: diagnostics.iter().map(|d| Fault::new(format!("{stage}: {d}"))).collect() }
     }
 
     /// Adds what would help to the last fault.

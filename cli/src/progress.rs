@@ -44,6 +44,40 @@ impl Progress {
     }
 }
 
+/// A bar over things that are counted.
+pub struct Counter {
+    bar: Option<ProgressBar>,
+}
+
+impl Counter {
+    /// `done` of `all` things, called `what`; silent without a terminal or with `--quiet`.
+    pub fn new(global: &Global, all: usize, done: usize, what: &str) -> Self {
+        let shown = !global.quiet && std::io::stderr().is_terminal();
+        let form = format!("{{bar:24}} {{pos}}/{{len}} {what}, {{eta}} left");
+        let style = ProgressStyle::with_template(&form).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = shown.then(|| {
+            let bar = ProgressBar::new(all as u64).with_style(style).with_position(done as u64);
+            bar.reset_eta();
+            bar
+        });
+        Counter { bar }
+    }
+
+    /// So many are done.
+    pub fn at(&mut self, done: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())

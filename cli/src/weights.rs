@@ -1,10 +1,10 @@
 //! Weights as the user names them: a folder with a checkpoint, or one file of it.
 //!
 //! ```text
-//! let files = weights::Files::open(path)?;            // maps them
-//! let checkpoint = files.checkpoint()?;               // every fault of form: exit 3
-//! let binding = weights::bind(&spec, &checkpoint)?;   // every fault of names, shapes, types, values: exit 3
-//! Model::load(program, &weights::Loaded(&binding), ..)
+//! weights::with(path, &spec, |opened| Model::load(program, opened, ..))
+//!     Files::open(path)        maps them
+//!     files.checkpoint()       every fault of form: exit 3
+//!     bind(&spec, ..)          every fault of names, shapes, types, values: exit 3
 //! ```
 
 use crate::failure::{Exit, Failure, Fault};
@@ -12,7 +12,9 @@ use crate::input;
 use crate::map::Mapped;
 use lapidary_checkpoint::folder::{self, Choice};
 use lapidary_checkpoint::{Binding, Checkpoint, Faults, File, Index, Map, Values};
-use lapidary_models::ModelSpec;
+use lapidary_models::{DType, ModelSpec};
+use lapidary_reference::{Params, Real, Tensor};
+use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{TensorView, WeightError, Weights};
 use std::path::Path;
 
@@ -104,8 +106,7 @@ fn no_checkpoint(folder: &Path) -> Failure {
 ///
 /// # Errors
 /// Exit 3 with everything that is missing, extra, mis-shaped, of another type, not finite or repeated wrongly.
-#[allow(dead_code)] // `run` and `verify` load through it
-pub fn bind<'c, 'a>(spec: &ModelSpec, checkpoint: &'c Checkpoint<'a>) -> Result<Binding<'c, 'a>, Failure> {
+fn bind<'c, 'a>(spec: &ModelSpec, checkpoint: &'c Checkpoint<'a>) -> Result<Binding<'c, 'a>, Failure> {
     Map::new(spec, checkpoint).and_then(|map| map.bind(Values::Check)).map_err(failure)
 }
 
@@ -116,14 +117,55 @@ pub fn failure(found: Faults) -> Failure {
     Failure { exit: Exit::InvalidInput, faults: found.faults.into_iter().map(fault).collect() }
 }
 
-/// A bound checkpoint as the host's runtime asks for weights.
-#[allow(dead_code)] // `run` and `verify` load through it
-pub struct Loaded<'b, 'c, 'a>(pub &'b Binding<'c, 'a>);
+/// Every parameter of a model, by canonical name with the layer filled in.
+pub struct Opened<'b> {
+    binding: &'b Binding<'b, 'b>,
+}
 
-impl Weights for Loaded<'_, '_, '_> {
+/// Opens the checkpoint at `path`, a folder or a file, for as long as `work` needs it.
+///
+/// # Errors
+/// Exit 3 with everything that is wrong with the files, or does not fit the model.
+pub fn with<T>(
+    path: &Path,
+    spec: &ModelSpec,
+    work: impl FnOnce(&Opened<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let files = Files::open(path)?;
+    let checkpoint = files.checkpoint()?;
+    work(&Opened { binding: &bind(spec, &checkpoint)? })
+}
+
+impl Opened<'_> {
+    /// The smaller element type that holds every weight exactly.
+    pub fn lossless(&self) -> WeightType {
+        let bf16 = self.binding.names().all(|name| self.binding.dtype(name) == Some(DType::Bf16));
+        if bf16 { WeightType::Bf16 } else { WeightType::F32 }
+    }
+
+    /// Every parameter as the reference interpreter takes it.
+    ///
+    /// # Errors
+    /// Exit 3 for a tensor that cannot be read.
+    pub fn params<T: Real>(&self) -> Result<Params<T>, Failure> {
+        self.binding.names().map(|name| Ok((name.to_string(), self.values(name)?))).collect()
+    }
+
+    fn values<T: Real>(&self, name: &str) -> Result<Tensor<T>, Failure> {
+        let refused = |error: WeightError| Failure::new(Exit::InvalidInput, error.to_string());
+        let view = self.tensor(name).map_err(refused)?;
+        view.expect(name, &view.shape.clone()).map_err(refused)?;
+        let mut values = vec![0f32; view.shape.iter().product::<u64>() as usize];
+        view.read(0, &mut values);
+        let shape = view.shape.iter().map(|n| *n as usize).collect();
+        Ok(Tensor::new(shape, values.into_iter().map(|x| T::from_f64(f64::from(x))).collect()))
+    }
+}
+
+impl Weights for Opened<'_> {
     fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightError> {
         let missing = || WeightError::Missing { name: name.into() };
-        let tensor = self.0.tensor(name).ok_or_else(missing)?;
+        let tensor = self.binding.tensor(name).ok_or_else(missing)?;
         Ok(TensorView { dtype: tensor.dtype, shape: tensor.shape, bytes: tensor.bytes })
     }
 }

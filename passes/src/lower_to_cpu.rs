@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 /// # Errors
 /// [`PassError::Refused`] at what has no form on the host.
 pub fn emit_cpu(module: &Module<'_>, spec: &ModelSpec, options: &Options) -> Result<CpuProgram, PassError> {
-    let host = host_module(module.op(), spec)?;
+    let host = read_host(module, spec)?;
     lower(&host, options).map_err(|error| {
         let at = match &error {
             LowerError::Unsupported { node, .. } => module
@@ -31,8 +31,12 @@ pub fn emit_cpu(module: &Module<'_>, spec: &ModelSpec, options: &Options) -> Res
     })
 }
 
-/// Reads `@main` and the function that it repeats.
-fn host_module(module: IrOp<'_>, spec: &ModelSpec) -> Result<HostModule, PassError> {
+/// The module as plain functions with their kernels: `@main` and the function that it repeats, with dimensions as bound.
+///
+/// # Errors
+/// [`PassError::Refused`] for a module that is not that of a model.
+pub fn read_host(module: &Module<'_>, spec: &ModelSpec) -> Result<HostModule, PassError> {
+    let module = module.op();
     let main = module.lookup("main").filter(|op| op.is("func.func"));
     let main = main.ok_or_else(|| PassError::at(module, "there is no function @main to begin with"))?;
     let repeat = main.walk().into_iter().find(|op| op.is("nn.repeat"));

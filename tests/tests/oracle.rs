@@ -4,13 +4,13 @@
 //! f64 and stored as f32.
 
 use lapidary_models::mup::inference_fold;
-use lapidary_models::spec::{AttentionScale, Block, GateHalf, Pairing, Position, Residual, Rope};
 use lapidary_models::testing::specs;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
 use lapidary_tests::checkpoint::{STORED, Stored, random_params};
 use lapidary_tests::oracle::{
     Cache, Oracle, Params, Real, Run, Tensor, continuation, fold_params, next_token_loss,
 };
+use lapidary_tests::variants::{WrongReading, wrong_readings};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -100,79 +100,15 @@ fn memorization_is_exact() {
 fn wrong_readings_of_crystalcoder_move_the_logits_as_far_as_stored() {
     let stored = Stored::open("crystal-tiny");
     let changes = stored.json("meta.json")["logit_change_if_wrong"].clone();
-    let right = stored.spec.clone();
-    let rope = |change: fn(&mut Rope)| {
-        let mut spec = right.clone();
-        if let Position::Rope(rope) = &mut spec.pos {
-            change(rope);
-        }
-        spec
-    };
-    let with = |change: fn(&mut ModelSpec)| {
-        let mut spec = right.clone();
-        change(&mut spec);
-        spec
-    };
-    let variants = [
-        ("1/sqrt(d)", with(|spec| spec.attn.scale = AttentionScale::HeadDimPower(-0.5))),
-        ("half-split-rotary", rope(|rope| rope.pairing = Pairing::Half)),
-        ("full-rotary", rope(|rope| rope.rot_dims = 32)),
-        ("silu-on-c_fc", with(|spec| spec.mlp.gate = GateHalf::First)),
-        ("no-embedding-scale", with(|spec| spec.multipliers.embedding = 1.0)),
-        ("no-output-scale", with(|spec| spec.multipliers.logits = 1.0)),
-        ("alpha-only", with(|spec| spec.multipliers.logits = 2.22)),
-        ("eps-1e-6", with(|spec| spec.norm.eps = 1e-6)),
-        ("no-qkv-bias", with(|spec| spec.bias.qkv = false)),
-        ("no-ln-bias", with(|spec| spec.norm.bias = false)),
-        (
-            "parallel-residual",
-            with(|spec| spec.block = Block { residual: Residual::Parallel, shared_norm: true }),
-        ),
-    ];
-    for (name, spec) in &variants {
-        let logits = forward(spec, &stored.params::<f64>(spec), &stored.ids).logits;
-        let moved = logits.max_abs_diff(&stored.expected["logits"]);
+    let readings = wrong_readings(&stored);
+    for WrongReading { name, spec, params } in &readings {
+        let moved = forward(spec, params, &stored.ids).logits.max_abs_diff(&stored.expected["logits"]);
         let wanted = changes[*name].as_f64().unwrap();
         assert!((moved / wanted - 1.0).abs() < 1e-4, "{name}: {moved}, stored {wanted}");
     }
-    let params = stored.params::<f64>(&right);
-    let with_params = |change: &dyn Fn(&str, &Tensor<f64>) -> Tensor<f64>| {
-        params.iter().map(|(name, tensor)| (name.clone(), change(name, tensor))).collect::<Params<f64>>()
-    };
-    let other_weights = [
-        ("no-proj-bias", with_params(&without_bias_of_projections)),
-        ("rotary-last-quarter", with_params(&|name, tensor| last_dimensions_first(&right, name, tensor))),
-    ];
-    for (name, params) in &other_weights {
-        let moved = forward(&right, params, &stored.ids).logits.max_abs_diff(&stored.expected["logits"]);
-        let wanted = changes[*name].as_f64().unwrap();
-        assert!((moved / wanted - 1.0).abs() < 1e-4, "{name}: {moved}, stored {wanted}");
-    }
-    let tested =
-        variants.map(|(name, _)| name).into_iter().chain(other_weights.iter().map(|(name, _)| *name));
+    let tested: BTreeSet<&str> = readings.iter().map(|reading| reading.name).collect();
     let stored: BTreeSet<&str> = changes.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(tested.collect::<BTreeSet<_>>(), stored, "every stored variant");
-}
-
-fn without_bias_of_projections(name: &str, tensor: &Tensor<f64>) -> Tensor<f64> {
-    let projection = name.ends_with("attn.out.bias") || name.ends_with("mlp.down.bias");
-    if projection { tensor.map(|_| 0.0) } else { tensor.clone() }
-}
-
-/// Queries and keys with the last `rot_dims` dimensions of every head in front: products of queries and keys are the
-/// same, but what rotates are the dimensions that stood last.
-fn last_dimensions_first(spec: &ModelSpec, name: &str, tensor: &Tensor<f64>) -> Tensor<f64> {
-    let Position::Rope(rope) = spec.pos else { return tensor.clone() };
-    if !name.contains("attn.q.") && !name.contains("attn.k.") {
-        return tensor.clone();
-    }
-    let row = tensor.data.len() / tensor.shape[0];
-    let (head, back) = (spec.head_dim as usize, (spec.head_dim - rope.rot_dims) as usize);
-    Tensor::build(tensor.shape.clone(), |i| {
-        let (r, column) = (i / row, i % row);
-        let from = r / head * head + (r % head + back) % head;
-        tensor.data[from * row + column]
-    })
+    assert_eq!(tested, stored, "every stored variant");
 }
 
 /// Every directory with muP folded away gives the logits of the stored tensors.

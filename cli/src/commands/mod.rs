@@ -7,12 +7,15 @@ mod doctor;
 mod explain;
 mod inspect;
 mod machines;
+mod memorization;
 mod models;
 mod plan;
+mod run;
 mod simulate;
 mod targets;
+mod verify;
 
-use crate::args::{Cli, Command, Global};
+use crate::args::{Cli, Command, Device, Global};
 use crate::failure::{Exit, Failure};
 use clap::CommandFactory;
 use serde::Serialize;
@@ -28,6 +31,9 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Explain(args) => explain::run(&args),
         Command::Accuracy(args) => accuracy::run(&args, global),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Run(args) => run::run(&args, global),
+        Command::Memorization(args) => memorization::run(&args, global),
+        Command::Verify(args) => verify::run(&args, global),
         Command::Models(verb) => models::run(verb),
         Command::Machines(verb) => machines::run(verb),
         Command::Check { model, json } => check::run(&model, json),
@@ -48,6 +54,37 @@ fn schema(name: &str) -> Result<(), Failure> {
     match name {
         "model" => print_json(&lapidary_models::model_schema()),
         _ => Err(Failure::new(Exit::Usage, format!("no schema is called `{name}`")).help("there is: model")),
+    }
+}
+
+/// Threads to use.
+fn jobs(global: &Global) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    global.jobs.map_or_else(cores, usize::from)
+}
+
+/// Refuses devices that programs are compiled for but not run on.
+fn only_host_or_reference(device: Device) -> Result<(), Failure> {
+    let refused = |exit, what: &str| Err(Failure::new(exit, format!("--device {}: {what}", device.name())));
+    match device {
+        Device::Cpu | Device::Reference => Ok(()),
+        Device::Cuda => {
+            refused(Exit::Missing, "GPU programs are compiled, but nothing here launches them yet")
+                .map_err(|failure| failure.help("use --device cpu"))
+        }
+        Device::WaferSim => refused(Exit::Unsupported, "the simulator does not run whole models yet")
+            .map_err(|failure| failure.help("use --device cpu, or `lapidary simulate` for one layer")),
+    }
+}
+
+/// As [`only_host_or_reference`], and without the reference, which is for verifying.
+fn only_host(device: Device) -> Result<(), Failure> {
+    match device {
+        Device::Reference => {
+            Err(Failure::new(Exit::Unsupported, "--device reference: it is slow, and for `verify` only")
+                .help("use --device cpu"))
+        }
+        _ => only_host_or_reference(device),
     }
 }
 

@@ -106,12 +106,13 @@ impl HostModule {
     }
 }
 
-/// The graph that host programs are made from: prefill, whose bound dimensions do not matter.
+/// The graph that host programs are made from: prefill of two tokens where the model takes as many. The bound dimensions
+/// do not matter to the program, but in a graph of one token the op that picks the last one folds away.
 ///
 /// # Errors
 /// When the specification has no graph.
 pub fn host_graph(spec: &ModelSpec) -> Result<Graph, LowerError> {
-    Ok(Graph::build(spec, Mode::Prefill, Dims { batch: 1, seq: 1, cached: 0 })?)
+    Ok(Graph::build(spec, Mode::Prefill, Dims { batch: 1, seq: 2.min(spec.max_seq), cached: 0 })?)
 }
 
 /// The program of a model without any fusion.
@@ -127,6 +128,14 @@ pub fn lower_unfused(spec: &ModelSpec, options: &Options) -> Result<CpuProgram, 
 /// # Errors
 /// [`LowerError`] when the module is not that of a model with a cache, or the emission is at fault.
 pub fn lower(module: &HostModule, options: &Options) -> Result<CpuProgram, LowerError> {
+    let main = &module.main.function.nodes;
+    let repeat = main.iter().find(|node| matches!(node.op, Op::Repeat { .. }));
+    let picks_last = main.iter().any(|node| node.op == Op::LastToken);
+    if let Some(repeat) = repeat.filter(|_| !picks_last && module.max_seq > 1) {
+        let what = "no last_token follows the layers, so prompts of several tokens would get the first one's logits: \
+                    lower a prefill graph of at least two tokens";
+        return Err(LowerError::Unsupported { node: repeat.name.clone(), what: what.into() });
+    }
     let program = function::Emitter::new(module, options).emit()?;
     Ok(program.check()?.into_inner())
 }

@@ -1,6 +1,5 @@
 //! The host side of a compilation: one program for every batch, prompt and cached length.
 
-use super::front::failed;
 use super::report::Report;
 use super::{Emitted, Job};
 use crate::artifact::Artifact;
@@ -26,7 +25,7 @@ pub fn emit(
     };
     let program = progress
         .stage("lowering to the host", || emit_cpu(module, &job.spec, &Options { weights }))
-        .map_err(|error| failed(false, "host", &error.diagnostics(), &error.to_string()))?;
+        .map_err(|error| Failure::diagnosed(false, "host", &error.diagnostics(), &error.to_string()))?;
     let dims = job.graph.dims;
     let sizes = [
         ("weights", program.weight_bytes()),

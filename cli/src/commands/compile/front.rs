@@ -2,11 +2,11 @@
 
 use super::{Emitted, Job};
 use crate::artifact::Artifact;
-use crate::failure::{Exit, Failure, Fault};
+use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::progress::Progress;
 use lapidary_hardware::Device;
-use lapidary_ir::{Diagnostic, IrContext, Module};
+use lapidary_ir::{IrContext, Module};
 use lapidary_passes::report::PipelineReport;
 use lapidary_passes::run::{RunError, Watch};
 use lapidary_passes::{Fusion, Pipeline, pipeline};
@@ -30,9 +30,10 @@ pub fn run(
 ) -> Result<Outcome, Failure> {
     let pipeline = passes(job)?;
     let cx = IrContext::new();
-    let mut module = progress
-        .stage("importing the graph", || lapidary_ir::import::import(&cx, &job.graph))
-        .map_err(|error| failed(true, "import", error.diagnostics(), &error.to_string()))?;
+    let mut module =
+        progress
+            .stage("importing the graph", || lapidary_ir::import::import(&cx, &job.graph))
+            .map_err(|error| Failure::diagnosed(true, "import", error.diagnostics(), &error.to_string()))?;
     let start = Instant::now();
     let clock = || start.elapsed();
     let watch = Watch { clock: Some(&clock), snapshots: true };
@@ -132,16 +133,7 @@ fn too_large(diagnostics: &[Diagnostic], change: &str) -> Emitted {
 
 fn refused(error: RunError) -> Failure {
     let internal = matches!(error, RunError::Pass { internal: true, .. });
-    failed(internal, "passes", &error.diagnostics(), &error.to_string())
-}
-
-/// MLIR's diagnostics as faults.
-pub fn failed(internal: bool, stage: &str, diagnostics: &[Diagnostic], whole: &str) -> Failure {
-    let exit = if internal { Exit::Internal } else { Exit::Unsupported };
-    if diagnostics.is_empty() {
-        return Failure::new(exit, format!("{stage}: {whole}"));
-    }
-    Failure { exit, faults: diagnostics.iter().map(|d| Fault::new(format!("{stage}: {d}"))).collect() }
+    Failure::diagnosed(internal, "passes", &error.diagnostics(), &error.to_string())
 }
 
 /// A plan can be compiled for when it leaves the module whole: partitioning is a later stage of the project.

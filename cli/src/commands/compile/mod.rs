@@ -148,6 +148,11 @@ fn graph(args: &Compile, spec: &ModelSpec) -> Result<Graph, Failure> {
         Some(GraphMode::Prefill) => Mode::Prefill,
         Some(GraphMode::Decode) => Mode::Decode,
     };
+    // A host program takes any number of tokens; its graph has at least two, as `cpu::host_graph` says why.
+    let (mode, seq) = match (args.target, mode) {
+        (Target::Cpu, Mode::Prefill | Mode::Decode) => (Mode::Prefill, seq.max(2.min(spec.max_seq))),
+        _ => (mode, seq),
+    };
     let dims = match mode {
         Mode::Decode => Dims { batch: args.batch, seq: 1, cached: seq.saturating_sub(1) },
         _ => Dims { batch: args.batch, seq, cached: 0 },

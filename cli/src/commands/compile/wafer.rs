@@ -1,6 +1,5 @@
 //! The wafer side of a compilation: placement, programs and their texts.
 
-use super::front::failed;
 use super::report::Report;
 use super::{Emitted, Job};
 use crate::artifact::Artifact;
@@ -67,7 +66,7 @@ fn proved(stage: &Stage, fabric: &FabricSpec) -> Result<(), Failure> {
 fn over(job: &Job<'_>, wafer: Option<&Wafer>, error: EmitError) -> Result<Emitted, Failure> {
     let reason = error.to_string();
     match error {
-        EmitError::Module(error) => Err(failed(false, "wafer", &error.diagnostics(), &reason)),
+        EmitError::Module(error) => Err(Failure::diagnosed(false, "wafer", &error.diagnostics(), &reason)),
         EmitError::Placement { error, .. } if matches!(*error, WaferError::Unsupported { .. }) => {
             Err(Failure::new(Exit::Unsupported, reason))
         }

@@ -1,0 +1,121 @@
+//! `lapidary run`: prompts in, text out, on the host.
+
+mod asked;
+mod output;
+
+use crate::args::{Global, Packing, Run};
+use crate::weights::{self, Opened};
+use crate::failure::{Exit, Failure};
+use crate::host::{self, Switches};
+use crate::input;
+use crate::memory::Needs;
+use asked::Asked;
+use lapidary_models::ModelSpec;
+use lapidary_runtime_cpu::program::WeightType;
+use lapidary_runtime_cpu::{Generation, LoadError, LoadOptions, Model, Sampling, WeightError, generate};
+use output::{Clock, Writer};
+use std::path::{Path, PathBuf};
+
+/// Runs the verb.
+///
+/// # Errors
+/// Exit 2 for sampling that makes no sense, 3 for files, prompts and weights that do not fit the model, 4 when memory
+/// does not suffice, 5 and 7 for devices that cannot run it.
+pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
+    super::only_host(args.device)?;
+    let sampling = sampling(args)?;
+    let spec = input::model(&args.model)?.spec;
+    let weights = weights_folder(args.weights.as_deref(), &args.model)?;
+    let asked = Asked::read(args, &spec, &weights)?;
+    let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };
+    let needs = asked.needs(&spec, ask.max_new);
+    let clock = Clock::start();
+    let model = load(&spec, &weights, args.dtype, &needs, super::jobs(global))?;
+    let mut clock = clock.loaded();
+    let positions = needs.positions as usize;
+    let mut session = model.session(asked.prompts.len(), positions).map_err(no_room)?;
+    let prompts: Vec<&[u32]> = asked.prompts.iter().map(Vec::as_slice).collect();
+    let mut writer = Writer::new(&asked, args.json);
+    let made = generate(&mut session, &prompts, &ask, |sequence, token| {
+        clock.token();
+        writer.token(sequence, token, ask.stop.contains(&token));
+    })
+    .map_err(no_room)?;
+    writer.finish(&spec, args.device.name(), &made)?;
+    if !global.quiet {
+        clock.tell(prompts.iter().map(|prompt| prompt.len()).sum(), prompts.len());
+    }
+    Ok(())
+}
+
+/// The folder of the weights: the one that was named, or the model's own where it is one.
+///
+/// # Errors
+/// Exit 2 when there is none, 3 when it is no folder.
+pub fn weights_folder(named: Option<&Path>, model: &str) -> Result<PathBuf, Failure> {
+    let own = || Path::new(model).is_dir().then(|| PathBuf::from(model));
+    let folder = named.map(Path::to_path_buf).or_else(own).ok_or_else(|| {
+        Failure::new(Exit::Usage, format!("{model} comes without weights"))
+            .help("name their folder with --weights DIR; `lapidary models init` makes random ones")
+    })?;
+    match folder.is_dir() {
+        true => Ok(folder),
+        false => Err(Failure::new(Exit::InvalidInput, format!("{}: is no folder", folder.display()))),
+    }
+}
+
+/// Compiles the model, checks that it fits, and packs the weights.
+///
+/// # Errors
+/// Exit 3 for weights that are not the model's, 4 when memory does not suffice.
+pub fn load(
+    spec: &ModelSpec,
+    folder: &Path,
+    packing: Packing,
+    needs: &Needs,
+    jobs: usize,
+) -> Result<Model, Failure> {
+    // What cannot fit even in the smaller type is refused before a file is opened.
+    let least = if packing == Packing::F32 { WeightType::F32 } else { WeightType::Bf16 };
+    needs.check(&host::lower(spec, &Switches::default(), least)?.program)?;
+    weights::with(folder, spec, |weights: &Opened<'_>| {
+        let packed = match packing {
+            Packing::F32 => WeightType::F32,
+            Packing::Bf16 => WeightType::Bf16,
+            Packing::Stored => weights.lossless(),
+        };
+        let lowered = host::lower(spec, &Switches::default(), packed)?;
+        needs.check(&lowered.program)?;
+        let options = LoadOptions { jobs, ..LoadOptions::default() };
+        Model::load(lowered.program, weights, options).map_err(|error| load_failure(&error))
+    })
+}
+
+fn load_failure(error: &LoadError) -> Failure {
+    let exit = match error {
+        LoadError::Weight(WeightError::Memory { .. }) => Exit::DoesNotFit,
+        LoadError::Weight(_) => Exit::InvalidInput,
+        LoadError::Threads { .. } => Exit::Internal,
+    };
+    Failure::new(exit, error.to_string())
+}
+
+/// What the session says when it has no room.
+pub fn no_room(error: lapidary_runtime_cpu::RunError) -> Failure {
+    Failure::new(Exit::DoesNotFit, error.to_string())
+}
+
+/// Greedy, unless a temperature or one of the cuts is given.
+fn sampling(args: &Run) -> Result<Sampling, Failure> {
+    let wrong = |what: String| Err(Failure::new(Exit::Usage, what));
+    let cut = args.top_p.is_some() || args.top_k.is_some();
+    let temperature = args.temperature.unwrap_or(if cut { 1.0 } else { 0.0 });
+    let top_p = args.top_p.unwrap_or(1.0);
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return wrong(format!("--temperature {temperature}: expected 0 for greedy, or a number above"));
+    }
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return wrong(format!("--top-p {top_p}: expected a share above 0 and at most 1"));
+    }
+    Ok(Sampling { temperature, top_p, top_k: args.top_k.unwrap_or(0) as usize, seed: args.seed })
+}

@@ -1,0 +1,93 @@
+//! The host's program as a device.
+
+use super::device::{Ask, Device, Trace, traced};
+use crate::failure::{Exit, Failure};
+use crate::host::Lowered;
+use lapidary_passes::cpu::HostModule;
+use lapidary_runtime_cpu::{
+    Engine, Generation, LoadOptions, Model, Observation, RunError, Sampling, Weights, Which, generate,
+};
+
+/// A loaded program and the module that it came from.
+pub struct Compiled {
+    module: HostModule,
+    model: Model,
+}
+
+impl Compiled {
+    /// Packs the weights.
+    ///
+    /// # Errors
+    /// Exit 3 for weights that do not fit the model.
+    pub fn load(
+        lowered: Lowered,
+        weights: &dyn Weights,
+        engine: Engine,
+        jobs: usize,
+    ) -> Result<Compiled, Failure> {
+        let Lowered { module, program } = lowered;
+        let model = Model::load(program, weights, LoadOptions { jobs, engine })
+            .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;
+        Ok(Compiled { module, model })
+    }
+
+    /// Runs one sequence per list, token lists split at `cuts` (the same for all), and shows every value that leaves a
+    /// step, with the position of its rows' first token; returns the logits of all tokens, sequence by sequence.
+    ///
+    /// # Errors
+    /// When the session has no room.
+    pub fn watch(
+        &self,
+        ids: &[Vec<u32>],
+        cuts: &[usize],
+        see: &mut dyn FnMut(usize, Observation),
+    ) -> Result<Vec<Vec<f32>>, Failure> {
+        let mut session = self.model.session(ids.len(), ids[0].len()).map_err(no_room)?;
+        let mut logits: Vec<Vec<f32>> = vec![Vec::new(); ids.len()];
+        let mut from = 0;
+        for to in cuts.iter().copied().chain([ids[0].len()]) {
+            let part: Vec<&[u32]> = ids.iter().map(|ids| &ids[from..to]).collect();
+            let made = session.watch(&part, Which::All, &mut |o| see(from, o)).map_err(no_room)?;
+            for row in 0..made.rows() {
+                logits[row / (to - from)].extend_from_slice(made.row(row));
+            }
+            from = to;
+        }
+        Ok(logits)
+    }
+}
+
+fn no_room(error: RunError) -> Failure {
+    Failure::new(Exit::DoesNotFit, error.to_string())
+}
+
+impl Device for Compiled {
+    fn module(&self) -> &HostModule {
+        &self.module
+    }
+
+    fn trace(&self, ids: &[Vec<u32>], wanted: &dyn Fn(&str) -> bool) -> Result<Trace, Failure> {
+        let mut trace = Trace::default();
+        let logits = self.watch(ids, &[], &mut |_, o| {
+            let name = traced(o.layer, o.value);
+            if wanted(&name) {
+                let rows = (0..o.rows).flat_map(|row| &o.data[row * o.pitch..][..o.width]);
+                trace.values.insert(name, rows.map(|x| f64::from(*x)).collect());
+            }
+        })?;
+        trace.logits = logits.iter().flatten().map(|x| f64::from(*x)).collect();
+        Ok(trace)
+    }
+
+    fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
+        let prompts: Vec<&[u32]> = asked.iter().map(|ask| ask.prompt).collect();
+        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        let count = asked.iter().map(|ask| ask.count).max().unwrap_or(0);
+        let positions = (longest + count).min(self.model.program().max_seq as usize);
+        let mut session = self.model.session(prompts.len(), positions).map_err(no_room)?;
+        let ask = Generation { max_new: count, stop: Vec::new(), sampling: Sampling::GREEDY };
+        let made = generate(&mut session, &prompts, &ask, |_, _| {}).map_err(no_room)?;
+        let cut = |(ids, ask): ((Vec<u32>, _), &Ask<'_>)| ids.0.into_iter().take(ask.count).collect();
+        Ok(made.into_iter().zip(asked).map(cut).collect())
+    }
+}

@@ -1,0 +1,179 @@
+//! `lapidary verify`: a model on a device against stored tensors of a reference implementation.
+
+mod bisect;
+mod check;
+mod compiled;
+mod device;
+mod directory;
+mod interpreted;
+mod report;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use super::print_json;
+use crate::args::{Device, Global, Precision, Verify};
+use crate::weights::{self, Opened};
+use crate::failure::{Exit, Failure};
+use crate::host::{self, Switches};
+use crate::progress::Progress;
+use bisect::{Bisection, Suspects};
+use check::{Checks, Tolerances, check};
+use compiled::Compiled;
+use directory::Directory;
+use interpreted::Interpreted;
+use lapidary_passes::fusion::Rule;
+use lapidary_passes::{Fusion, Mup};
+use lapidary_runtime_cpu::Engine;
+use lapidary_runtime_cpu::program::WeightType;
+use report::{Report, Run};
+
+/// How one run is made.
+#[derive(Clone)]
+struct Setting {
+    switches: Switches,
+    engine: Engine,
+    precision: Precision,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Exit 3 for a directory that is not of the form, 5 and 7 for devices that cannot be verified, 6 when something differs.
+pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
+    super::only_host_or_reference(args.device)?;
+    let switches = Switches { mup: args.mup.into(), fusion: args.fuse.clone() };
+    let directory = Directory::open(&args.dir)?;
+    let allowed = Tolerances::of(&directory);
+    let settings = match args.all_switches {
+        true => every_setting(args.device),
+        false => vec![Setting { switches, engine: Engine::Compiled, precision: args.precision }],
+    };
+    let report = weights::with(&directory.folder, &directory.spec, |weights| {
+        let mut progress = Progress::new(global, settings.len() as u64);
+        let verifier = Verifier { args, directory: &directory, weights, allowed, jobs: super::jobs(global) };
+        let runs = settings
+            .iter()
+            .map(|setting| {
+                let checks = progress.stage(&setting.switches.to_string(), || verifier.checks(setting))?;
+                Ok(Run { switches: verifier.told(setting), checks })
+            })
+            .collect::<Result<Vec<Run>, Failure>>()?;
+        progress.finish();
+        let mut report =
+            Report { directory: &directory, device: args.device.name(), allowed, runs, bisection: None };
+        if args.bisect {
+            let told = report.runs.iter().position(|run| !run.checks.ok).unwrap_or(0);
+            report.bisection = Some(verifier.bisect(&settings[told], &report.runs[told].checks)?);
+        }
+        Ok(report)
+    })?;
+    match args.json {
+        true => print_json(&report.document())?,
+        false => report.print(),
+    }
+    if report.ok() { Ok(()) } else { Err(mismatch(&report)) }
+}
+
+fn mismatch(report: &Report<'_>) -> Failure {
+    let told = report.told();
+    let what = match told.checks.first_difference() {
+        Some(tensor) => format!("{}, made by {} ({}), differs", tensor.name, tensor.node, tensor.op),
+        None => "loss or continuations differ".to_string(),
+    };
+    let failure = Failure::new(Exit::Gate, format!("{}: {what}", report.directory.folder.display()));
+    match report.bisection {
+        Some(_) => failure,
+        None => failure.help("--bisect finds the first op that differs"),
+    }
+}
+
+struct Verifier<'a> {
+    args: &'a Verify,
+    directory: &'a Directory,
+    weights: &'a Opened<'a>,
+    allowed: Tolerances,
+    jobs: usize,
+}
+
+impl Verifier<'_> {
+    fn checks(&self, setting: &Setting) -> Result<Checks, Failure> {
+        if self.args.device == Device::Cpu {
+            let device = self.compile(&setting.switches, setting.engine)?;
+            return check(self.directory, &device, self.allowed);
+        }
+        let lowered = host::lower(&self.directory.spec, &setting.switches, WeightType::F32)?;
+        match setting.precision {
+            Precision::F64 => {
+                let device = Interpreted::<f64>::new(lowered.module, &self.weights.params()?);
+                check(self.directory, &device, self.allowed)
+            }
+            Precision::F32 => {
+                let device = Interpreted::<f32>::new(lowered.module, &self.weights.params()?);
+                check(self.directory, &device, self.allowed)
+            }
+        }
+    }
+
+    fn compile(&self, switches: &Switches, engine: Engine) -> Result<Compiled, Failure> {
+        let lowered = host::lower(&self.directory.spec, switches, WeightType::F32)?;
+        Compiled::load(lowered, self.weights, engine, self.jobs)
+    }
+
+    fn bisect(&self, setting: &Setting, checks: &Checks) -> Result<Bisection, Failure> {
+        let device = match self.args.device {
+            Device::Cpu => Some(self.compile(&setting.switches, setting.engine)?),
+            _ => None,
+        };
+        let suspects = Suspects {
+            directory: self.directory,
+            params: &self.weights.params()?,
+            switches: &setting.switches,
+            device: device.as_ref(),
+            compile: &|switches| self.compile(switches, setting.engine),
+            allowed: self.allowed,
+        };
+        suspects.bisect(checks)
+    }
+
+    /// The switches of a run, as far as the device knows them.
+    fn told(&self, setting: &Setting) -> Vec<(&'static str, String)> {
+        let mup = ("mup", setting.switches.mup_word().to_string());
+        match self.args.device {
+            Device::Cpu => vec![
+                mup,
+                ("fuse", setting.switches.fusion_word().to_string()),
+                (
+                    "engine",
+                    if setting.engine == Engine::Compiled { "compiled" } else { "interpreted" }.into(),
+                ),
+            ],
+            _ => vec![mup, ("precision", setting.precision.name().to_string())],
+        }
+    }
+}
+
+/// Every switch that changes a device's program.
+fn every_setting(device: Device) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    for mup in [Mup::Keep, Mup::Fold] {
+        let setting = |fusion: Fusion, engine, precision| Setting {
+            switches: Switches { mup, fusion },
+            engine,
+            precision,
+        };
+        if device != Device::Cpu {
+            settings.extend(
+                [Precision::F64, Precision::F32].map(|p| setting(Fusion::Off, Engine::Interpreted, p)),
+            );
+            continue;
+        }
+        let compiled = |fusion| setting(fusion, Engine::Compiled, Precision::F32);
+        settings.extend([Fusion::On, Fusion::Off].map(|f| setting(f, Engine::Interpreted, Precision::F32)));
+        settings.extend([Fusion::On, Fusion::Off].map(compiled));
+        let options = |what: &'static str| Rule::ALL.map(|r| Fusion::Options(format!("{what}={}", r.name())));
+        settings.extend(options("only").map(compiled));
+        settings.extend(options("without").map(compiled));
+    }
+    settings
+}

@@ -1,0 +1,190 @@
+//! Wrong models are told from right ones, and broken programs are traced to the op that is broken.
+
+use super::bisect::{Bisection, Suspects};
+use super::check::{Checks, Tolerances, check};
+use super::compiled::Compiled;
+use super::directory::Directory;
+use crate::weights;
+use crate::host::{self, Switches};
+use lapidary_models::{DType, ModelSpec};
+use lapidary_passes::{Fusion, Mup};
+use lapidary_reference::Params;
+use lapidary_runtime_cpu::program::{CpuProgram, RowOp, Step, WeightType};
+use lapidary_runtime_cpu::{Engine, TensorView, WeightError, Weights};
+use lapidary_tests::checkpoint::{STORED, Stored};
+use lapidary_tests::variants::{WrongReading, wrong_readings};
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/oracles").join(name)
+}
+
+fn directory(name: &str) -> Directory {
+    Directory::open(&folder(name)).expect("a stored directory")
+}
+
+struct Stock<'p>(&'p Params<f64>);
+
+impl Weights for Stock<'_> {
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightError> {
+        let t = self.0.get(name).ok_or_else(|| WeightError::Missing { name: name.into() })?;
+        let bytes = t.data.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
+        let shape = t.shape.iter().map(|n| *n as u64).collect();
+        Ok(TensorView { dtype: DType::F32, shape, bytes: Cow::Owned(bytes) })
+    }
+}
+
+/// The program of a model, changed, with its weights.
+fn loaded(
+    spec: &ModelSpec,
+    params: &Params<f64>,
+    switches: &Switches,
+    change: impl FnOnce(&mut CpuProgram),
+) -> Compiled {
+    let mut lowered = host::lower(spec, switches, WeightType::F32).expect("a program");
+    let mut program = lowered.program.into_inner();
+    change(&mut program);
+    lowered.program = program.check().expect("still a program");
+    Compiled::load(lowered, &Stock(params), Engine::Compiled, 1).expect("loads")
+}
+
+/// Every fact that the stored variants change is seen on the host: tensors differ, and the logits by as much as stored.
+#[test]
+fn the_thirteen_wrong_readings_of_crystalcoder_fail() {
+    let stored = Stored::open("crystal-tiny");
+    let changes = stored.json("meta.json")["logit_change_if_wrong"].clone();
+    let directory = directory("crystal-tiny");
+    let readings = wrong_readings(&stored);
+    assert_eq!(readings.len(), 13);
+    for WrongReading { name, spec, params } in readings {
+        let device = loaded(&spec, &params, &Switches { mup: Mup::Keep, ..Switches::default() }, |_| {});
+        let checks = check(&directory, &device, Tolerances::of(&directory)).expect("runs");
+        let logits = checks.tensors.iter().find(|t| t.name == "logits").expect("logits");
+        let wanted = changes[name].as_f64().expect("a figure");
+        assert!(!checks.ok && !logits.ok, "{name}");
+        let moved = logits.max_abs.expect("a number");
+        assert!((moved / wanted - 1.0).abs() < 1e-3, "{name}: {moved}, stored {wanted}");
+        assert!(checks.first_difference().is_some(), "{name}");
+    }
+}
+
+fn bisected(name: &str, switches: &Switches, change: impl Fn(&mut CpuProgram)) -> (Checks, Bisection) {
+    let directory = directory(name);
+    let spec = &directory.spec;
+    weights::with(&folder(name), spec, |weights| {
+        let params = weights.params::<f64>()?;
+        let device = loaded(spec, &params, switches, &change);
+        let allowed = Tolerances::of(&directory);
+        let checks = check(&directory, &device, allowed)?;
+        let suspects = Suspects {
+            directory: &directory,
+            params: &params,
+            switches,
+            device: Some(&device),
+            compile: &|switches| Ok(loaded(spec, &params, switches, |_| {})),
+            allowed,
+        };
+        let found = suspects.bisect(&checks)?;
+        Ok((checks, found))
+    })
+    .expect("runs")
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    for name in STORED {
+        let (checks, found) = bisected(name, &Switches::default(), |_| {});
+        assert!(checks.ok, "{name}");
+        assert_eq!(found.verdict, "nothing differs", "{name}");
+    }
+}
+
+fn rows_of(steps: &mut [Step], change: &mut dyn FnMut(&mut RowOp)) {
+    for step in steps {
+        match step {
+            Step::Rows { function, .. } | Step::Linear { function, .. } => {
+                function.values.iter_mut().for_each(|value| change(&mut value.op));
+            }
+            Step::Repeat { body, .. } => rows_of(body, change),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_norm_with_another_eps_is_found() {
+    let wrong_eps = |program: &mut CpuProgram| {
+        rows_of(&mut program.body, &mut |op| {
+            if let RowOp::Norm { eps, .. } = op {
+                *eps *= 100.0;
+            }
+        });
+    };
+    let (checks, found) = bisected("llama3-tiny", &Switches::default(), wrong_eps);
+    assert_eq!(checks.first_difference().map(|t| t.name.as_str()), Some("block0.norm1"));
+    let step = found.step.expect("a step");
+    assert_eq!((step.node.as_str(), step.op.as_str()), ("layers.0.attn_norm", "norm"));
+    assert!(found.stored.is_none() && found.pass.is_none());
+}
+
+#[test]
+fn a_wrong_rotation_is_found_in_the_attention_and_in_its_kernel() {
+    let slower = |program: &mut CpuProgram| program.rotations[0].rope.theta *= 2.0;
+    let (_, found) = bisected("amber-tiny", &Switches::default(), slower);
+    let step = found.step.clone().expect("a step");
+    assert_eq!(step.node, "layers.0.attn.q.rope");
+    assert!(step.kernel.iter().any(|op| op == "attn.q.rope"), "{step:?}");
+    assert!(found.unfused.is_none() && found.verdict.contains("its kernel is at fault"), "{}", found.verdict);
+    let plain = Switches { fusion: Fusion::Off, ..Switches::default() };
+    let (_, found) = bisected("amber-tiny", &plain, slower);
+    let step = found.step.expect("a step");
+    assert_eq!((step.node.as_str(), step.op.as_str()), ("layers.0.attn.q.rope", "rope"));
+}
+
+/// A mask that hides old keys shows only once there are old keys: in the continuations of short prompts.
+#[test]
+fn a_window_that_does_not_belong_there_is_found() {
+    let narrow = |program: &mut CpuProgram| {
+        for step in &mut program.body {
+            let Step::Repeat { body, .. } = step else { continue };
+            for step in body {
+                if let Step::Attention { mask, .. } = step {
+                    mask.window = 4;
+                }
+            }
+        }
+    };
+    let (checks, found) = bisected("crystal-tiny", &Switches::default(), narrow);
+    assert_eq!(checks.first_difference().map(|t| t.name.as_str()), Some("block0.attn"));
+    assert_eq!(found.step.map(|step| step.node), Some("layers.0.attn.values".into()));
+}
+
+/// Weights of another model: the reference itself says so.
+#[test]
+fn weights_that_are_not_the_stored_ones_are_found_by_the_reference() {
+    let mut directory = directory("pythia-tiny");
+    directory.expected.iter_mut().filter(|t| t.name == "hidden.1").for_each(|t| t.data[7] += 1.0);
+    let allowed = Tolerances::of(&directory);
+    let switches = Switches::default();
+    weights::with(&folder("pythia-tiny"), &directory.spec, |weights| {
+        let params = weights.params::<f64>()?;
+        let device = loaded(&directory.spec, &params, &switches, |_| {});
+        let checks = check(&directory, &device, allowed)?;
+        let differs = checks.first_difference().expect("a difference");
+        assert_eq!((differs.name.as_str(), differs.at), ("hidden.1", Some([0, 0, 7])));
+        let suspects = Suspects {
+            directory: &directory,
+            params: &params,
+            switches: &switches,
+            device: Some(&device),
+            compile: &|switches| Ok(loaded(&directory.spec, &params, switches, |_| {})),
+            allowed,
+        };
+        let found = suspects.bisect(&checks)?;
+        assert_eq!(found.stored.expect("a place").at, "hidden.1");
+        assert!(found.step.is_none(), "the device is not to blame");
+        Ok(())
+    })
+    .expect("runs");
+}

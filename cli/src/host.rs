@@ -1,0 +1,112 @@
+//! Models compiled for the host: through the passes, as `compile --target cpu` does it.
+
+use crate::failure::{Exit, Failure};
+use lapidary_ir::import::import;
+use lapidary_ir::{IrContext, Module};
+use lapidary_models::ModelSpec;
+use lapidary_passes::cpu::{self, HostModule, Options};
+use lapidary_passes::lower_to_cpu::{emit_cpu, read_host};
+use lapidary_passes::pipeline::pipeline;
+use lapidary_passes::{Fusion, Goal, Mup, PassError, Pipeline, RunError, Watch};
+use lapidary_runtime_cpu::program::{Checked, CpuProgram, WeightType};
+use std::fmt;
+
+/// What the compiler may do or leave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Switches {
+    /// Whether muP's multipliers go into the weights.
+    pub mup: Mup,
+    /// Which ops become one kernel.
+    pub fusion: Fusion,
+}
+
+impl Switches {
+    /// The word for muP on the command line.
+    pub fn mup_word(&self) -> &'static str {
+        if self.mup == Mup::Fold { "fold" } else { "keep" }
+    }
+
+    /// The word for fusion on the command line.
+    pub fn fusion_word(&self) -> &str {
+        match &self.fusion {
+            Fusion::On => "all",
+            Fusion::Off => "off",
+            Fusion::Options(options) => options.strip_prefix("only=").unwrap_or(options),
+        }
+    }
+}
+
+impl fmt::Display for Switches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--mup {} --fuse {}", self.mup_word(), self.fusion_word())
+    }
+}
+
+/// A model as the passes left it, and its program.
+pub struct Lowered {
+    /// The functions, with the kernels that fusion chose.
+    pub module: HostModule,
+    /// What the host runs.
+    pub program: Checked<CpuProgram>,
+}
+
+/// Compiles a model for the host.
+///
+/// # Errors
+/// Exit 2 for fusion options that are none, 5 for what has no form on the host, 1 where a pass is at fault.
+pub fn lower(spec: &ModelSpec, switches: &Switches, weights: WeightType) -> Result<Lowered, Failure> {
+    let pipeline = passes(switches)?;
+    with_module(spec, |module| {
+        lapidary_passes::run(module, &pipeline, Watch::default()).map_err(run_failure)?;
+        let plain = read_host(module, spec).map_err(refused)?;
+        let program = emit_cpu(module, spec, &Options { weights }).map_err(refused)?;
+        let program = program.check().map_err(|faults| {
+            Failure::new(Exit::Internal, format!("the program does not pass its check: {faults}"))
+        })?;
+        Ok(Lowered { module: plain, program })
+    })
+}
+
+/// The module after the import and after every pass, with the pass's name.
+///
+/// # Errors
+/// As [`lower`].
+pub fn stages(spec: &ModelSpec, switches: &Switches) -> Result<Vec<(String, HostModule)>, Failure> {
+    let names: Vec<String> = passes(switches)?.steps.iter().map(|step| step.text.clone()).collect();
+    with_module(spec, |module| {
+        let mut stages = vec![("import".to_string(), read_host(module, spec).map_err(refused)?)];
+        for name in names {
+            let one = Pipeline::parse(&name).map_err(|e| Failure::new(Exit::Internal, e.to_string()))?;
+            lapidary_passes::run(module, &one, Watch::default()).map_err(run_failure)?;
+            stages.push((name, read_host(module, spec).map_err(refused)?));
+        }
+        Ok(stages)
+    })
+}
+
+fn passes(switches: &Switches) -> Result<Pipeline, Failure> {
+    pipeline(Goal::Cpu, switches.mup, &switches.fusion).map_err(|error| {
+        Failure::new(Exit::Usage, format!("--fuse {}: {}", switches.fusion_word(), error.why))
+    })
+}
+
+fn with_module<T>(
+    spec: &ModelSpec,
+    work: impl FnOnce(&mut Module<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let graph = cpu::host_graph(spec)
+        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", spec.name)))?;
+    let cx = IrContext::new();
+    let mut module = import(&cx, &graph)
+        .map_err(|error| Failure::diagnosed(true, "import", error.diagnostics(), &error.to_string()))?;
+    work(&mut module)
+}
+
+fn run_failure(error: RunError) -> Failure {
+    let internal = matches!(error, RunError::Pass { internal: true, .. });
+    Failure::diagnosed(internal, "passes", &error.diagnostics(), &error.to_string())
+}
+
+fn refused(error: PassError) -> Failure {
+    Failure::diagnosed(false, "host", &error.diagnostics(), &error.to_string())
+}

@@ -1,0 +1,114 @@
+//! Whether a model and its sequences fit into this machine's memory, told by class before anything is loaded.
+
+use crate::failure::{Exit, Failure, Fault};
+use crate::show;
+use lapidary_runtime_cpu::program::CpuProgram;
+use std::path::Path;
+
+/// What a run needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Sequences at once.
+    pub sequences: u64,
+    /// Most tokens of a sequence.
+    pub positions: u64,
+    /// Most new tokens of one call, all sequences together.
+    pub tokens: u64,
+}
+
+/// Positions of the cache come in blocks of this many.
+const BLOCK: u64 = 32;
+
+impl Needs {
+    /// Bytes by class.
+    pub fn bytes(&self, program: &CpuProgram) -> [(&'static str, u64); 3] {
+        let kept = self.sequences.saturating_mul(self.positions.next_multiple_of(BLOCK));
+        [
+            ("weights", program.weight_bytes()),
+            ("kv_cache", program.cache_bytes_per_token().saturating_mul(kept)),
+            ("activations", program.activation_bytes_per_token().saturating_mul(self.tokens)),
+        ]
+    }
+
+    /// Checks the classes against the memory of this machine, where the system tells it.
+    ///
+    /// # Errors
+    /// Exit 4 with every class when their sum is more.
+    pub fn check(&self, program: &CpuProgram) -> Result<(), Failure> {
+        available().map_or(Ok(()), |bytes| self.fits(program, bytes))
+    }
+
+    fn fits(&self, program: &CpuProgram, available: u64) -> Result<(), Failure> {
+        let classes = self.bytes(program);
+        let sum = classes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        if sum <= available {
+            return Ok(());
+        }
+        let parts: Vec<String> =
+            classes.iter().map(|(class, bytes)| format!("{class} {}", show::bytes(*bytes))).collect();
+        let message = format!(
+            "{} with {} sequences of {} positions needs {} ({}), and {} of memory are available: {} too much",
+            program.name,
+            self.sequences,
+            self.positions,
+            show::bytes(sum),
+            parts.join(", "),
+            show::bytes(available),
+            show::bytes(sum - available)
+        );
+        let help = match classes[0].1 > available {
+            true => "pack the weights with --dtype bf16, or take a smaller model".to_string(),
+            false => "give fewer prompts at once, or ask for fewer tokens with -n".to_string(),
+        };
+        Err(Failure {
+            exit: Exit::DoesNotFit,
+            faults: vec![Fault { help: Some(help), ..Fault::new(message) }],
+        })
+    }
+}
+
+/// Bytes that a process can still have: the system's estimate, or the group's limit where that is less.
+fn available() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(Path::new(path)).ok();
+    let system = free_of(&read("/proc/meminfo")?)?;
+    let limit = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse::<u64>().ok());
+    let used = read("/sys/fs/cgroup/memory.current").and_then(|text| text.trim().parse::<u64>().ok());
+    let group = limit.map(|limit| limit.saturating_sub(used.unwrap_or(0)));
+    Some(group.map_or(system, |group| group.min(system)))
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn free_of(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib.saturating_mul(1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapidary_passes::cpu::{Options, lower_unfused};
+    use lapidary_runtime_cpu::program::WeightType;
+
+    #[test]
+    fn what_does_not_fit_is_told_by_class() {
+        let spec = lapidary_models::builtin("amber").expect("a built-in model");
+        let program = lower_unfused(&spec, &Options { weights: WeightType::Bf16 }).expect("a program");
+        let needs = Needs { sequences: 2, positions: 1000, tokens: 20 };
+        let [(_, weights), (_, cache), _] = needs.bytes(&program);
+        assert_eq!(weights, program.weight_bytes());
+        assert_eq!(cache, 2 * 1024 * 32 * 2 * 4096 * 4, "K and V of 32 layers, 4096 wide, in f32");
+        assert!(needs.fits(&program, 1 << 40).is_ok());
+        let failure = needs.fits(&program, 1 << 30).expect_err("too small");
+        assert_eq!(failure.exit, Exit::DoesNotFit);
+        for word in ["weights", "kv_cache", "activations", "1.00 GiB"] {
+            assert!(failure.faults[0].message.contains(word), "{}", failure.faults[0].message);
+        }
+    }
+
+    #[test]
+    fn the_system_tells_kibibytes() {
+        assert_eq!(free_of("MemTotal: 5 kB\nMemAvailable:   1024 kB\n"), Some(1 << 20));
+        assert_eq!(free_of("MemTotal: 5 kB\n"), None);
+    }
+}
