@@ -141,10 +141,10 @@ pub struct Run {
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: Device,
     /// Divides the logits before sampling; 0 takes the likeliest token. 0 when absent, 1 with --top-p or --top-k.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Sample among the likeliest tokens whose probabilities reach this sum.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Sample among this many of the likeliest tokens.
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]

@@ -109,7 +109,8 @@ mod tests {
     #[test]
     fn bytes_that_are_no_character_do_not_hold_back_what_follows() {
         let tokenizer = byte_fallback();
-        let byte = |b: u8| tokenizer.encode(&format!("<0x{b:02X}>"), false).expect("ids")[0];
+        // Bytes stand behind three special tokens.
+        let byte = |b: u8| 3 + u32::from(b);
         let mut ids = vec![byte(0xC3), byte(0xA9)];
         ids.extend([byte(0xFF); 12]);
         ids.extend(tokenizer.encode("hello", false).expect("ids"));

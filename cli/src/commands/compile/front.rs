@@ -6,7 +6,7 @@ use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::progress::Progress;
 use lapidary_hardware::Device;
-use lapidary_ir::{IrContext, Module};
+use lapidary_ir::{Diagnostic, IrContext, Module};
 use lapidary_passes::report::PipelineReport;
 use lapidary_passes::run::{RunError, Watch};
 use lapidary_passes::{Fusion, Pipeline, pipeline};
