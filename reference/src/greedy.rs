@@ -1,23 +1,19 @@
 //! The likeliest continuation of a prompt: prefill, then one token at a time through the cache.
 
-use crate::{Cache, Oracle, Params, Real, fold_params};
+use crate::{Cache, Oracle, Params, Real};
 use lapidary_models::graph::GraphError;
-use lapidary_models::mup::Fold;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
 
-/// `count` ids after a prompt of at least one id; with a fold, of the folded graph and parameters.
+/// `count` ids after a prompt of at least one id.
 ///
 /// # Errors
 /// When prompt and continuation need more positions than the model has.
 pub fn continuation<T: Real>(
     spec: &ModelSpec,
     params: &Params<T>,
-    fold: Option<&Fold>,
     prompt: &[u32],
     count: usize,
 ) -> Result<Vec<u32>, GraphError> {
-    let folded = fold.map(|fold| fold_params(params, fold));
-    let params = folded.as_ref().unwrap_or(params);
     let mut cache = Cache::new();
     let mut ids = prompt.to_vec();
     let mut cached = 0;
@@ -26,7 +22,6 @@ pub fn continuation<T: Real>(
         let mode = if cached == 0 { Mode::Prefill } else { Mode::Decode };
         let graph =
             Graph::build(spec, mode, Dims { batch: 1, seq: new.len() as u64, cached: cached as u64 })?;
-        let graph = fold.map_or(graph.clone(), |fold| fold.apply(&graph));
         let logits = Oracle { graph: &graph, params }.run(&[new], &mut cache).logits;
         cached = ids.len();
         ids.push(largest(&logits.data[..spec.vocab as usize]));

@@ -43,7 +43,7 @@ pub fn write(folder: &Path, config: &Value, form: Form) {
     expected.insert("final_norm".into(), of(&run.trace, "final_norm"));
     expected.insert("logits".into(), run.logits.clone());
     tensors(&folder.join("expected.safetensors"), &expected, &ids);
-    let add = |prompt: &[u32]| continuation(&spec, &params, None, prompt, form.new).expect("room");
+    let add = |prompt: &[u32]| continuation(&spec, &params, prompt, form.new).expect("room");
     let case = |prompt: &[u32]| json!({"prompt": prompt, "continuation": add(prompt)});
     put(
         "greedy.json",

@@ -1,8 +1,11 @@
 //! The host program computes what the reference computes: on random models and on stored ones.
 
+use lapidary_ir::{IrContext, import::import};
 use lapidary_models::{DType, Dims, Graph, Mode, ModelSpec, mup, testing};
 use lapidary_passes::cpu::{self, HostFunction, HostModule, HostParam, Options};
-use lapidary_passes::fusion::{self, Rules, Step};
+use lapidary_passes::fusion::{self, Rule, Rules, Step};
+use lapidary_passes::lower_to_cpu::emit_cpu;
+use lapidary_passes::{Fusion, Goal, Mup, Watch, pipeline, run};
 use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{
     Engine, Generation, LoadOptions, Model, Sampling, TensorView, WeightError, Weights, Which, generate,
@@ -73,6 +76,41 @@ fn reference(spec: &ModelSpec, params: &Params<f64>, ids: &[u32]) -> Tensor<f64>
     Oracle { graph: &graph, params }.run(&[ids.to_vec()], &mut BTreeMap::new()).logits
 }
 
+/// The program that the command line runs: through import, passes and emission.
+fn through_passes(spec: &ModelSpec, params: &Params<f64>, mup: Mup, fusion: &Fusion) -> Model {
+    let cx = IrContext::new();
+    let mut module = import(&cx, &cpu::host_graph(spec).expect("a graph")).expect("imports");
+    let passes = pipeline::pipeline(Goal::Cpu, mup, fusion).expect("a pipeline");
+    run(&mut module, &passes, Watch::default()).unwrap_or_else(|e| panic!("{e}"));
+    let program = emit_cpu(&module, spec, &Options { weights: WeightType::F32 });
+    let checked = program.unwrap_or_else(|e| panic!("{e:?}")).check().unwrap_or_else(|e| panic!("{e}"));
+    let options = LoadOptions { jobs: 2, engine: Engine::Compiled };
+    Model::load(checked, &Stock(params), options).expect("loads")
+}
+
+/// Logits of every token of every prompt, all prompts as one batch.
+fn all_logits(model: &Model, prompts: &[&[u32]]) -> Vec<Vec<f32>> {
+    let longest = prompts.iter().map(|p| p.len()).max().expect("prompts");
+    let mut session = model.session(prompts.len(), longest).expect("room");
+    let logits = session.extend(prompts, Which::All).expect("runs");
+    (0..logits.rows()).map(|row| logits.row(row).to_vec()).collect()
+}
+
+/// Largest difference of rows, relative to the largest value.
+fn apart(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let wide = |row: &[f32]| row.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
+    a.iter().zip(b).map(|(a, b)| distance(a, &wide(b))).fold(0.0, f64::max)
+}
+
+/// Any subset of the fusion rules.
+fn fusions() -> impl Strategy<Value = Fusion> {
+    proptest::sample::subsequence(Rule::ALL.to_vec(), 0..=Rule::ALL.len()).prop_map(|rules| {
+        let names: Vec<&str> = rules.iter().map(|rule| rule.name()).collect();
+        if names.is_empty() { Fusion::Off } else { Fusion::Options(format!("only={}", names.join(","))) }
+    })
+}
+
 /// Largest difference, relative to the largest value.
 fn distance(found: &[f32], expected: &[f64]) -> f64 {
     let scale = expected.iter().map(|x| x.abs()).fold(1e-3, f64::max);
@@ -128,6 +166,45 @@ proptest! {
                 prop_assert!(d < 2e-4, "sequence {s} step {step}: {d}");
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Fused is unfused, folded is kept, a batch is its prompts one by one, and decoding through the cache is the whole
+    /// forward pass: of the programs that the passes make.
+    #[test]
+    fn passes_keep_what_a_model_computes(
+        spec in testing::specs(), seed in 0u64..1000, fusion in fusions(), fold in any::<bool>(), cut in 1usize..12,
+    ) {
+        let params = random_params::<f64>(&spec, seed);
+        let mup = if fold { Mup::Fold } else { Mup::Keep };
+        let model = through_passes(&spec, &params, mup, &fusion);
+        let id = |i: u64| ((seed + 5 * i * i + i) % spec.vocab) as u32;
+        let prompts: Vec<Vec<u32>> = [12, 1, 7].iter().map(|n| (0..*n).map(|i| id(i + n)).collect()).collect();
+        let lists: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let whole = all_logits(&model, &lists);
+        let plain = all_logits(&through_passes(&spec, &params, Mup::Keep, &Fusion::Off), &lists);
+        let d = apart(&whole, &plain);
+        prop_assert!(d < 2e-4, "{fusion:?}, {mup:?} against neither: {d}");
+        let alone: Vec<Vec<f32>> = lists.iter().flat_map(|prompt| all_logits(&model, &[prompt])).collect();
+        let d = apart(&whole, &alone);
+        prop_assert!(d < 2e-5, "a batch against one by one: {d}");
+        let ends = [11, 12, 19];
+        let mut session = model.session(3, 12).expect("room");
+        let last = session.prefill(&lists).expect("runs");
+        let last: Vec<Vec<f32>> = (0..last.rows()).map(|row| last.row(row).to_vec()).collect();
+        let wanted: Vec<Vec<f32>> = ends.iter().map(|row| whole[*row].clone()).collect();
+        let d = apart(&last, &wanted);
+        prop_assert!(d < 2e-5, "the last token's logits against all: {d}");
+        let mut session = model.session(1, 12).expect("room");
+        let mut found = vec![session.prefill(&[&lists[0][..cut]]).expect("runs").row(0).to_vec()];
+        for at in cut..12 {
+            found.push(session.decode(&lists[0][at..=at]).expect("runs").row(0).to_vec());
+        }
+        let d = apart(&found, &whole[cut - 1..12]);
+        prop_assert!(d < 2e-5, "through the cache against the whole: {d}");
     }
 }
 

@@ -74,8 +74,7 @@ fn greedy_continuations_through_the_cache_are_exact() {
         let params = stored.params::<f64>(&stored.spec);
         for case in stored.json("greedy.json")["cases"].as_array().unwrap() {
             let wanted = numbers(&case["continuation"]);
-            let found =
-                continuation(&stored.spec, &params, None, &numbers(&case["prompt"]), wanted.len()).unwrap();
+            let found = continuation(&stored.spec, &params, &numbers(&case["prompt"]), wanted.len()).unwrap();
             assert_eq!(found, wanted, "{name}");
         }
     }
@@ -89,7 +88,7 @@ fn memorization_is_exact() {
         for sequence in stored.json("memorization.json")["sequences"].as_array().unwrap() {
             let wanted = numbers(&sequence["generated"]);
             let prompt = numbers(&sequence["prompt"]);
-            let found = continuation(&stored.spec, &params, None, &prompt, wanted.len()).unwrap();
+            let found = continuation(&stored.spec, &params, &prompt, wanted.len()).unwrap();
             assert_eq!(found, wanted, "{name}");
         }
     }

@@ -4,11 +4,11 @@ mod asked;
 mod output;
 
 use crate::args::{Global, Packing, Run};
-use crate::weights::{self, Opened};
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::input;
 use crate::memory::Needs;
+use crate::weights::{self, Opened};
 use asked::Asked;
 use lapidary_models::ModelSpec;
 use lapidary_runtime_cpu::program::WeightType;

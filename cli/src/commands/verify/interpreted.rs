@@ -97,6 +97,7 @@ fn graph(module: &HostModule, ids: &[Vec<u32>], cached: u64) -> Graph {
         dims,
         n_layers: module.layers,
         params: module.layer.params.iter().chain(&module.main.params).map(param).collect(),
+        slots: Vec::new(),
         functions: vec![bound(&module.layer, 0, cached), bound(&module.main, first, cached)],
     }
 }

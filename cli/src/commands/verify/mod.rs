@@ -13,10 +13,10 @@ mod views;
 
 use super::print_json;
 use crate::args::{Device, Global, Precision, Verify};
-use crate::weights::{self, Opened};
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::progress::Progress;
+use crate::weights::{self, Opened};
 use bisect::{Bisection, Suspects};
 use check::{Checks, Tolerances, check};
 use compiled::Compiled;
