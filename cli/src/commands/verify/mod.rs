@@ -81,7 +81,7 @@ fn mismatch(report: &Report<'_>) -> Failure {
         Some(tensor) => format!("{}, made by {} ({}), differs", tensor.name, tensor.node, tensor.op),
         None => "loss or continuations differ".to_string(),
     };
-    let failure = Failure::new(Exit::Gate, format!("{}: {what}", report.directory.folder.display()));
+    let failure = Failure::new(Exit::GateFailed, format!("{}: {what}", report.directory.folder.display()));
     match report.bisection {
         Some(_) => failure,
         None => failure.help("--bisect finds the first op that differs"),
