@@ -10,7 +10,7 @@ mod switched;
 mod tallies;
 mod tally;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod words;
 
 pub use fault::{CheckError, Fault};

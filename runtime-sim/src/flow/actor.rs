@@ -4,6 +4,7 @@
 use super::pe::{OpState, Pe, Record};
 use super::profile::{Access, Profile};
 use super::streams::Streams;
+use super::work::{Work, Works};
 use crate::lower::{Env, Instr, LoweredClass, LoweredOp, Source};
 use crate::network::{NONE, Network};
 use crate::program::{Coord, Trigger};
@@ -14,6 +15,8 @@ pub struct Actor<'a, 'n> {
     pub net: &'n Network,
     /// Its class.
     pub class: &'n LoweredClass,
+    /// Pieces of its code that only compute.
+    pub works: &'n Works,
     /// Its index.
     pub index: usize,
     /// Its place.
@@ -168,6 +171,13 @@ impl Actor<'_, '_> {
     fn step(&mut self, task: usize) -> bool {
         let class = self.class;
         let code = &class.tasks[task].code;
+        if self.pe.pc >= self.pe.stop {
+            return false;
+        }
+        if let Some(work) = self.works[task][self.pe.pc].filter(|w| w.next <= self.pe.stop) {
+            self.compute(work);
+            return true;
+        }
         match &code[self.pe.pc] {
             Instr::Op(op) if !op.streams() && !op.src.iter().any(|s| matches!(s, Source::Scalar { .. })) => {
                 self.memory_op(op);
@@ -191,6 +201,7 @@ impl Actor<'_, '_> {
                 return self.iterate(code, *head);
             }
             Instr::Control { .. } => {
+                self.pe.begin_at(self.pe.time, self.pe.time);
                 self.pe.time += 1.0;
                 self.pe.busy += 1.0;
             }
@@ -206,9 +217,18 @@ impl Actor<'_, '_> {
         true
     }
 
+    fn compute(&mut self, work: Work) {
+        self.pe.begin_at(self.pe.time, self.pe.time);
+        self.pe.time += work.busy + work.issue;
+        self.pe.busy += work.busy;
+        self.pe.issue += work.issue;
+        self.pe.pc = work.next;
+    }
+
     fn memory_op(&mut self, op: &LoweredOp) {
         let elements = op.elements(&self.env());
         if elements > 0 {
+            self.pe.begin_at(self.pe.time, self.pe.time);
             let cycles = op.price.memory_cycles(elements) as f64;
             let issue = op.price.issue as f64;
             self.pe.time += cycles + issue;

@@ -160,6 +160,13 @@ impl Bursts {
         }
     }
 
+    /// The same words `delay` later.
+    pub fn later(&self, delay: f64) -> Self {
+        let mut later = self.clone();
+        later.pieces.iter_mut().for_each(|piece| piece.start += delay);
+        later
+    }
+
     /// Words known and not read.
     pub fn ahead(&self, cursor: &Cursor) -> u64 {
         self.total.saturating_sub(cursor.taken)

@@ -2,13 +2,16 @@
 
 use super::actor::Actor;
 use super::bursts::Burst;
+use super::leaders::Leaders;
 use super::pe::Pe;
 use super::rows::{self, Rows};
 use super::streams::Streams;
+use super::work::{Works, works};
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
 use crate::lower::{LoweredClass, lower};
 use crate::network::{NONE, Network, cover};
+use crate::parallel;
 use crate::program::{Trigger, WaferProgram};
 use crate::report::Report;
 use std::collections::VecDeque;
@@ -34,13 +37,32 @@ pub enum FlowError {
 
 /// Times a checked program without computing its numbers.
 pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
+    time_sharing(program, Sharing::Rows)
+}
+
+/// What rows of PEs that do the same have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// They are timed once, for as long as they do the same.
+    Rows,
+    /// Each is timed alone.
+    #[cfg(test)]
+    Nothing,
+}
+
+pub(super) fn time_sharing(program: &Checked<WaferProgram>, sharing: Sharing) -> Result<Report, FlowError> {
     let (program, spec) = (program.get(), program.fabric());
     let classes = lower(program, spec);
     let Ok(class_of) = cover(program) else { return Ok(Report::default()) };
     let rows = rows::choose(program, &class_of, &classes);
     let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
     let Ok(net) = Network::of_rows(program, spec, class_of, traced) else { return Ok(Report::default()) };
-    run(program, spec, &net, &classes, &rows)
+    let leaders = match sharing {
+        Sharing::Rows => Leaders::of(&net, &classes),
+        #[cfg(test)]
+        Sharing::Nothing => Leaders::default(),
+    };
+    run(program, spec, &net, &classes, &rows, &leaders)
 }
 
 /// Whether the PEs of the traced rows can all finish if queues never fill.
@@ -52,7 +74,7 @@ pub fn finishes(
 ) -> Result<(), FlowError> {
     let shape_of = (0..classes.len() as u16).collect();
     let rows = Rows { chosen: Default::default(), weight: Default::default(), shape_of };
-    run(program, spec, net, classes, &rows).map(|_| ())
+    run(program, spec, net, classes, &rows, &Leaders::of(net, classes)).map(|_| ())
 }
 
 fn run(
@@ -61,10 +83,16 @@ fn run(
     net: &Network,
     classes: &[LoweredClass],
     rows: &Rows,
+    leaders: &Leaders,
 ) -> Result<Report, FlowError> {
     supported(program)?;
-    let mut engine = Engine::new(program, spec, net, classes);
+    let works: Vec<Works> = parallel::map(classes, works);
+    let mut engine = Engine::new(program, spec, net, classes, &works, leaders);
     engine.feed();
+    if !leaders.followers.is_empty() {
+        engine.run();
+        engine.spread(leaders);
+    }
     engine.run();
     match engine.first_stuck() {
         Some(pe) => Err(FlowError::Deadlock { chain: engine.explain(pe) }),
@@ -94,7 +122,8 @@ pub struct Engine<'a> {
     pub(super) classes: &'a [LoweredClass],
     pub(super) pes: Vec<Option<Box<Pe>>>,
     pub(super) streams: Streams<'a>,
-    queue: VecDeque<u32>,
+    pub(super) queue: VecDeque<u32>,
+    works: &'a [Works],
 }
 
 impl<'a> Engine<'a> {
@@ -103,19 +132,22 @@ impl<'a> Engine<'a> {
         spec: &'a FabricSpec,
         net: &'a Network,
         classes: &'a [LoweredClass],
+        works: &'a [Works],
+        leaders: &Leaders,
     ) -> Self {
         let mut pes: Vec<Option<Box<Pe>>> = Vec::new();
         let mut queue = VecDeque::new();
-        for (index, class) in net.class_of.iter().enumerate() {
-            let traced = *class != u16::MAX && net.is_traced(index);
-            pes.push(traced.then(|| {
-                Box::new(Pe { runs: vec![(0, 0); classes[*class as usize].tasks.len()], ..Pe::default() })
-            }));
-            if traced {
-                queue.push_back(index as u32);
+        pes.resize(net.class_of.len(), None);
+        let following: Vec<bool> = (0..net.height).map(|y| leaders.follows(y)).collect();
+        for (index, class) in net.traced_pes() {
+            let runs = vec![(0, 0); classes[usize::from(class)].tasks.len()];
+            let stop = leaders.stop(net, index);
+            pes[index as usize] = Some(Box::new(Pe { runs, stop, ..Pe::default() }));
+            if !following[(index / net.width) as usize] {
+                queue.push_back(index);
             }
         }
-        Engine { program, spec, net, classes, pes, streams: Streams::new(net), queue }
+        Engine { program, spec, net, classes, pes, streams: Streams::new(net), queue, works }
     }
 
     /// All words of the host, at the pace of their intervals.
@@ -143,6 +175,7 @@ impl<'a> Engine<'a> {
             let mut actor = Actor {
                 net: self.net,
                 class,
+                works: &self.works[self.net.class_of[index as usize] as usize],
                 index: index as usize,
                 at: self.net.coord(index),
                 activation: f64::from(self.spec.task_activation),

@@ -9,12 +9,16 @@
 mod actor;
 mod bursts;
 mod engine;
+mod leaders;
 mod outcome;
 mod pace;
 mod pe;
 mod profile;
 mod rows;
 mod streams;
+#[cfg(test)]
+mod tests;
+mod work;
 
 pub(crate) use engine::finishes;
 pub use engine::{FlowError, time};

@@ -20,6 +20,7 @@ impl Actor<'_, '_> {
     /// Runs up to `most` times what `profile` describes; returns how often it did.
     pub fn bulk(&mut self, profile: &Profile, most: u64) -> u64 {
         let Some(pace) = self.pace(profile, self.pe.time, most) else { return 0 };
+        self.pe.begin_at(self.pe.time, pace.start);
         self.apply(profile, &pace);
         let runs = pace.runs as f64;
         self.pe.time = pace.start + (runs - 1.0) * pace.period + profile.work;
@@ -128,6 +129,7 @@ impl Actor<'_, '_> {
             if let Some(record) = &mut self.pe.record {
                 record.read(end, 1);
             }
+            self.pe.begin_at(self.pe.ops[k].ready, rhythm.first);
             self.pe.ops[k].ready = self.pe.ops[k].ready.max(rhythm.first);
         }
         self.pe.ops[k].ready += op.price.issue as f64;
@@ -144,6 +146,7 @@ impl Actor<'_, '_> {
                 self.wait_for_any(profile);
                 return false;
             };
+            self.pe.begin_at(self.pe.ops[k].ready, pace.start);
             self.apply(profile, &pace);
             let runs = pace.runs as f64;
             let state = &mut self.pe.ops[k];

@@ -38,6 +38,20 @@ pub struct Pe {
     pub previous: Option<Box<Record>>,
     /// Ends that were read on credit.
     pub credit: Vec<u32>,
+    /// Where it stops for now.
+    pub stop: usize,
+    /// Some word made it wait.
+    pub bound: bool,
+    /// It did something before any word made it wait.
+    pub early: bool,
+}
+
+impl Pe {
+    /// Notes that work ready at `ready` begins at `start`.
+    pub fn begin_at(&mut self, ready: f64, start: f64) {
+        self.bound |= start > ready;
+        self.early |= !self.bound;
+    }
 }
 
 /// Progress of an op.

@@ -38,6 +38,16 @@ impl<'a> Streams<'a> {
         }
     }
 
+    /// Lets end `to` be read as far as end `from`.
+    pub fn copy_cursor(&mut self, from: u32, to: u32) {
+        self.cursors[to as usize] = self.cursors[from as usize];
+    }
+
+    /// Lets stream `to` carry what stream `from` does, `delay` later.
+    pub fn copy_words(&mut self, from: u32, to: u32, delay: f64) {
+        self.bursts[to as usize] = self.bursts[from as usize].later(delay);
+    }
+
     /// Words sent on a stream.
     pub fn sent(&self, stream: u32) -> u64 {
         self.bursts[stream as usize].total

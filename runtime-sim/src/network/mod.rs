@@ -168,11 +168,6 @@ impl Network {
         })
     }
 
-    /// Whether a PE is in a traced row.
-    pub fn is_traced(&self, pe: usize) -> bool {
-        self.traced[pe / self.width as usize]
-    }
-
     /// The end behind input `slot` of a PE.
     pub fn input(&self, pe: usize, slot: usize) -> u32 {
         self.slots[self.first_slot[pe] as usize + slot]

@@ -17,6 +17,8 @@ pub struct Case {
     words: u32,
     /// Passes, and how many more per column.
     passes: (i64, i64),
+    /// Chains run before words go down, and are of one length in all rows.
+    early: bool,
     pub faults: Vec<Fault>,
 }
 
@@ -85,8 +87,8 @@ fn kind() -> impl Strategy<Value = Kind> {
 
 /// Random cases, most of them with a fault.
 pub fn case() -> impl Strategy<Value = Case> {
-    (2u32..5, 1u32..12, 1u32..5, 1u32..5, (1i64..3, 0i64..3)).prop_flat_map(
-        |(width, height, group, words, passes)| {
+    (2u32..5, 1u32..12, 1u32..5, 1u32..5, (1i64..3, 0i64..3), any::<bool>()).prop_flat_map(
+        |(width, height, group, words, passes, early)| {
             let fault = (0..width, 0..height, any::<bool>(), kind());
             let fault = fault.prop_map(|(x, y, wide, kind)| Fault { x, y, wide, kind });
             proptest::collection::vec(fault, 0..3).prop_map(move |faults| Case {
@@ -95,6 +97,7 @@ pub fn case() -> impl Strategy<Value = Case> {
                 group,
                 words,
                 passes,
+                early,
                 faults,
             })
         },
@@ -126,7 +129,7 @@ pub fn all_faults(x: u32) -> Vec<Fault> {
 impl Case {
     /// Three columns and eleven rows in groups, with one fault.
     pub fn with(group: u32, fault: Fault) -> Self {
-        Case { width: 3, height: 11, group, words: 2, passes: (1, 1), faults: vec![fault] }
+        Case { width: 3, height: 11, group, words: 2, passes: (1, 1), early: false, faults: vec![fault] }
     }
 
     /// The program; PEs that are alike share a class.
@@ -177,8 +180,9 @@ impl Case {
         let passes = Affine::constant(self.passes.0).plus(Var::X, self.passes.1);
         let host = op(OpKind::Mov, memory(Affine::constant(0)), vec![input(0)], i64::from(self.words).into());
         let mut body = vec![Stmt::Loop { count: passes, body: vec![host] }];
-        body.extend(self.step_down(&mut class, at, bottom));
-        body.extend(self.chain(&mut class, at));
+        let (down, chain) = (self.step_down(&mut class, at, bottom), self.chain(&mut class, at));
+        let both = if self.early { [chain, down] } else { [down, chain] };
+        body.extend(both.into_iter().flatten());
         class.start("main", body);
         class
     }

@@ -1,7 +1,7 @@
 //! The checker against a slow one that walks every PE, every iteration and every element, on random programs with and
 //! without faults.
 
-mod cases;
+pub mod cases;
 mod slow;
 
 use super::prove;
