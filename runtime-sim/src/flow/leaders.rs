@@ -128,12 +128,15 @@ fn delay(net: &Network, leader: u32, y: u32) -> Option<f64> {
     Some(delay.unwrap_or(0.0))
 }
 
+/// A class and which of its inputs and outputs cross rows.
+type ClassAt = (u16, Vec<bool>, Vec<bool>);
+
 /// The code of classes up to where rows talk, numbered.
 struct Prefixes<'a> {
     classes: &'a [LoweredClass],
     distinct: Vec<(u16, usize)>,
     /// Number and length by class and by inputs and outputs that cross rows.
-    known: BTreeMap<(u16, Vec<bool>, Vec<bool>), Option<(u32, usize)>>,
+    known: BTreeMap<ClassAt, Option<(u32, usize)>>,
 }
 
 impl Prefixes<'_> {
