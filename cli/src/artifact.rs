@@ -34,22 +34,10 @@ impl Artifact {
     /// # Errors
     /// When the place cannot be written, or holds something that is not an artifact of ours.
     pub fn write(&self, place: &Path) -> Result<(), Failure> {
-        let refused = |what: String| Failure::new(Exit::InvalidInput, format!("{}: {what}", place.display()));
-        if place.exists() && !replaceable(place) {
-            return Err(refused("exists and is not an artifact".into()).help("choose another folder with -o"));
-        }
-        let parent = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let staged = tempfile::Builder::new()
-            .prefix(".lapidary-")
-            .tempdir_in(parent)
-            .map_err(|error| refused(format!("cannot write: {error}")))?;
-        let whole = staged.path().join("whole");
-        self.write_files(&whole).map_err(|error| refused(format!("cannot write: {error}")))?;
-        if place.exists() {
-            fs::rename(place, staged.path().join("before"))
-                .map_err(|error| refused(format!("cannot replace: {error}")))?;
-        }
-        fs::rename(&whole, place).map_err(|error| refused(format!("cannot write: {error}")))
+        let staged = Staged::new(place)?;
+        self.write_files(staged.path())
+            .map_err(|error| refused(place, &format!("cannot write: {error}")))?;
+        staged.put_in_place()
     }
 
     /// Adds the files to a folder that may hold others.
@@ -73,6 +61,54 @@ impl Artifact {
         }
         Ok(())
     }
+}
+
+/// A folder being written beside its place. What is not put in place is removed.
+pub struct Staged {
+    place: PathBuf,
+    beside: tempfile::TempDir,
+    whole: PathBuf,
+}
+
+impl Staged {
+    /// An empty folder for `place`.
+    ///
+    /// # Errors
+    /// When the place cannot be written, or holds something that is not ours to replace.
+    pub fn new(place: &Path) -> Result<Staged, Failure> {
+        if place.exists() && !replaceable(place) {
+            return Err(refused(place, "exists and is not an artifact").help("choose another folder with -o"));
+        }
+        let parent = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let staged = tempfile::Builder::new().prefix(".lapidary-").tempdir_in(parent).and_then(|beside| {
+            let whole = beside.path().join("whole");
+            fs::create_dir(&whole)?;
+            Ok(Staged { place: place.to_path_buf(), beside, whole })
+        });
+        staged.map_err(|error| refused(place, &format!("cannot write: {error}")))
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        &self.whole
+    }
+
+    /// Puts the folder in place of what was there before.
+    ///
+    /// # Errors
+    /// When the place cannot be written.
+    pub fn put_in_place(self) -> Result<(), Failure> {
+        if self.place.exists() {
+            fs::rename(&self.place, self.beside.path().join("before"))
+                .map_err(|error| refused(&self.place, &format!("cannot replace: {error}")))?;
+        }
+        fs::rename(&self.whole, &self.place)
+            .map_err(|error| refused(&self.place, &format!("cannot write: {error}")))
+    }
+}
+
+fn refused(place: &Path, what: &str) -> Failure {
+    Failure::new(Exit::InvalidInput, format!("{}: {what}", place.display()))
 }
 
 /// An empty folder or an artifact written earlier.

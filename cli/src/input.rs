@@ -1,5 +1,6 @@
 //! Finding and reading what the user named: models and machines, as files, folders or built-in names.
 
+use crate::args::Global;
 use crate::failure::{Exit, Failure, Fault};
 use lapidary_hardware::{HardwareSpec, MachineError};
 use lapidary_models::{FaultKind, ImportReport, ModelSpec};
@@ -26,6 +27,10 @@ pub fn model(name: &str) -> Result<Model, Failure> {
     }
     if path.is_dir() {
         let config = path.join("config.json");
+        let own_file = path.join("model.toml");
+        if !config.exists() && own_file.exists() {
+            return own(&read(&own_file)?, &own_file.display().to_string());
+        }
         return import(&read(&config)?, &config.display().to_string(), folder_name(path));
     }
     if looks_like_file(path) {
@@ -40,6 +45,18 @@ pub fn model(name: &str) -> Result<Model, Failure> {
             .help("name a model.toml, a Hugging Face folder, or one of `lapidary models list`")
     })?;
     Ok(Model { spec, import: None })
+}
+
+/// The threads that a command may use.
+///
+/// # Errors
+/// Exit 1 when the system gives none.
+pub fn pool(global: &Global) -> Result<rayon::ThreadPool, Failure> {
+    let threads = global.jobs.map_or(0, usize::from);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot start threads: {error}")))
 }
 
 /// Reads a machine file or takes a built-in machine.

@@ -78,6 +78,15 @@ impl Counter {
     }
 }
 
+/// A bar over `total` bytes; hidden without a terminal or with `--quiet`.
+pub fn bytes(global: &Global, total: u64) -> ProgressBar {
+    if global.quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())

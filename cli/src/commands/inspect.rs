@@ -22,7 +22,7 @@ pub fn run(args: &Inspect, global: &Global) -> Result<(), Failure> {
     let files = Files::open(&args.place)?;
     let checkpoint = files.checkpoint()?;
     let inspection = match model(&args.place)? {
-        Some(spec) => mapped(args, &files, &checkpoint, &spec)?,
+        Some(spec) => mapped(args, &files, &checkpoint, &spec, global)?,
         None => Inspection::of_tensors(&files, &checkpoint),
     };
     match args.json {
@@ -40,9 +40,10 @@ fn is_document(place: &Path) -> bool {
     place.is_file() && name.ends_with(".json") && !name.ends_with(".index.json")
 }
 
-/// The model of a folder with a config.json; none for a lone file or a folder without one.
+/// The model of a folder that describes one; none for a lone file or a folder without one.
 fn model(place: &Path) -> Result<Option<ModelSpec>, Failure> {
-    match place.is_dir() && place.join("config.json").exists() {
+    let described = ["config.json", "model.toml"].iter().any(|name| place.join(name).exists());
+    match place.is_dir() && described {
         true => input::model(&place.to_string_lossy()).map(|model| Some(model.spec)),
         false => Ok(None),
     }
@@ -53,10 +54,11 @@ fn mapped(
     files: &Files,
     checkpoint: &Checkpoint<'_>,
     spec: &ModelSpec,
+    global: &Global,
 ) -> Result<Inspection, Failure> {
     let map = Map::new(spec, checkpoint).map_err(weights::failure)?;
     let values = if args.no_values { Values::Trust } else { Values::Check };
-    let faults = map.all_faults(values);
+    let faults = input::pool(global)?.install(|| map.all_faults(values));
     Ok(Inspection::of_map(files, checkpoint, &spec.name, &map, faults))
 }
 

@@ -5,6 +5,7 @@ mod check;
 mod compile;
 mod doctor;
 mod explain;
+mod init;
 mod inspect;
 mod machines;
 mod memorization;
@@ -34,7 +35,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Run(args) => run::run(&args, global),
         Command::Memorization(args) => memorization::run(&args, global),
         Command::Verify(args) => verify::run(&args, global),
-        Command::Models(verb) => models::run(verb),
+        Command::Models(verb) => models::run(verb, global),
         Command::Machines(verb) => machines::run(verb),
         Command::Check { model, json } => check::run(&model, json),
         Command::Inspect(args) => inspect::run(&args, global),

@@ -1,7 +1,7 @@
 //! `lapidary models`: what is built in, and what a model file says.
 
-use super::print_json;
-use crate::args::Models;
+use super::{init, print_json};
+use crate::args::{Global, Models};
 use crate::failure::{Exit, Failure};
 use crate::{input, show};
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
@@ -28,7 +28,7 @@ struct Shown<'a> {
 }
 
 /// Runs the verb.
-pub fn run(verb: Models) -> Result<(), Failure> {
+pub fn run(verb: Models, global: &Global) -> Result<(), Failure> {
     match verb {
         Models::List { json: true } => {
             let specs = built_in()?;
@@ -40,6 +40,7 @@ pub fn run(verb: Models) -> Result<(), Failure> {
             let spec = input::model(&name)?.spec;
             if json { print_json(&shown(&spec)?) } else { print(&spec) }
         }
+        Models::Init(args) => init::run(&args, global),
     }
 }
 

@@ -141,6 +141,22 @@ impl Source {
         (together && !self.transposed).then(|| start..start + self.shape.iter().product::<u64>())
     }
 
+    /// Index into the canonical values of a published element; none where it is another parameter's.
+    pub fn canonical_index(&self, published: u64) -> Option<u64> {
+        let columns: u64 = self.shape.iter().skip(1).product::<u64>().max(1);
+        let (row, column) = match self.transposed {
+            true => {
+                let all_rows = self.published_shape.last().copied().unwrap_or(1).max(1);
+                (published % all_rows, published / all_rows)
+            }
+            false => (published / columns, published % columns),
+        };
+        let from_start = row.checked_sub(self.rows.start)?;
+        let (block, within) = (from_start / self.rows.stride.max(1), from_start % self.rows.stride.max(1));
+        let ours = block < self.rows.count && within < self.rows.len && column < columns;
+        ours.then(|| (block * self.rows.len + within) * columns + column)
+    }
+
     /// Index into the published values of each canonical value, in canonical order.
     fn places(&self) -> impl Iterator<Item = usize> {
         let columns = self.shape.get(1).copied().unwrap_or(1);
@@ -287,5 +303,7 @@ mod tests {
         // published [in 2, out 3] = [[0, 1, 2], [10, 11, 12]]: output rows 1 and 2.
         assert_eq!(source.extract(&[0, 1, 2, 10, 11, 12]).unwrap(), [1, 11, 2, 12]);
         assert!(source.extract(&[0, 1]).is_err());
+        let canonical: Vec<Option<u64>> = (0..6).map(|at| source.canonical_index(at)).collect();
+        assert_eq!(canonical, [None, Some(0), Some(2), None, Some(1), Some(3)]);
     }
 }
