@@ -102,7 +102,8 @@ fn part(rules: &[ParamRule], source: Source, seed: u64) -> Part {
 
 /// The element at a place of a published tensor.
 fn value(parts: &[Part], at: u64) -> f64 {
-    let place = |part: &Part| part.source.canonical_index(at).map(|index| (part.key, index, part.mean, part.std));
+    let place =
+        |part: &Part| part.source.canonical_index(at).map(|index| (part.key, index, part.mean, part.std));
     match parts.iter().find_map(place) {
         Some((_, _, mean, 0.0)) => mean,
         Some((key, index, mean, std)) => mean + std * truncated_normal(key.wrapping_add(index)),

@@ -17,6 +17,8 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// Bytes of the header's length.
 const PREFIX: usize = 8;
 
+const CUT_OFF: &str = "the file is cut off; copy or download it again";
+
 /// What a file holds, and what is wrong with it.
 pub(crate) struct Contents<'a> {
     pub tensors: Vec<Stored<'a>>,
@@ -53,10 +55,9 @@ type Header = Vec<(String, Json)>;
 
 fn header<'a>(name: &str, bytes: &'a [u8]) -> Result<(Header, &'a [u8]), Fault> {
     let fault = |message: String| Fault::new(FaultKind::Container, name, message);
-    let truncated = "the file is cut off; copy or download it again";
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
         let message = format!("expected at least {PREFIX} bytes of safetensors, found {}", bytes.len());
-        return Err(fault(message).hint(truncated));
+        return Err(fault(message).hint(CUT_OFF));
     };
     let length = u64::from_le_bytes(*prefix);
     if length > LONGEST_HEADER {
@@ -65,7 +66,7 @@ fn header<'a>(name: &str, bytes: &'a [u8]) -> Result<(Header, &'a [u8]), Fault> 
     }
     if length > rest.len() as u64 {
         let message = format!("a header of {length} bytes, but only {} follow", rest.len());
-        return Err(fault(message).at(0).hint(truncated));
+        return Err(fault(message).at(0).hint(CUT_OFF));
     }
     let (text, data) = rest.split_at(length as usize);
     let text = std::str::from_utf8(text)
@@ -145,29 +146,29 @@ impl<'a> Reader<'a, '_> {
 
     fn tensor(&mut self, tensor: &str, element: Element, shape: Vec<u64>, begin: u64, end: u64) {
         self.spans.push((begin, end, tensor.to_string()));
-        let fault = |message| (FaultKind::Container, message);
-        let checked = size(element, &shape)
-            .ok_or_else(|| fault(format!("the shape {shape:?} has more elements than can be counted")))
-            .and_then(|size| match end.checked_sub(begin) {
-                Some(length) if length == size => Ok(()),
-                _ => Err(fault(format!(
-                    "data_offsets [{begin}, {end}] do not hold the {size} bytes of {element} {shape:?}"
-                ))),
-            })
-            .and_then(|()| {
-                self.data.get(begin as usize..end as usize).ok_or_else(|| {
-                    let held = self.data.len();
-                    fault(format!("data_offsets [{begin}, {end}] reach past the {held} bytes of elements"))
-                })
-            });
-        match checked {
+        match self.elements(element, &shape, begin, end) {
             Ok(bytes) => {
                 let name = tensor.to_string();
-                self.tensors
-                    .push((begin, Stored { name, file: self.file, element, shape, strides: None, bytes }));
+                let stored = Stored { name, file: self.file, element, shape, strides: None, bytes };
+                self.tensors.push((begin, stored));
             }
-            Err((kind, message)) => self.fault(tensor, kind, message),
+            Err(fault) => self.faults.push(fault.tensor(tensor)),
         }
+    }
+
+    fn elements(&self, element: Element, shape: &[u64], begin: u64, end: u64) -> Result<&'a [u8], Fault> {
+        let fault = |message: String| Fault::new(FaultKind::Container, self.name, message);
+        let size = size(element, shape)
+            .ok_or_else(|| fault(format!("the shape {shape:?} has more elements than can be counted")))?;
+        if end.checked_sub(begin) != Some(size) {
+            let held = format!("do not hold the {size} bytes of {element} {shape:?}");
+            return Err(fault(format!("data_offsets [{begin}, {end}] {held}")));
+        }
+        self.data.get(begin as usize..end as usize).ok_or_else(|| {
+            let held = self.data.len();
+            fault(format!("data_offsets [{begin}, {end}] reach past the {held} bytes of elements"))
+                .hint(CUT_OFF)
+        })
     }
 
     /// Every byte belongs to one tensor.

@@ -67,7 +67,8 @@ pub fn lay_out(tensors: &[Planned], limit: u64) -> Option<Layout> {
         tensors: range.clone(),
     };
     let shards: Vec<Shard> = ranges.iter().enumerate().map(shard).collect();
-    let index = (shards.len() > 1).then(|| ("model.safetensors.index.json", index(tensors, &shards, total_bytes)));
+    let index =
+        (shards.len() > 1).then(|| ("model.safetensors.index.json", index(tensors, &shards, total_bytes)));
     Some(Layout { shards, index, total_bytes })
 }
 
@@ -92,7 +93,8 @@ fn header(tensors: &[Planned], sizes: &[u64]) -> Vec<u8> {
     let mut begin = 0;
     for (tensor, size) in tensors.iter().zip(sizes) {
         let end = begin + size;
-        let row = json!({"dtype": tensor.element.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
+        let row =
+            json!({"dtype": tensor.element.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
         rows.insert(tensor.name.clone(), row);
         begin = end;
     }

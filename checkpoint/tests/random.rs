@@ -55,8 +55,7 @@ fn written(random: &Random, limit: u64, piece: usize) -> (Files, Option<Index>) 
 
 /// Every parameter as f32, read back by name.
 fn read(spec: &ModelSpec, files: &Files, index: Option<&Index>) -> BTreeMap<String, Vec<f32>> {
-    let files: Vec<File<'_>> =
-        files.iter().map(|(name, bytes)| File { name: name.clone(), bytes }).collect();
+    let files: Vec<File<'_>> = files.iter().map(|(name, bytes)| File { name: name.clone(), bytes }).collect();
     let checkpoint = Checkpoint::open(&files, index).expect("whole files");
     let map = Map::new(spec, &checkpoint).expect("a named form");
     let binding = map.bind(Values::Check).expect("it fits");
@@ -82,7 +81,8 @@ fn every_published_form_holds_the_same_parameters() {
         let spec = small(name);
         let mut plain = spec.clone();
         plain.weights = Default::default();
-        let (files, index) = written(&Random::new(&plain, DType::F32, 7).expect("a form"), u64::MAX, usize::MAX);
+        let (files, index) =
+            written(&Random::new(&plain, DType::F32, 7).expect("a form"), u64::MAX, usize::MAX);
         assert!(index.is_none() && files.len() == 1);
         let expected = read(&plain, &files, None);
         assert_eq!(expected.values().map(Vec::len).sum::<usize>() as u64, spec.parameters(), "{name}");

@@ -13,7 +13,8 @@ fn refused(bytes: &[u8], lines: &[&str]) {
 }
 
 fn told(bytes: &[u8], lines: &[&str]) {
-    let faults = Checkpoint::open(&[File { name: "m".into(), bytes }], None).expect_err("a fault").to_string();
+    let faults =
+        Checkpoint::open(&[File { name: "m".into(), bytes }], None).expect_err("a fault").to_string();
     for line in lines {
         assert!(faults.contains(line), "no `{line}` in\n{faults}");
     }
@@ -43,7 +44,10 @@ fn a_file_that_is_cut_off_is_refused() {
     refused(b"", &["m: expected at least 8 bytes of safetensors, found 0"]);
     refused(&whole[..7], &["found 7"]);
     refused(&whole[..20], &["bytes, but only 12 follow"]);
-    refused(&whole[..whole.len() - 1], &["tensor `a`: data_offsets [0, 8] reach past the 7 bytes of elements"]);
+    refused(
+        &whole[..whole.len() - 1],
+        &["tensor `a`: data_offsets [0, 8] reach past the 7 bytes of elements"],
+    );
     refused(&[whole.as_slice(), &[0]].concat(), &["the last 1 bytes belong to no tensor"]);
 }
 
@@ -68,16 +72,19 @@ fn entries_that_say_the_wrong_thing_are_told_together() {
         "twice": {"dtype": "F32", "shape": [2], "shape": [2], "data_offsets": [0, 8]},
         "list": []
     }"#;
-    refused(&file(header, 0), &[
-        "tensor `type`: the element type \"F3\" is not read",
-        "tensor `kind`: dtype: expected a string, found a whole number",
-        "tensor `lacks`: `shape` is missing",
-        "tensor `minus`: shape: expected whole numbers, found a number that is negative",
-        "tensor `float`: shape: expected whole numbers",
-        "tensor `three`: data_offsets: expected two numbers, found 3",
-        "tensor `twice`: `shape` stands twice",
-        "tensor `list`: expected an object, found a list",
-    ]);
+    refused(
+        &file(header, 0),
+        &[
+            "tensor `type`: the element type \"F3\" is not read",
+            "tensor `kind`: dtype: expected a string, found a whole number",
+            "tensor `lacks`: `shape` is missing",
+            "tensor `minus`: shape: expected whole numbers, found a number that is negative",
+            "tensor `float`: shape: expected whole numbers",
+            "tensor `three`: data_offsets: expected two numbers, found 3",
+            "tensor `twice`: `shape` stands twice",
+            "tensor `list`: expected an object, found a list",
+        ],
+    );
 }
 
 #[test]
@@ -107,7 +114,10 @@ fn tensors_that_overlap_or_leave_gaps_are_refused() {
     let b = r#""b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}"#;
     refused(&file(&format!("{{{A}, {b}}}"), 12), &["tensor `b`: bytes [4, 12] overlap those of `a`"]);
     let c = r#""c": {"dtype": "F32", "shape": [1], "data_offsets": [12, 16]}"#;
-    refused(&file(&format!("{{{A}, {c}}}"), 16), &["tensor `c`: bytes [8, 12] before it belong to no tensor"]);
+    refused(
+        &file(&format!("{{{A}, {c}}}"), 16),
+        &["tensor `c`: bytes [8, 12] before it belong to no tensor"],
+    );
 }
 
 /// The reference crate takes the last of two equal names, and so do others the first: here neither.

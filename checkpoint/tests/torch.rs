@@ -134,7 +134,8 @@ fn a_whole_model_in_pytorch_form_binds() {
     }
     let pickle = dict(&rows);
     let storages = entries.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
-    let all: Vec<(&str, &[u8])> = std::iter::once(("m/data.pkl", pickle.as_slice())).chain(storages).collect();
+    let all: Vec<(&str, &[u8])> =
+        std::iter::once(("m/data.pkl", pickle.as_slice())).chain(storages).collect();
     let mut file = zipped(&all);
     let converted = open(&file).unwrap();
     let converted = Map::new(&spec, &converted).unwrap().bind(Values::Check).expect("it fits");
@@ -154,7 +155,10 @@ fn a_whole_model_in_pytorch_form_binds() {
 #[test]
 fn a_pickle_that_calls_something_is_refused_by_name_and_place() {
     let system = |opening: &[u8]| [opening, &text("true"), b"\x85R."].concat();
-    refused(&archive(&system(b"\x80\x02cposix\nsystem\n")), &["byte 2", "`posix.system`", "nothing is called"]);
+    refused(
+        &archive(&system(b"\x80\x02cposix\nsystem\n")),
+        &["byte 2", "`posix.system`", "nothing is called"],
+    );
     let stacked = [b"\x80\x04".to_vec(), text("builtins"), text("eval"), vec![0x93]].concat();
     refused(&archive(&system(&stacked)), &["`builtins.eval`"]);
     refused(&archive(&system(b"\x80\x02cos\nsystem\n")), &["`os.system`"]);
@@ -163,7 +167,8 @@ fn a_pickle_that_calls_something_is_refused_by_name_and_place() {
     refused(&archive(b"\x80\x02ctorch\nFloatStorage\n)R."), &["byte 23", "refused: a call"]);
     refused(&archive(b"\x80\x02ctorch\nTensor\n)R."), &["refused: a call"]);
     let smuggled = [b"ccollections\nOrderedDict\n".as_slice(), b"ctorch\nTensor\n)}t"].concat();
-    let smuggled = [b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(".as_slice(), &smuggled, b"R."].concat();
+    let smuggled =
+        [b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(".as_slice(), &smuggled, b"R."].concat();
     refused(&archive(&smuggled), &["refused: _rebuild_from_type_v2 of something other"]);
     refused(&archive(b"\x80\x02ctorch\nTensor\n}b."), &["refused: attributes of a class"]);
 }
@@ -238,7 +243,10 @@ fn damaged_archives_are_told() {
     changed[at] = b'-';
     refused(&changed, &["data.pkl does not have its checksum"]);
     refused(&zipped(&[("m/x", b"")]), &["without data.pkl"]);
-    refused(&zipped(&[("m/data.pkl", b"\x80\x02}."), ("n/data.pkl", b"\x80\x02}.")]), &["more than one data.pkl"]);
+    refused(
+        &zipped(&[("m/data.pkl", b"\x80\x02}."), ("n/data.pkl", b"\x80\x02}.")]),
+        &["more than one data.pkl"],
+    );
     refused(&zipped(&[("m/data.pkl", b"\x80\x02}."), ("m/byteorder", b"big")]), &["not little-endian"]);
 }
 

@@ -35,8 +35,7 @@ impl Artifact {
     /// When the place cannot be written, or holds something that is not an artifact of ours.
     pub fn write(&self, place: &Path) -> Result<(), Failure> {
         let staged = Staged::new(place)?;
-        self.write_files(staged.path())
-            .map_err(|error| refused(place, &format!("cannot write: {error}")))?;
+        self.write_files(staged.path()).map_err(|error| refused(place, &format!("cannot write: {error}")))?;
         staged.put_in_place()
     }
 

@@ -1,8 +1,8 @@
 //! Reads stored checkpoints and random parameters for the oracle.
 
 use crate::oracle::{Params, Real, Tensor};
+use lapidary_checkpoint::{Checkpoint, Element, File};
 use lapidary_models::{ModelSpec, import_config, weights};
-use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -72,26 +72,31 @@ fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// Every f32 tensor of a file.
 fn floats(path: &Path) -> BTreeMap<String, Tensor<f64>> {
     let bytes = read(path);
-    let file = SafeTensors::deserialize(&bytes).expect("a stored safetensors file");
-    let float = |four: &[u8]| f64::from(f32::from_le_bytes(four.try_into().expect("four bytes")));
-    file.iter()
-        .filter(|(_, view)| view.dtype() == Dtype::F32)
-        .map(|(name, view)| {
-            let data = view.data().chunks_exact(4).map(float).collect();
-            (name.to_string(), Tensor::new(view.shape().to_vec(), data))
+    let file = open(path, &bytes);
+    let weights = file.tensors().iter().filter(|stored| stored.element == Element::F32);
+    weights
+        .map(|stored| {
+            let shape = stored.shape.iter().map(|n| *n as usize).collect();
+            let data = stored.floats().expect("f32").into_iter().map(f64::from).collect();
+            (stored.name.clone(), Tensor::new(shape, data))
         })
         .collect()
 }
 
 fn ids(path: &Path) -> Vec<Vec<u32>> {
     let bytes = read(path);
-    let file = SafeTensors::deserialize(&bytes).expect("a stored safetensors file");
-    let view = file.tensor("input_ids").expect("stored ids");
-    let id = |eight: &[u8]| i64::from_le_bytes(eight.try_into().expect("eight bytes")) as u32;
-    let ids: Vec<u32> = view.data().chunks_exact(8).map(id).collect();
-    ids.chunks_exact(view.shape()[1]).map(<[u32]>::to_vec).collect()
+    let file = open(path, &bytes);
+    let stored = file.get("input_ids").expect("stored ids");
+    let ids: Vec<u32> = stored.integers().expect("whole numbers").into_iter().map(|id| id as u32).collect();
+    ids.chunks_exact(stored.shape[1] as usize).map(<[u32]>::to_vec).collect()
+}
+
+fn open<'a>(path: &Path, bytes: &'a [u8]) -> Checkpoint<'a> {
+    let name = path.display().to_string();
+    Checkpoint::open(&[File { name, bytes }], None).unwrap_or_else(|faults| panic!("{faults}"))
 }
 
 /// Random values for every parameter: matrices around 0, weights of norms around 1; the same for the same seed.

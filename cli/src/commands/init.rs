@@ -56,7 +56,9 @@ fn form(spec: ModelSpec) -> Form {
             description: ("config.json", published.config),
             family: published.family,
         },
-        None => Form { description: ("model.toml", to_toml(&spec)), family: spec.weights.names.clone(), spec },
+        None => {
+            Form { description: ("model.toml", to_toml(&spec)), family: spec.weights.names.clone(), spec }
+        }
     }
 }
 
@@ -111,6 +113,9 @@ fn told(args: &Init, form: &Form, layout: &Layout) -> Result<(), Failure> {
         }));
     }
     let (count, bytes) = (show::count(parameters), show::bytes(layout.total_bytes));
-    println!("{place}: {}, {count} random parameters as {dtype}, {bytes}, in the form of {}", form.spec.name, form.family);
+    println!(
+        "{place}: {}, {count} random parameters as {dtype}, {bytes}, in the form of {}",
+        form.spec.name, form.family
+    );
     Ok(())
 }

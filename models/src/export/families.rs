@@ -2,9 +2,7 @@
 
 use super::Object;
 use crate::dtype::DType;
-use crate::spec::{
-    Activation, AttentionScale, ModelSpec, Position, Residual, Rope, RopeScaling,
-};
+use crate::spec::{Activation, AttentionScale, ModelSpec, Position, Residual, Rope, RopeScaling};
 use serde_json::{Value, json};
 
 /// LLaMA, and Mistral where a window is set.

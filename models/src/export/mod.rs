@@ -47,8 +47,11 @@ fn read_back(spec: &ModelSpec, config: Object) -> Option<Published> {
     let text = format!("{:#}\n", Value::Object(config));
     let import = import_config(&text, "config.json").ok()?;
     let read = ModelSpec { name: spec.name.clone(), ..import.spec };
-    (comparable(spec, &read) == comparable(&read, &read))
-        .then_some(Published { family: import.report.family, config: text, spec: read })
+    (comparable(spec, &read) == comparable(&read, &read)).then_some(Published {
+        family: import.report.family,
+        config: text,
+        spec: read,
+    })
 }
 
 /// A model without what a `config.json` cannot or need not say. Canonical weights take the names of `read`.

@@ -68,11 +68,10 @@ pub fn import_config(text: &str, source: &str) -> Result<Import, Faults> {
 }
 
 fn family(config: &Config<'_>) -> Option<(&'static str, Family)> {
-    let found = config.text("model_type", "weights.names");
-    let name = config.required("model_type", found, "");
-    if name.is_empty() {
+    let Some(name) = config.text("model_type", "weights.names") else {
+        config.required("model_type", None, "");
         return None;
-    }
+    };
     let family = FAMILIES.iter().find(|(known, _)| *known == name);
     if family.is_none() {
         let known = known_families();

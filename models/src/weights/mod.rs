@@ -116,7 +116,44 @@ impl Source {
         if published.len() as u64 != wanted {
             return Err(format!("{}: expected {wanted} elements, found {}", self.published, published.len()));
         }
-        Ok(self.places().map(|place| published[place]).collect())
+        Ok(if self.transposed { self.turned(published) } else { self.rows_of(published) })
+    }
+
+    /// Whole rows of the published tensor, one after the other.
+    fn rows_of<T: Copy>(&self, published: &[T]) -> Vec<T> {
+        let columns = self.columns();
+        let mut values = Vec::with_capacity(self.shape.iter().product::<u64>() as usize);
+        for row in self.rows.indices() {
+            let start = row as usize * columns;
+            values.extend_from_slice(&published[start..start + columns]);
+        }
+        values
+    }
+
+    /// Columns of the published tensor as rows, in tiles that stay in the cache.
+    fn turned<T: Copy>(&self, published: &[T]) -> Vec<T> {
+        const TILE: usize = 32;
+        let columns = self.columns();
+        let rows: Vec<usize> = self.rows.indices().map(|row| row as usize).collect();
+        let all_rows = published.len() / columns.max(1);
+        let Some(any) = published.first() else { return Vec::new() };
+        let mut values = vec![*any; rows.len() * columns];
+        for (tile, rows) in rows.chunks(TILE).enumerate() {
+            let values = &mut values[tile * TILE * columns..];
+            for first in (0..columns).step_by(TILE) {
+                for (row, from) in rows.iter().enumerate() {
+                    for column in first..columns.min(first + TILE) {
+                        values[row * columns + column] = published[column * all_rows + from];
+                    }
+                }
+            }
+        }
+        values
+    }
+
+    /// Length of a canonical row.
+    fn columns(&self) -> usize {
+        self.shape.get(1).copied().unwrap_or(1) as usize
     }
 
     /// Puts canonical values where the published tensor has them: the inverse of [`Source::extract`].
@@ -305,5 +342,25 @@ mod tests {
         assert!(source.extract(&[0, 1]).is_err());
         let canonical: Vec<Option<u64>> = (0..6).map(|at| source.canonical_index(at)).collect();
         assert_eq!(canonical, [None, Some(0), Some(2), None, Some(1), Some(3)]);
+    }
+
+    /// Larger than a tile on both axes and no multiple of it, whole, in thirds and in heads.
+    #[test]
+    fn tiles_give_what_places_give() {
+        let (out, columns) = (105u64, 70u64);
+        let heads = Rows { start: 5, len: 5, stride: 15, count: 7 };
+        for rows in [Rows::range(0, out), Rows::range(35, 35), heads] {
+            for transposed in [false, true] {
+                let published_shape = if transposed { vec![columns, out] } else { vec![out, columns] };
+                let shape = vec![rows.len * rows.count, columns];
+                let (canonical, published) = ("a".into(), "b".into());
+                let source = Source { canonical, shape, published, published_shape, transposed, rows };
+                let stored: Vec<u64> = (0..out * columns).collect();
+                let expected: Vec<u64> = source.places().map(|place| stored[place]).collect();
+                assert_eq!(source.extract(&stored).unwrap(), expected, "{rows:?} {transposed}");
+                let back = |(at, place): (usize, &u64)| source.canonical_index(*place) == Some(at as u64);
+                assert!(expected.iter().enumerate().all(back));
+            }
+        }
     }
 }

@@ -250,6 +250,14 @@ fn missing_and_mistyped_keys_come_together() {
 }
 
 #[test]
+fn an_empty_model_type_is_told_too() {
+    let faults = import_config("{\"model_type\": \"\"}", "c").unwrap_err();
+    assert!(faults.to_string().contains("no reader for the model type \"\""), "{faults}");
+    let faults = import_config("{\"model_type\": 3}", "c").unwrap_err();
+    assert_eq!(faults.faults.len(), 1, "{faults}");
+}
+
+#[test]
 fn an_unknown_key_is_reported_not_refused() {
     let import = import(&AMBER.replace("\"vocab_size\"", "\"brand_new\": 1, \"vocab_size\""));
     let unknown: Vec<&str> = import.report.unknown().map(|entry| entry.key.as_str()).collect();
