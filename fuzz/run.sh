@@ -13,7 +13,7 @@ case $target in
     for model in ../tests/data/oracles/*/; do
       # The header alone: its length is put before it again.
       length=$(od -An -t u8 -N 8 "$model/model.safetensors" | tr -d ' ')
-      { printf '\002'; tail -c +9 "$model/model.safetensors" | head -c "$length"; } > "$seeds/seed-$(basename "$model")"
+      { printf "\002"; head -c "$((8 + length))" "$model/model.safetensors" | tail -c +9; } > "$seeds/seed-$(basename "$model")"
     done
     printf '\000{"metadata": {"total_size": 8}, "weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}' > "$seeds/seed-index"
     printf '\002{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8, 16]}}' > "$seeds/seed-two"

@@ -14,3 +14,7 @@ done
 step simulate "$out/crystalcoder-cg1.lpd"
 step plan models/amber.toml --machine amber-cluster --global-batch 2240 --top 6 --explain
 step plan models/crystalcoder.toml --machine cg1 --global-batch 2112 --top 6
+# Random weights in the published form, and what they say: no download, no GPU.
+step models init cerebras-gpt-111m --seed 1 -o "$out/cerebras-gpt-111m"
+step inspect "$out/cerebras-gpt-111m"
+step run "$out/cerebras-gpt-111m" --tokens 464,3797,3332 -n 16
