@@ -204,6 +204,12 @@ pub struct Plan {
     /// Fix some degrees, such as tp=8,pp=2.
     #[arg(long, value_name = "tp=8,pp=2", value_delimiter = ',')]
     pub pin: Vec<String>,
+    /// Software stack whose kernels and habits are priced: lapidary, megatron-2022, fsdp-eager, torch-compile, ...
+    #[arg(long, value_name = "NAME", default_value = "lapidary")]
+    pub software: String,
+    /// Price weights and optimizer that live on the host, as FSDP's cpu_offload does.
+    #[arg(long)]
+    pub cpu_offload: bool,
     /// Rows of the table.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
@@ -259,6 +265,9 @@ pub struct Accuracy {
     /// Print every row beside the groups.
     #[arg(long, conflicts_with = "json")]
     pub rows: bool,
+    /// Fit the constants again without each group, and print that group's error beside (takes minutes).
+    #[arg(long)]
+    pub leave_one_out: bool,
     /// Print the report as JSON.
     #[arg(long)]
     pub json: bool,

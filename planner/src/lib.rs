@@ -19,11 +19,13 @@ pub mod rank;
 pub mod recipe;
 pub mod request;
 mod search;
+pub mod sensitivity;
 pub mod step;
 pub mod wafer;
 
 pub use answer::plan;
 pub use assumption::Assumption;
+pub use cost::physical::Physical;
 pub use cost::roofline::{Roofline, Term};
 pub use cost::{Bound, Cost, CostModel, GpuCase};
 pub use document::{Candidate, Counts, Inputs, Nearest, PlanDocument};

@@ -5,7 +5,7 @@ use crate::args::{Accuracy, Global};
 use crate::failure::{Exit, Failure, Fault};
 use crate::progress::Progress;
 use crate::{input, show};
-use lapidary_planner::accuracy::{Document, TableError, read, score};
+use lapidary_planner::accuracy::{Constants, Document, Samples, TableError, read, score};
 use lapidary_planner::step::Physics;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,8 +20,13 @@ pub fn run(args: &Accuracy, global: &Global) -> Result<(), Failure> {
     let rows = read(&text, &name).map_err(|error| refused(&error, &args.data, &text))?;
     let mut progress = Progress::new(global, 1);
     let report = progress.stage("predicting", || score(&rows, &Physics::builtin(), |stack| stack.clone()));
+    let mut document = Document::new("a100-training", report);
+    if args.leave_one_out {
+        let samples = Samples::new(&rows);
+        document.left_out =
+            progress.stage("fitting without each group", || samples.left_out(&Constants::builtin()));
+    }
     progress.finish();
-    let document = Document::new("a100-training", report);
     match args.json {
         true => print_json(&document)?,
         false => print(&document, args.rows),
@@ -97,7 +102,21 @@ fn print(document: &Document, rows: bool) {
         "fits: {} rows, {} wrong \"fits\", {} wrong \"does not fit\"",
         fits.rows, fits.wrong_fits, fits.wrong_does_not_fit
     );
+    if !document.left_out.is_empty() {
+        print_left_out(document);
+    }
     print_skipped(document);
+}
+
+fn print_left_out(document: &Document) {
+    let percent = |value: f64| format!("{value:.1} %");
+    let lines = document.left_out.iter();
+    let lines =
+        lines.map(|(name, both)| vec![name.clone(), percent(both.fitted_pct), percent(both.left_out_pct)]);
+    println!("\n{}", show::table(&["group", "fitted", "left out"], &[1, 2], lines));
+    let count = document.left_out.len() as f64;
+    let mean = document.left_out.values().map(|both| both.left_out_pct).sum::<f64>() / count;
+    println!("mean over groups that were left out of the fit: {mean:.2} %\n");
 }
 
 fn print_rows(document: &Document) {

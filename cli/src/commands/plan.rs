@@ -6,7 +6,11 @@ use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::{input, output, show};
 use indexmap::IndexMap;
-use lapidary_planner::{Candidate, Pins, PlanDocument, PlanError, PlanRequest, Roofline, explain, plan};
+use lapidary_planner::sensitivity::{MOVED, sensitivity};
+use lapidary_planner::step::Stack;
+use lapidary_planner::{
+    Candidate, Degrees, Physical, Pins, PlanDocument, PlanError, PlanRequest, explain, plan,
+};
 
 /// Reasons for rejection that the table shows; the document keeps them all.
 const SHOWN_REASONS: usize = 8;
@@ -28,8 +32,8 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
         ..PlanRequest::new(&model, &machine)
     };
     let mut progress = Progress::new(global, 1);
-    let document =
-        progress.stage("ranking plans", || plan(&request, &Roofline::default())).map_err(refused)?;
+    let prices = Physical { offload: args.cpu_offload, ..software(&args.software)? };
+    let document = progress.stage("ranking plans", || plan(&request, &prices)).map_err(refused)?;
     progress.finish();
     if let Some(path) = &args.output {
         output::file(path, &(json(&document)? + "\n"))?;
@@ -38,7 +42,40 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
         true => print_json(&document)?,
         false => print(&document, args.explain),
     }
+    if args.explain && !args.json && machine.gpu().is_some() {
+        print_sensitivity(&request, &prices, &document)?;
+    }
     infeasible(&document)
+}
+
+fn software(name: &str) -> Result<Physical, Failure> {
+    Physical::of(name).ok_or_else(|| {
+        let names: Vec<&str> = Stack::builtin().iter().map(|stack| stack.name.as_str()).collect();
+        Failure::new(Exit::Usage, format!("no software stack is called `{name}`"))
+            .help(format!("there are: {}", names.join(", ")))
+    })
+}
+
+/// Numbers that are listed: the heaviest.
+const SHOWN_NUMBERS: usize = 12;
+
+/// What the chosen plan and pure FSDP owe to each number.
+fn print_sensitivity(
+    request: &PlanRequest<'_>,
+    prices: &Physical,
+    document: &PlanDocument,
+) -> Result<(), Failure> {
+    let fsdp = document.find("pure-fsdp").filter(|fsdp| document.chosen.as_ref() != Some(&fsdp.name));
+    for candidate in document.chosen().into_iter().chain(fsdp) {
+        let Degrees::Gpu(plan) = &candidate.degrees else { continue };
+        let list = sensitivity(request, prices, plan).map_err(refused)?;
+        println!("\n{}: change of the step when one number moves by {:.0} %", candidate.name, MOVED * 100.0);
+        let percent = |value: f64| format!("{value:+.2} %");
+        let rows = list.iter().take(SHOWN_NUMBERS);
+        let rows = rows.map(|one| vec![one.name.clone(), percent(one.smaller_pct), percent(one.larger_pct)]);
+        println!("{}", show::table(&["number", "smaller", "larger"], &[1, 2], rows));
+    }
+    Ok(())
 }
 
 fn refused(error: PlanError) -> Failure {

@@ -3,6 +3,7 @@
 pub mod compute;
 pub mod data;
 pub mod optimizer;
+pub mod physical;
 pub mod pipeline;
 pub mod roofline;
 pub mod tensor;
@@ -32,6 +33,8 @@ pub enum Bound {
     Pipeline,
     /// What enters and leaves a wafer.
     Ingress,
+    /// The host: launches, its optimizer, what stands once a step.
+    Host,
 }
 
 impl Bound {
@@ -43,6 +46,7 @@ impl Bound {
             Bound::Network => "network",
             Bound::Pipeline => "pipeline",
             Bound::Ingress => "ingress",
+            Bound::Host => "host",
         }
     }
 }

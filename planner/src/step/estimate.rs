@@ -21,6 +21,41 @@ pub struct Estimate {
     pub bubble: f64,
 }
 
+/// What each term may be off by, as a part of it: what the tables it rests on scatter by, and for terms that wait for
+/// other ranks what published repetitions of the same run differ by.
+const DOUBTS: [(&str, f64); 12] = [
+    ("matmul", 0.07),
+    ("attention", 0.15),
+    ("memory_bound", 0.15),
+    ("recompute", 0.1),
+    ("tp_comm", 0.25),
+    ("host", 0.25),
+    ("pp_bubble", 0.25),
+    ("pp_comm", 0.5),
+    ("dp_comm", 0.4),
+    ("optimizer", 0.3),
+    ("offload", 0.5),
+    ("step", 0.5),
+];
+/// Doubt about everything at once: clocks, cooling, other jobs on the network (re-runs of one configuration differ by
+/// up to 7.6 %).
+const COMMON_DOUBT: f64 = 0.06;
+/// From one deviation to the interval that should cover nine of ten runs.
+const NINE_OF_TEN: f64 = 1.65;
+/// How much wider the interval is where no kernel of the device was measured.
+const UNMEASURED: f64 = 1.5;
+
+impl Estimate {
+    /// Half of the interval around the step, as a part of it.
+    pub fn spread(&self, gpu: Option<&lapidary_hardware::Gpu>) -> f64 {
+        let share = |name: &str| self.terms_s.get(name).copied().unwrap_or(0.0) / self.step_s;
+        let terms: f64 = DOUBTS.iter().map(|(name, doubt)| (share(name) * doubt).powi(2)).sum();
+        let measured = gpu.is_some_and(|gpu| lapidary_hardware::price::measured::Measured::of(gpu).is_some());
+        let width = NINE_OF_TEN * (terms + COMMON_DOUBT.powi(2)).sqrt();
+        if measured { width } else { width * UNMEASURED }
+    }
+}
+
 /// A stage's passes over one micro-batch.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stage {
@@ -35,7 +70,8 @@ impl Stage {
     /// Adds passes that run one behind the other.
     fn add(&mut self, forward: Pass, backward: Pass, again: Pass, job: &Job<'_>) {
         let host = job.physics.host_launch * job.stack.host;
-        let (serial, skew) = (job.stack.serial, job.physics.skew * job.tp());
+        let (serial, skew) =
+            (job.stack.serial, job.physics.skew * job.tp().min(job.machine.node.devices as f64));
         self.forward = self.forward + forward;
         self.backward = self.backward + backward;
         self.again = self.again + again;
@@ -113,6 +149,9 @@ fn message(job: &Job<'_>) -> f64 {
     (transfer.0 + job.physics.message) * (1.0 - job.stack.pipeline_overlap)
 }
 
+/// Micro-batches for each rank that are simulated: by then the order repeats itself at the pace of the slowest stage.
+const SIMULATED_ROUNDS: usize = 4;
+
 /// Seconds of all micro-batches through the pipeline, and of the exposed messages in them.
 fn pipeline(job: &Job<'_>, times: &[(f64, f64)], message: f64) -> (f64, f64) {
     let m = job.layout.accumulation;
@@ -133,7 +172,10 @@ fn pipeline(job: &Job<'_>, times: &[(f64, f64)], message: f64) -> (f64, f64) {
     };
     let slot = times.iter().copied().map(sum).fold(0.0, f64::max) + 2.0 * message * chunks as f64;
     let bubble = match job.layout.schedule {
-        Schedule::OneForwardOneBackward => stages.simulate(whole, |_| ()) - whole as f64 * slot,
+        Schedule::OneForwardOneBackward => {
+            let seen = whole.min(SIMULATED_ROUNDS * ranks);
+            stages.simulate(seen, |_| ()) - seen as f64 * slot
+        }
         Schedule::ZeroBubble1 => (ranks - 1) as f64 * times[ranks / 2].0,
         Schedule::ZeroBubble2 => 0.0,
     };

@@ -30,10 +30,10 @@ impl Pass {
     }
 
     /// Seconds of the pass: the device's, or the host's where launches take longer. Ranks whose hosts set the pace
-    /// also miss each other at collectives, as far as a busy device does not make up for it.
+    /// also miss each other at collectives, as far as kernels in the queue do not make up for it.
     pub fn seconds(&self, host_launch: f64, serial: f64, skew: f64) -> f64 {
         let device = self.device() + self.launches * serial;
-        let missed = (self.meetings * skew - device).max(0.0);
+        let missed = (self.meetings * skew - (device - self.tensor)).max(0.0);
         device.max(self.launches * host_launch + missed)
     }
 
@@ -107,7 +107,9 @@ pub fn layer(job: &Job<'_>, rates: &Rates<'_>) -> Layer {
     };
     let again = match job.layout.recompute {
         Recompute::None => Pass::default(),
-        Recompute::Selective if job.attention.flash() => Pass::default(),
+        Recompute::Selective if job.attention.flash() => {
+            Pass { rows: rates.stream(cheap_rows(job)), launches: 3.0, ..Pass::default() }
+        }
         Recompute::Selective => Pass { attention: core_forward, launches: more, ..Pass::default() },
         Recompute::Full => forward,
     };
@@ -180,6 +182,15 @@ fn rows(job: &Job<'_>) -> Traffic {
             + if shape.rotary { rotated * of(&rows.rotary) } else { 0.0 }
     };
     Traffic { forward: sum(|t| t.forward), backward: sum(|t| t.backward) }
+}
+
+/// Bytes of the norms and the activation, which selective recomputation runs again beside flash attention.
+fn cheap_rows(job: &Job<'_>) -> f64 {
+    let (shape, rows, tokens) = (&job.shape, &job.stack.rows, job.tokens());
+    let norm = if job.fused_norm { rows.norm } else { rows.norm_unfused };
+    let act = if shape.gated { rows.gated } else { rows.activation };
+    2.0 * tokens * shape.width / job.row_split() * norm.forward
+        + tokens * shape.inner / job.tp() * act.forward
 }
 
 /// Tensor-parallel collectives of a pass, and what of the backward pass's hides behind weight gradients. Sequence

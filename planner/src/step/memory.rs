@@ -81,8 +81,13 @@ pub fn kept_by_tensor_parallelism_alone(job: &Job<'_>) -> f64 {
     kept_in_flight(&plain)
 }
 
+/// Bytes of a kept gradient.
+fn gradients(job: &Job<'_>) -> f64 {
+    if job.half { job.stack.memory.gradients_fp16 } else { job.stack.memory.gradients }
+}
+
 fn state_bytes(job: &Job<'_>) -> f64 {
-    job.stack.memory.weights + job.stack.memory.gradients + job.stack.memory.optimizer
+    job.stack.memory.weights + gradients(job) + job.stack.memory.optimizer
 }
 
 fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
@@ -93,7 +98,7 @@ fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
     let tables = tables(job, first, last);
     let (all, bytes) = (own + tables, stack.memory);
     let ranks = super::data::state_ranks(job) as f64;
-    let whole = bytes.weights + bytes.gradients;
+    let whole = bytes.weights + gradients(job);
     let state = match layout.sharding {
         _ if job.offload => 0.0,
         Sharding::None => all * (whole + bytes.optimizer),
@@ -110,8 +115,9 @@ fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
     let in_flight = in_flight(job, stage);
     let kept = kept(job);
     let full = layer_bytes(job, Recompute::None);
-    let again = if layout.recompute == Recompute::Full { full } else { 0.0 };
-    let logits = if last { job.tokens() * job.vocab_rows() * bytes.logits } else { 0.0 };
+    let again = if layout.recompute == Recompute::Full { 1.3 * full } else { 0.3 * full };
+    let split = if bytes.gathers_logits { job.tp() } else { 1.0 };
+    let logits = if last { job.tokens() * job.vocab_rows() * split * bytes.logits } else { 0.0 };
     let mut found = Occupied {
         state,
         buffers,
@@ -166,12 +172,15 @@ fn layer_bytes(job: &Job<'_>, recompute: Recompute) -> f64 {
     let stream = (8.0 + 2.0 * masks + 2.0 * norm) * shape.width / job.row_split();
     let inner = if shape.gated { job.stack.memory.gated } else { 4.0 };
     let split = 2.0 * (2.0 * shape.query_width() + 2.0 * shape.key_width()) + inner * shape.inner;
-    let statistics = 4.0 * shape.heads;
+    // FlashAttention 1 works on packed copies of queries and output.
+    let packed =
+        if job.attention == super::AttentionKernel::Flash1 { 4.0 * shape.query_width() } else { 0.0 };
+    let statistics = 4.0 * shape.heads + packed;
     let scores = match (job.attention.flash(), recompute) {
         (true, _) => statistics,
         (false, Recompute::Selective) => 0.0,
         (false, _) => {
-            let each = if job.attention == super::AttentionKernel::Unfused { 7.0 } else { 2.0 + 3.0 * masks };
+            let each = if job.attention == super::AttentionKernel::Unfused { 8.0 } else { 4.0 + masks };
             each * shape.heads * job.batch.seq_len as f64
         }
     };

@@ -65,6 +65,8 @@ pub struct MemoryUse {
     pub weights: f64,
     /// Bytes of a kept gradient.
     pub gradients: f64,
+    /// The same in fp16 runs.
+    pub gradients_fp16: f64,
     /// Bytes of the optimizer's state of a parameter.
     pub optimizer: f64,
     /// Bytes a parameter of buffers for sharded optimizer traffic.
@@ -77,6 +79,8 @@ pub struct MemoryUse {
     pub gated: f64,
     /// Bytes of a logit and its loss.
     pub logits: f64,
+    /// Whether every tensor-parallel rank holds all logits.
+    pub gathers_logits: bool,
     /// GiB of driver, communicators and libraries.
     pub context_gib: f64,
     /// Part of activations and logits that the allocator cannot use.

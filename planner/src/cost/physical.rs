@@ -1,0 +1,118 @@
+//! The cost model `physical`: the account of [`crate::step`] for the plans of the search.
+
+use super::{Bound, Cost, CostModel, GpuCase};
+use crate::assumption::Assumption;
+use crate::cost::roofline::Roofline;
+use crate::plan::GpuPlan;
+use crate::step::physics::table;
+use crate::step::{Job, Layout, Physics, Schedule, Shape, Stack, estimate};
+use crate::wafer::WaferCase;
+use lapidary_hardware::{HardwareSpec, Seconds};
+use lapidary_models::ModelSpec;
+
+/// Prices plans by kernels, launches and collectives, as one software stack runs them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Physical {
+    /// Constants of physics.
+    pub physics: Physics,
+    /// The software.
+    pub stack: Stack,
+    /// Whether weights and optimizer live on the host.
+    pub offload: bool,
+}
+
+/// What the terms of an estimate are about.
+const BOUNDS: [(&str, Bound); 12] = [
+    ("matmul", Bound::Compute),
+    ("attention", Bound::Compute),
+    ("memory_bound", Bound::Memory),
+    ("recompute", Bound::Compute),
+    ("tp_comm", Bound::Network),
+    ("host", Bound::Host),
+    ("pp_bubble", Bound::Pipeline),
+    ("pp_comm", Bound::Network),
+    ("dp_comm", Bound::Network),
+    ("optimizer", Bound::Memory),
+    ("offload", Bound::Host),
+    ("step", Bound::Host),
+];
+
+impl Physical {
+    /// The model for a stack that comes with the program; `None` where there is none of this name.
+    pub fn of(stack: &str) -> Option<Physical> {
+        let stack = Stack::named(stack)?.clone();
+        Some(Physical { physics: Physics::builtin(), stack, offload: false })
+    }
+
+    /// The job of a plan.
+    pub fn job<'a>(
+        &'a self,
+        model: &ModelSpec,
+        machine: &'a HardwareSpec,
+        batch: crate::request::Batch,
+        plan: &GpuPlan,
+    ) -> Job<'a> {
+        Job {
+            shape: Shape::of(model),
+            batch,
+            layout: Layout {
+                tensor: plan.tp,
+                pipeline: plan.pp,
+                chunks: 1,
+                data: plan.dp,
+                micro_batch: plan.micro_batch,
+                accumulation: plan.accumulation as f64,
+                sharding: plan.sharding,
+                recompute: plan.recompute,
+                again_share: 1.0,
+                sequence_parallel: plan.tp > 1,
+                schedule: Schedule::OneForwardOneBackward,
+            },
+            attention: self.stack.attention,
+            fused_norm: self.stack.fused_norm,
+            offload: self.offload,
+            half: false,
+            stack: &self.stack,
+            machine,
+            physics: &self.physics,
+        }
+    }
+}
+
+impl CostModel for Physical {
+    fn name(&self) -> &'static str {
+        "physical"
+    }
+
+    fn assumptions(&self, machine: &HardwareSpec) -> Vec<Assumption> {
+        if machine.wafer().is_some() {
+            return Roofline::default().assumptions(machine);
+        }
+        let mut list = Vec::new();
+        for (name, constant) in table() {
+            let value = self.physics.get(&name).unwrap_or(constant.value);
+            list.push(Assumption::new(&name, value, &constant.unit, &constant.source));
+        }
+        let stack = &self.stack;
+        let about = |name: &str| format!("software.{}.{name}", stack.name);
+        list.push(Assumption::new(&about("pace"), stack.pace, "ratio", &stack.fitted_on));
+        list.push(Assumption::new(&about("data-overlap"), stack.data_overlap, "ratio", &stack.source));
+        list.push(Assumption::new(&about("gather-overlap"), stack.gather_overlap, "ratio", &stack.source));
+        list.push(Assumption::new(&about("tensor-overlap"), stack.tensor_overlap, "ratio", &stack.source));
+        list
+    }
+
+    fn gpu(&self, case: &GpuCase<'_>) -> Cost {
+        let job = self.job(case.model, case.machine, case.batch, &case.plan);
+        let Some(found) = estimate(&job) else { return Cost::default() };
+        let bound = |name: &str| {
+            BOUNDS.iter().find(|(known, _)| *known == name).map_or(Bound::Compute, |(_, bound)| *bound)
+        };
+        let terms = found.terms_s.iter().map(|(name, seconds)| (*name, (bound(name), Seconds(*seconds))));
+        Cost { terms: terms.collect() }
+    }
+
+    fn wafer(&self, case: &WaferCase<'_>) -> Cost {
+        Roofline::default().wafer(case)
+    }
+}
