@@ -236,14 +236,23 @@ LogicalResult SoftmaxOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Ty
 
 // --- attention -----------------------------------------------------------------------------------------------------
 
-LogicalResult RopeOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types &results) {
-  Check check(loc, getOperationName());
+template <typename Adaptor> static LogicalResult inferRotary(const Check &check, Adaptor op, Types &results) {
   auto x = check.tensor(op.getX(), "x", 3, "[B, S, heads*head_dim]");
   if (failed(x) || failed(check.divides("head_dim", op.getHeadDim(), "width of x", lastDim(*x))))
     return failure();
   results.push_back(*x);
   return success();
 }
+
+LogicalResult RopeOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types &results) {
+  return inferRotary(Check(loc, getOperationName()), op, results);
+}
+
+LogicalResult RopeDxOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types &results) {
+  return inferRotary(Check(loc, getOperationName()), op, results);
+}
+
+LogicalResult RopeDxOp::verify() { return verifyRope(*this); }
 
 LogicalResult RopeOp::verify() { return verifyRope(*this); }
 
@@ -259,8 +268,7 @@ LogicalResult KvAppendOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, T
   return success();
 }
 
-/// heads and kv_heads are positive and the second divides the first.
-static LogicalResult checkHeads(const Check &check, int64_t heads, int64_t kvHeads) {
+LogicalResult lapidary::nn::checkHeads(const Check &check, int64_t heads, int64_t kvHeads) {
   if (failed(check.atLeast("heads", heads, 1)) || failed(check.atLeast("kv_heads", kvHeads, 1)))
     return failure();
   return check.divides("kv_heads", kvHeads, "heads", heads);
@@ -320,7 +328,7 @@ LogicalResult ValuesOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Typ
 // --- structure -----------------------------------------------------------------------------------------------------
 
 LogicalResult RepeatOp::verify() {
-  if (failed(atLeast(*this, "times", getTimes(), 1)))
+  if (failed(atLeast(*this, "times", getTimes(), 1)) || failed(atLeast(*this, "first", getFirst(), 0)))
     return failure();
   if (getInputs().getTypes() != getResultTypes())
     return emitOpError("returns other types than it takes: ") << getInputs().getTypes() << " and " << getResultTypes();
@@ -383,7 +391,7 @@ LogicalResult FusedOp::verify() {
 
 LogicalResult lapidary::nn::verifyKernelBody(Operation *kernel, Block &block) {
   for (Operation &inner : block) {
-    if (!isa<NNDialect>(inner.getDialect()) || isa<ParamOp, RepeatOp, FusedOp>(inner)) {
+    if (!isa<NNDialect>(inner.getDialect()) || isa<ParamOp, RepeatOp, FusedOp, SaveOp, SavedOp>(inner)) {
       auto diagnostic = kernel->emitOpError("holds an op that cannot be part of a kernel: ") << inner.getName();
       diagnostic.attachNote(inner.getLoc()) << "it is here";
       return diagnostic;

@@ -22,6 +22,8 @@
 #include "nn_op_decls.inc"
 
 namespace lapidary::nn {
+/// heads and kv_heads are positive and the second divides the first.
+llvm::LogicalResult checkHeads(const Check &check, int64_t heads, int64_t kvHeads);
 /// A kernel's body: ops of this dialect that need no memory or symbol of their own, ended by nn.yield.
 llvm::LogicalResult verifyKernelBody(mlir::Operation *kernel, mlir::Block &block);
 } // namespace lapidary::nn

@@ -1,4 +1,4 @@
-// The ops of the `nn` dialect: a transformer's forward pass as tensor ops with known sizes.
+// The ops of the `nn` dialect: a transformer as tensor ops with known sizes. Those of training stand in nn_train.td.
 #ifndef LAPIDARY_NN_TD
 #define LAPIDARY_NN_TD
 
@@ -149,14 +149,7 @@ def NN_SoftmaxOp : NN_Inferred<"softmax", [Pure]> {
 
 // --- attention ---------------------------------------------------------------------------------------------------
 
-def NN_RopeOp : NN_Inferred<"rope", [Pure]> {
-  let summary = "rotate pairs of features by the position";
-  let description = [{
-    x [B,S,heads*head_dim]. In each head the first `rot_dims` features form pairs, (i, i+rot_dims/2) for `half`,
-    (2i, 2i+1) for `interleaved`; pair i of token s turns by `(offset+s) * f_i`, f_i = theta^(-2i/rot_dims), in f32.
-    `scaling` stretches the frequencies: `linear` divides them by `factor`; `llama3` divides those of wavelength
-    above original_max/low_freq by `factor`, keeps those below original_max/high_freq, and blends between.
-  }];
+class NN_Rotary<string mnemonic> : NN_Inferred<mnemonic, [Pure]> {
   let arguments = (ins NN_Tensor:$x, NN_Pairing:$pairing, I64Attr:$head_dim, I64Attr:$rot_dims, F64Attr:$theta,
                        DefaultValuedAttr<I64Attr, "0">:$offset,
                        DefaultValuedAttr<NN_RopeScaling, "::lapidary::nn::RopeScaling::none">:$scaling,
@@ -170,6 +163,16 @@ def NN_RopeOp : NN_Inferred<"rope", [Pure]> {
     (`original_max` `=` $original_max^)? attr-dict `:` type($x)
   }];
   let hasVerifier = 1;
+}
+
+def NN_RopeOp : NN_Rotary<"rope"> {
+  let summary = "rotate pairs of features by the position";
+  let description = [{
+    x [B,S,heads*head_dim]. In each head the first `rot_dims` features form pairs, (i, i+rot_dims/2) for `half`,
+    (2i, 2i+1) for `interleaved`; pair i of token s turns by `(offset+s) * f_i`, f_i = theta^(-2i/rot_dims), in f32.
+    `scaling` stretches the frequencies: `linear` divides them by `factor`; `llama3` divides those of wavelength
+    above original_max/low_freq by `factor`, keeps those below original_max/high_freq, and blends between.
+  }];
 }
 
 def NN_KvAppendOp : NN_Inferred<"kv_append", [MemoryEffects<[MemRead, MemWrite]>]> {
@@ -232,15 +235,20 @@ def NN_ValuesOp : NN_Inferred<"values", [Pure]> {
 def NN_RepeatOp : NN_Op<"repeat", [DeclareOpInterfaceMethods<SymbolUserOpInterface>]> {
   let summary = "call a layer N times";
   let description = [{
-    `x = body(0, x); x = body(1, x); ... x = body(times-1, x)`. The body is a function `(index, T...) -> T...`.
+    `x = body(first, x); x = body(first+1, x); ... x = body(first+times-1, x)`, the last layer first where `reverse`.
+    The body is a function `(index, T...) -> T...`.
 
     ```mlir
     %y = nn.repeat @layer times = 32 (%x) : (tensor<1x8x64xbf16>) -> tensor<1x8x64xbf16>
     ```
   }];
-  let arguments = (ins FlatSymbolRefAttr:$body, I64Attr:$times, Variadic<NN_Tensor>:$inputs);
+  let arguments = (ins FlatSymbolRefAttr:$body, I64Attr:$times, Variadic<NN_Tensor>:$inputs,
+                       DefaultValuedAttr<I64Attr, "0">:$first, UnitAttr:$reverse);
   let results = (outs Variadic<NN_Tensor>:$results);
-  let assemblyFormat = "$body `times` `=` $times ` ` `(` $inputs `)` attr-dict `:` functional-type($inputs, $results)";
+  let assemblyFormat = [{
+    $body `times` `=` $times (`first` `=` $first^)? (`reverse` $reverse^)? ` ` `(` $inputs `)` attr-dict
+    `:` functional-type($inputs, $results)
+  }];
   let hasVerifier = 1;
 }
 
@@ -282,5 +290,7 @@ def NN_FusedOp : NN_Op<"fused", [IsolatedFromAbove, RecursiveMemoryEffects, Sing
   let hasRegionVerifier = 1;
   let hasCanonicalizeMethod = 1;
 }
+
+include "nn_train.td"
 
 #endif // LAPIDARY_NN_TD

@@ -18,6 +18,10 @@ def NN_Dialect : Dialect {
     A model is a module of two functions: `@layer(%layer: index, %x)`, one decoder layer, and `@main(%ids)`, which
     calls it through `nn.repeat`. A per-layer parameter is written once, with `*` for the layer's number.
 
+    A training module has two functions for a layer, `@layer` and `@layer_backward(%layer: index, %dy)`, and
+    `@main(%ids, %labels)` returns the loss. Layers keep values by `nn.save` and read them by `nn.saved`; derivatives of
+    weights end in `nn.gradient`. An op `nn.X_dx` or `nn.X_dw` is the derivative of `nn.X`.
+
     Attributes of this dialect on other ops: `nn.model` (string), `nn.mode` (string), `nn.batch`, `nn.seq`,
     `nn.cached` (i64) on the module; `nn.name` (string) on function arguments.
   }];

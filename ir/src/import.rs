@@ -12,7 +12,7 @@ use crate::error::IrError;
 use crate::module::{Module, function, return_values};
 use crate::nn::{self, MaskParameters, RopeParameters};
 use crate::raw::Value;
-use lapidary_models::{Function, Graph, Node, Op, ValueId};
+use lapidary_models::{Function, Graph, Node, Op, Slot, ValueId};
 use melior::ir::Type;
 use std::collections::BTreeMap;
 
@@ -103,7 +103,10 @@ impl<'g, 'c> Importer<'g, 'c> {
             Op::Norm { kind, eps } => nn::norm(at, x(0)?, x(1)?, inputs.get(2).copied(), *kind, *eps),
             Op::Softmax => nn::softmax(at, x(0)?),
             Op::LastToken => nn::last_token(at, x(0)?),
-            Op::Repeat { function, times, .. } => self.repeat(at, node, *function, *times, inputs),
+            Op::Repeat { function, first, times, reverse } => {
+                self.repeat(at, node, *function, (*first, *times, *reverse), inputs)
+            }
+            _ if node.op.is_training() => self.training(at, node, inputs),
             _ => self.attention(at, node, inputs),
         }
     }
@@ -125,6 +128,53 @@ impl<'g, 'c> Importer<'g, 'c> {
         }
     }
 
+    /// The ops that only training has.
+    fn training(&self, at: At<'c>, node: &Node, inputs: &[Value<'c>]) -> Result<Value<'c>, IrError> {
+        let x = |index| Self::operand(node, inputs, index);
+        match node.op {
+            Op::CrossEntropy => nn::cross_entropy(at, x(0)?, x(1)?),
+            Op::CrossEntropyDx => nn::cross_entropy_dx(at, x(0)?, x(1)?),
+            Op::LinearDx => nn::linear_dx(at, x(0)?, x(1)?),
+            Op::LinearDw => nn::linear_dw(at, x(0)?, x(1)?),
+            Op::ColumnSum => nn::column_sum(at, x(0)?),
+            Op::ActivationDx(function) => nn::activation_dx(at, x(0)?, x(1)?, function),
+            Op::NormDx { kind, eps } => nn::norm_dx(at, [x(0)?, x(1)?, x(2)?], kind, eps),
+            Op::NormDw { kind, eps } => nn::norm_dw(at, x(0)?, x(1)?, kind, eps),
+            Op::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset } => nn::rope_dx(
+                at,
+                x(0)?,
+                &RopeParameters { head_dim, rot_dims, pairing, theta, scaling, offset },
+            ),
+            Op::MaskDx { causal, window, offset } => {
+                nn::mask_dx(at, x(0)?, &MaskParameters { causal, window, alibi: None, offset })
+            }
+            Op::SoftmaxDx => nn::softmax_dx(at, x(0)?, x(1)?),
+            Op::ValuesDv { heads, kv_heads } => nn::values_dv(at, x(0)?, x(1)?, heads, kv_heads),
+            Op::EmbedDw { rows } => nn::embed_dw(at, x(0)?, x(1)?, rows),
+            Op::PositionDw { offset, rows } => nn::position_dw(at, x(0)?, offset, rows),
+            Op::LastTokenDx { seq } => nn::last_token_dx(at, x(0)?, seq),
+            Op::Save { slot } => nn::save(at, &self.slot(node, slot)?.name, self.layer(node)?, x(0)?),
+            Op::Saved { slot } => {
+                let slot = self.slot(node, slot)?;
+                nn::saved(at, &slot.name, self.layer(node)?, &slot.ty)
+            }
+            Op::Gradient { param } => self.gradient(at, node, param, x(0)?),
+            _ => Err(IrError::Missing { op: node.op.name().into(), what: "import".into() }),
+        }
+    }
+
+    fn slot(&self, node: &Node, slot: usize) -> Result<&'g Slot, IrError> {
+        let missing = || IrError::Missing { op: node.name.clone(), what: format!("slot {slot}") };
+        self.graph.slots.get(slot).ok_or_else(missing)
+    }
+
+    fn gradient(&self, at: At<'c>, node: &Node, param: usize, dw: Value<'c>) -> Result<Value<'c>, IrError> {
+        let missing = || IrError::Missing { op: node.name.clone(), what: format!("parameter {param}") };
+        let param = self.graph.params.get(param).ok_or_else(missing)?;
+        let layer = param.per_layer.then(|| self.layer(node)).transpose()?;
+        nn::gradient(at, &param.name, layer, dw)
+    }
+
     fn layer(&self, node: &Node) -> Result<Value<'c>, IrError> {
         self.layer.ok_or_else(|| IrError::Missing { op: node.name.clone(), what: "layer index".into() })
     }
@@ -141,12 +191,12 @@ impl<'g, 'c> Importer<'g, 'c> {
         at: At<'c>,
         node: &Node,
         body: usize,
-        times: u64,
+        layers: (u64, u64, bool),
         inputs: &[Value<'c>],
     ) -> Result<Value<'c>, IrError> {
         let missing = |what: &str| IrError::Missing { op: node.name.clone(), what: what.into() };
         let body = self.graph.functions.get(body).ok_or_else(|| missing("body"))?;
-        let results = nn::repeat(at, &body.name, times, inputs)?;
+        let results = nn::repeat_layers(at, &body.name, layers, inputs)?;
         results.first().copied().ok_or_else(|| missing("result"))
     }
 }

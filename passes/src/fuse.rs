@@ -135,9 +135,10 @@ fn inputs<'c>(view: &FunctionView<'c>, flow: &Flow, nodes: &Set) -> Vec<IrValue<
     found
 }
 
-/// A value leaves when somebody outside needs it; the cache always does, since writing it is the point.
+/// A value leaves when somebody outside needs it; caches and gradients always do, since writing them is the point.
 fn leaves(flow: &Flow, value: ValueId, nodes: &Set) -> bool {
-    let stored = flow.maker(value).is_some_and(|n| matches!(flow.op(n), Op::KvAppend { .. }));
+    let stores = |op: &Op| matches!(op, Op::KvAppend { .. } | Op::Gradient { .. });
+    let stored = flow.maker(value).is_some_and(|n| stores(flow.op(n)));
     stored || flow.escapes(value, nodes)
 }
 

@@ -25,10 +25,29 @@ const GRAPH: &[&str] = &[
     "nn.values",
     "nn.last_token",
     "nn.repeat",
+    "nn.cross_entropy",
+    "nn.cross_entropy_dx",
+    "nn.linear_dx",
+    "nn.linear_dw",
+    "nn.column_sum",
+    "nn.activation_dx",
+    "nn.norm_dx",
+    "nn.norm_dw",
+    "nn.rope_dx",
+    "nn.mask_dx",
+    "nn.softmax_dx",
+    "nn.values_dv",
+    "nn.embed_dw",
+    "nn.position_dw",
+    "nn.last_token_dx",
+    "nn.save",
+    "nn.saved",
+    "nn.gradient",
 ];
 
 /// What stands between kernels once everything is fused.
-const KERNELS: &[&str] = &["func.func", "func.return", "nn.param", "nn.repeat", "nn.fused"];
+const KERNELS: &[&str] =
+    &["func.func", "func.return", "nn.param", "nn.repeat", "nn.fused", "nn.save", "nn.saved"];
 
 /// What a GPU program consists of.
 const PROGRAM: &[&str] = &["cuda.program", "cuda.buffer", "cuda.kernel", "cuda.launch", "cuda.repeat"];

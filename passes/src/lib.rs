@@ -4,6 +4,7 @@
 //! and reports, [`opt`] does the same for text. What is fused, and why, is decided by [`fusion`] on plain graphs; where
 //! muP's multipliers go, by [`mup`].
 
+pub mod attention_backward;
 pub mod cpu;
 pub mod cuda;
 pub mod dce;

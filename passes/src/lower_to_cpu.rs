@@ -2,13 +2,13 @@
 //!
 //! What a kernel becomes is decided by [`crate::cpu`] on plain data; this file reads the functions from the IR.
 
-use crate::cpu::{HostFunction, HostModule, HostParam, LowerError, Options, lower};
+use crate::cpu::{HostFunction, HostModule, HostParam, LowerError, Options, TrainModule, lower, lower_train};
 use crate::pass::{PassError, diagnostic};
 use crate::view::read_op;
 use lapidary_ir::{Module, Op as IrOp, Value as IrValue};
-use lapidary_models::graph::Value;
+use lapidary_models::graph::{Slot, Value};
 use lapidary_models::{Function, ModelSpec, Node, Op, ValueId};
-use lapidary_runtime_cpu::program::CpuProgram;
+use lapidary_runtime_cpu::program::{CheckedTraining, CpuProgram};
 use std::collections::BTreeSet;
 
 /// The host program of a module of `spec`; the module stays as it is. Its bound dimensions do not matter, but it has to
@@ -29,6 +29,62 @@ pub fn emit_cpu(module: &Module<'_>, spec: &ModelSpec, options: &Options) -> Res
         };
         PassError::Refused(vec![diagnostic(at.unwrap_or(module.op()), error.to_string())])
     })
+}
+
+/// The host's training program of a training module of `spec`, checked; the module stays as it is. Its batch and length
+/// do not matter.
+///
+/// # Errors
+/// [`PassError::Refused`] at what the host does not train.
+pub fn emit_cpu_training(module: &Module<'_>, spec: &ModelSpec) -> Result<CheckedTraining, PassError> {
+    let host = train_module(module.op(), spec)?;
+    let program = lower_train(&host).map_err(|error| {
+        let name = match &error {
+            LowerError::Unsupported { node, .. } => node.as_str(),
+            LowerError::Graph(_) | LowerError::Faulty(_) => "",
+        };
+        let named = |op: &IrOp<'_>| op.place().node.is_some_and(|at| !name.is_empty() && at.ends_with(name));
+        let at = module.op().walk().into_iter().find(named).unwrap_or(module.op());
+        PassError::Refused(vec![diagnostic(at, error.to_string())])
+    })?;
+    program.check().map_err(|faults| PassError::at(module.op(), LowerError::Faulty(faults).to_string()))
+}
+
+/// Reads every function; what layers keep is told from the ops that keep it and the repeats that call them.
+fn train_module(module: IrOp<'_>, spec: &ModelSpec) -> Result<TrainModule, PassError> {
+    let ops = module.functions();
+    let main = ops.iter().position(|op| op.symbol_name() == Some("main"));
+    let main = main.ok_or_else(|| PassError::at(module, "there is no function @main to begin with"))?;
+    let order: Vec<IrOp<'_>> =
+        ops.iter().enumerate().filter(|(at, _)| *at != main).map(|(_, op)| *op).chain([ops[main]]).collect();
+    let symbols: Vec<String> =
+        order.iter().map(|op| op.symbol_name().unwrap_or_default().to_string()).collect();
+    let slots = slots(&order)?;
+    let names: Vec<String> = slots.iter().map(|slot| slot.name.clone()).collect();
+    let read = |op: &IrOp<'_>| host_function_of(*op, &symbols, &names);
+    let functions: Vec<HostFunction> = order.iter().map(read).collect::<Result<_, _>>()?;
+    let (name, layers) = (spec.name.clone(), spec.n_layers);
+    Ok(TrainModule { name, layers, vocab: spec.vocab, max_seq: spec.max_seq, slots, functions })
+}
+
+/// The slots that functions fill, in order.
+fn slots(functions: &[IrOp<'_>]) -> Result<Vec<Slot>, PassError> {
+    let repeats: Vec<IrOp<'_>> =
+        functions.iter().flat_map(|f| f.walk()).filter(|op| op.is("nn.repeat")).collect();
+    let number = |op: IrOp<'_>, name: &str| op.i64(name).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    let mut slots = Vec::new();
+    for function in functions {
+        let call = repeats.iter().find(|op| op.symbol("body") == function.symbol_name());
+        for save in function.walk().into_iter().filter(|op| op.is("nn.save")) {
+            let ty = save.operand(0).and_then(|value| value.tensor());
+            let (Some(call), Some(ty)) = (call, ty) else {
+                return Err(PassError::at(save, "keeps a value of a function that no layer is"));
+            };
+            let name = save.text("name").unwrap_or_default().to_string();
+            slots.push(Slot { name, ty, first: number(*call, "first"), times: number(*call, "times") });
+        }
+    }
+    Ok(slots)
 }
 
 /// The module as plain functions with their kernels: `@main` and the function that it repeats, with dimensions as bound.
@@ -58,6 +114,11 @@ fn times(repeat: IrOp<'_>) -> u64 {
 }
 
 fn host_function(op: IrOp<'_>) -> Result<HostFunction, PassError> {
+    host_function_of(op, &[], &[])
+}
+
+/// Reads a function; `symbols` are those that repeats may call, `slots` those that layers keep.
+fn host_function_of(op: IrOp<'_>, symbols: &[String], slots: &[String]) -> Result<HostFunction, PassError> {
     let function = Function {
         name: op.symbol_name().unwrap_or_default().to_string(),
         per_layer: false,
@@ -67,18 +128,20 @@ fn host_function(op: IrOp<'_>) -> Result<HostFunction, PassError> {
         results: Vec::new(),
     };
     let host = HostFunction { function, params: Vec::new(), kernels: Vec::new() };
-    let mut reader = Reader { host, known: Vec::new(), names: BTreeSet::new() };
+    let mut reader = Reader { host, known: Vec::new(), names: BTreeSet::new(), symbols, slots };
     reader.function(op)?;
     Ok(reader.host)
 }
 
-struct Reader<'c> {
+struct Reader<'c, 's> {
+    symbols: &'s [String],
+    slots: &'s [String],
     host: HostFunction,
     known: Vec<(IrValue<'c>, ValueId)>,
     names: BTreeSet<String>,
 }
 
-impl<'c> Reader<'c> {
+impl<'c> Reader<'c, '_> {
     fn function(&mut self, op: IrOp<'c>) -> Result<(), PassError> {
         let Some(block) = op.region_block(0) else {
             return Err(PassError::at(op, "a function without a body"));
@@ -133,7 +196,14 @@ impl<'c> Reader<'c> {
                 self.host.params.push(HostParam { name, scale: op.f64("scale").unwrap_or(1.0) });
                 Op::Param { param: self.host.params.len() - 1 }
             }
-            "nn.repeat" => Op::Repeat { function: 0, first: 0, times: times(op), reverse: false },
+            "nn.repeat" => self.repeat(op),
+            "nn.save" => Op::Save { slot: self.slot(op)? },
+            "nn.saved" => Op::Saved { slot: self.slot(op)? },
+            "nn.gradient" => {
+                let name = op.text("name").unwrap_or_default().to_string();
+                self.host.params.push(HostParam { name, scale: 1.0 });
+                Op::Gradient { param: self.host.params.len() - 1 }
+            }
             _ => read_op(op).map_err(|what| PassError::at(op, what))?,
         };
         let inputs = self.ids(op);
@@ -144,6 +214,19 @@ impl<'c> Reader<'c> {
         let output = output.ok_or_else(|| PassError::at(op, format!("{} makes no tensor", op.name())))?;
         self.host.function.nodes.push(Node { name, op: kind, inputs, output });
         Ok(self.host.function.nodes.len() - 1)
+    }
+
+    fn repeat(&self, op: IrOp<'c>) -> Op {
+        let body = op.symbol("body").unwrap_or_default();
+        let function = self.symbols.iter().position(|name| name == body).unwrap_or(0);
+        let first = op.i64("first").and_then(|first| u64::try_from(first).ok()).unwrap_or(0);
+        Op::Repeat { function, first, times: times(op), reverse: op.flag("reverse") }
+    }
+
+    fn slot(&self, op: IrOp<'c>) -> Result<usize, PassError> {
+        let name = op.text("name").unwrap_or_default();
+        let found = self.slots.iter().position(|slot| slot == name);
+        found.ok_or_else(|| PassError::at(op, format!("no layer keeps \"{name}\"")))
     }
 
     /// Adds a value; none for what is not a tensor (the layer's number).

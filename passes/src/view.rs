@@ -39,7 +39,7 @@ pub struct FunctionView<'c> {
     pub ops: Vec<IrOp<'c>>,
     /// The IR value of each value.
     pub values: Vec<IrValue<'c>>,
-    /// What [`Op::Param`] indexes: one entry per `nn.param` of this function.
+    /// What [`Op::Param`] and [`Op::Gradient`] index: one entry per `nn.param` and `nn.gradient` of this function.
     pub params: Vec<ParamView>,
 }
 
@@ -118,7 +118,7 @@ impl<'c> FunctionView<'c> {
 
     fn node(&mut self, op: IrOp<'c>, symbols: &[&str], namer: &mut Namer) -> Result<(), PassError> {
         let kind = op::read(op, symbols, self.params.len()).map_err(|what| PassError::at(op, what))?;
-        if let Op::Param { .. } = kind {
+        if let Op::Param { .. } | Op::Gradient { .. } = kind {
             let name = op.text("name").unwrap_or_default().to_string();
             self.params.push(ParamView { name, scale: op.f64("scale").unwrap_or(1.0) });
         }

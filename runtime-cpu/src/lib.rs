@@ -5,7 +5,7 @@
 //! ```
 //! [`program`] is plain data; everything else runs it: [`pack`] lays weights out for streaming, [`rows`] compiles row
 //! functions, [`matmul`] and [`attention`] share the panel kernels of [`simd`], [`session`] walks over the steps,
-//! [`sample`] and [`generate`] turn logits into tokens.
+//! [`sample`] and [`generate`] turn logits into tokens. [`train`] runs whole training steps with the same kernels.
 
 pub mod attention;
 pub mod cache;
@@ -21,6 +21,7 @@ pub mod scores;
 pub mod session;
 pub mod simd;
 mod step;
+pub mod train;
 pub mod weights;
 
 pub use generate::{Finish, Generation, generate};

@@ -23,6 +23,11 @@ pub fn turn(rotation: &Rotation) -> Turn {
 impl RotationTable {
     /// The table for positions below `positions`. Angles are products of f32, as published code has them.
     pub fn new(rotation: &Rotation, positions: usize) -> RotationTable {
+        RotationTable::directed(rotation, positions, false)
+    }
+
+    /// The same, or the table that turns back.
+    pub fn directed(rotation: &Rotation, positions: usize, back: bool) -> RotationTable {
         let turn = turn(rotation);
         let width = pitch(2 * turn.rot_dims as u64);
         let frequencies = rotation.rope.inverse_frequencies();
@@ -32,6 +37,7 @@ impl RotationTable {
                 let first = at.min(turn.partner(at));
                 let pair = if turn.interleaved { first / 2 } else { first };
                 let (sin, cos) = f64::from(position as f32 * frequencies[pair]).sin_cos();
+                let sin = if back { -sin } else { sin };
                 row[at] = cos as f32;
                 row[turn.rot_dims + at] = if at == first { -sin as f32 } else { sin as f32 };
             }

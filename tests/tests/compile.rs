@@ -4,6 +4,7 @@
 use lapidary_hardware::builtin::machine;
 use lapidary_ir::import::import;
 use lapidary_ir::{IrContext, Module};
+use lapidary_models::autodiff::{Policy, Recompute, training};
 use lapidary_models::mup::inference_fold;
 use lapidary_models::testing::specs;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec, builtin, parse_model, to_toml};
@@ -107,5 +108,27 @@ fn the_pass_folds_what_the_derivation_says() {
     assert_eq!(done.params.len(), fold.scales.len(), "both scale the same parameters");
     for (name, _, eps) in &done.norms {
         assert!((eps / (spec.norm.eps / 14.6f64.powi(2)) - 1.0).abs() < 1e-12, "{name}: {eps}");
+    }
+}
+
+/// Only the host trains so far. The other targets name the first op that they have no form for, at every length of layer.
+#[test]
+fn targets_that_do_not_train_say_which_op_is_in_the_way() {
+    let spec = builtin("crystalcoder").expect("built in");
+    let dims = Dims { batch: 1, seq: 16, cached: 0 };
+    for policy in Recompute::ALL {
+        let graph = training(&spec, dims, &Policy::Uniform(policy)).expect("differentiates").graph;
+        let cx = IrContext::new();
+        let (module, _) = lowered(&cx, &graph, Goal::Gpu, Mup::Keep);
+        let error =
+            emit_gpu(&module, "sm_80", &Options::default()).expect_err("no kernels for it").to_string();
+        assert!(error.contains("has no kernel on this GPU target") || error.contains("nn.save"), "{error}");
+        let passes =
+            pipeline_text(Goal::Wafer, Mup::Keep, &Fusion::On) + ",lower-to-wafer{width=12 height=9}";
+        let passes = Pipeline::parse(&passes).expect("a pipeline");
+        let mut module = import(&cx, &graph).expect("it imports");
+        let error = run(&mut module, &passes, Watch::default()).map(|_| ()).expect_err("no places for it");
+        assert!(matches!(error, RunError::Pass { internal: false, .. }), "{error}");
+        assert!(error.to_string().contains("has no place on a wafer yet"), "{error}");
     }
 }

@@ -14,19 +14,19 @@ use lapidary_models::op::{Cache, ScaleRole};
 use lapidary_models::spec::{Activation, NormKind, RopeScaling};
 use melior::ir::{Attribute, Type};
 
-type Built<'c> = Result<Value<'c>, IrError>;
+pub(super) type Built<'c> = Result<Value<'c>, IrError>;
 
-fn result<'c>(at: At<'c>, new: &New<'_, 'c>) -> Built<'c> {
+pub(super) fn result<'c>(at: At<'c>, new: &New<'_, 'c>) -> Built<'c> {
     let op = at.create(new)?;
     op.result(0).ok_or_else(|| missing(op, "result"))
 }
 
 /// An i64 attribute; sizes beyond i64 become i64::MAX, which no verifier accepts as a size.
-fn count(at: At<'_>, value: u64) -> Attribute<'_> {
+pub(super) fn count(at: At<'_>, value: u64) -> Attribute<'_> {
     at.context().i64(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-fn word<'c>(at: At<'c>, kind: &str, word: &str) -> Result<Attribute<'c>, IrError> {
+pub(super) fn word<'c>(at: At<'c>, kind: &str, word: &str) -> Result<Attribute<'c>, IrError> {
     at.context().parse_attribute(&format!("#nn<{kind} {word}>"))
 }
 
@@ -123,7 +123,11 @@ pub fn rope<'c>(at: At<'c>, x: Value<'c>, parameters: &RopeParameters) -> Built<
     result(at, &with_scaling(at, new, parameters.scaling)?)
 }
 
-fn with_scaling<'a, 'c>(at: At<'c>, new: New<'a, 'c>, scaling: RopeScaling) -> Result<New<'a, 'c>, IrError> {
+pub(super) fn with_scaling<'a, 'c>(
+    at: At<'c>,
+    new: New<'a, 'c>,
+    scaling: RopeScaling,
+) -> Result<New<'a, 'c>, IrError> {
     let cx = at.context();
     Ok(match scaling {
         RopeScaling::None => new,
@@ -186,11 +190,24 @@ pub fn repeat<'c>(
     times: u64,
     inputs: &[Value<'c>],
 ) -> Result<Vec<Value<'c>>, IrError> {
+    repeat_layers(at, body, (0, times, false), inputs)
+}
+
+/// `nn.repeat`: calls `@body` with `first`, .. `first + times - 1`, the last one first if it is reversed.
+pub fn repeat_layers<'c>(
+    at: At<'c>,
+    body: &str,
+    (first, times, reverse): (u64, u64, bool),
+    inputs: &[Value<'c>],
+) -> Result<Vec<Value<'c>>, IrError> {
     let types: Vec<Type<'c>> = inputs.iter().map(|value| value.ty()).collect();
+    let cx = at.context();
     let new = New::of("nn.repeat", &types)
         .reads(inputs)
-        .with("body", at.context().symbol(body))
-        .with("times", count(at, times));
+        .with("body", cx.symbol(body))
+        .with("times", count(at, times))
+        .with("first", count(at, first))
+        .with_some("reverse", reverse.then(|| cx.unit()));
     Ok(at.create(&new)?.results())
 }
 

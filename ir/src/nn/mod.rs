@@ -4,10 +4,12 @@
 //! one enum everywhere. What an op means, shape by shape, stands in `ir/docs/nn.md`.
 
 mod build;
+mod train;
 mod view;
 mod word;
 
 pub use build::*;
+pub use train::*;
 pub use view::*;
 pub use word::Anchor;
 

@@ -104,6 +104,42 @@ views! {
     Mask = "nn.mask" { x: 0 }
     /// Weighted sums of values.
     Values = "nn.values" { p: 0, v: 1 }
+    /// Mean cross entropy.
+    CrossEntropy = "nn.cross_entropy" { logits: 0, labels: 1 }
+    /// Its derivative by the logits.
+    CrossEntropyDx = "nn.cross_entropy_dx" { logits: 0, labels: 1 }
+    /// Derivative of a linear by its operand.
+    LinearDx = "nn.linear_dx" { dy: 0, weight: 1 }
+    /// Derivative of a linear by its weight.
+    LinearDw = "nn.linear_dw" { dy: 0, x: 1 }
+    /// The sum of all rows.
+    ColumnSum = "nn.column_sum" { x: 0 }
+    /// Derivative of an activation.
+    ActivationDx = "nn.activation_dx" { x: 0, dy: 1 }
+    /// Derivative of a norm by its operand.
+    NormDx = "nn.norm_dx" { x: 0, weight: 1, dy: 2 }
+    /// Derivative of a norm by its weight.
+    NormDw = "nn.norm_dw" { x: 0, dy: 1 }
+    /// A rotation back.
+    RopeDx = "nn.rope_dx" { dy: 0 }
+    /// Zero where a query may not look.
+    MaskDx = "nn.mask_dx" { ds: 0 }
+    /// Derivative of a softmax.
+    SoftmaxDx = "nn.softmax_dx" { p: 0, dp: 1 }
+    /// Weighted sums over queries.
+    ValuesDv = "nn.values_dv" { p: 0, y: 1 }
+    /// Derivative of a lookup by its table.
+    EmbedDw = "nn.embed_dw" { ids: 0, dy: 1 }
+    /// Derivative of a learned position by its table.
+    PositionDw = "nn.position_dw" { dy: 0 }
+    /// Derivative of the choice of the last position.
+    LastTokenDx = "nn.last_token_dx" { dy: 0 }
+    /// A value kept for the backward pass.
+    Save = "nn.save" { x: 0, layer: 1 }
+    /// What a layer kept.
+    Saved = "nn.saved" { layer: 0 }
+    /// An addition to the gradient of a weight.
+    Gradient = "nn.gradient" { dw: 0 }
     /// A layer called N times.
     Repeat = "nn.repeat" {}
     /// Ops that become one kernel.

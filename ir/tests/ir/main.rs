@@ -8,6 +8,7 @@ mod fold;
 mod import;
 mod pipeline;
 mod round_trip;
+mod training;
 
 use lapidary_ir::{IrContext, Module};
 

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! [`differentiate`] keeps every value that a backward op reads: the policy without recomputation. [`recompute`] is a
-//! pass over the training graph that keeps less and computes the rest again; [`training`] does both for a
+//! pass over the training graph that keeps less and computes the rest again, [`fitting`] chooses where; [`training`] does both for a
 //! specification, and [`work`] lists what every op of the result costs. Each rule stands in `rules.rs`; a repeat becomes
 //! a repeat of its body's backward function, last layer first, with one slot a layer for each kept value.
 //!
@@ -18,6 +18,7 @@
 
 mod differentiate;
 mod draft;
+mod fit;
 pub mod labels;
 mod recompute;
 mod rules;
@@ -25,6 +26,7 @@ mod tape;
 pub mod work;
 
 pub use differentiate::differentiate;
+pub use fit::fitting;
 pub use recompute::{Policy, Recompute, RecomputeReport, SegmentReport, recompute};
 
 use crate::graph::{Dims, Graph, GraphError, Mode};

@@ -20,6 +20,9 @@ use crate::work::Work;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Behind the name of a forward node that runs again for one backward op alone.
+pub(super) const AGAIN: &str = ".again";
+
 /// What a layer computes again in its backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,10 +119,7 @@ pub struct SegmentReport {
 /// [`GraphError::Dimension`] when a policy by layer does not name every layer; [`GraphError::NoDerivative`] when the
 /// graph is not such a graph.
 pub fn recompute(training: &Graph, policy: &Policy) -> Result<(Graph, RecomputeReport), GraphError> {
-    if training.functions.len() != 3 || !matches!(training.mode, crate::Mode::Train) {
-        let why = "recomputation applies to a graph just differentiated";
-        return Err(GraphError::NoDerivative { node: training.name.clone(), op: "repeat", why });
-    }
+    just_differentiated(training)?;
     let source = Source::of(training);
     let mut graph = Graph { slots: Vec::new(), functions: Vec::new(), ..training.clone() };
     let mut segments = Vec::new();
@@ -136,6 +136,26 @@ pub fn recompute(training: &Graph, policy: &Policy) -> Result<(Graph, RecomputeR
     let saved_bytes = graph.slots.iter().map(|slot| slot.ty.bytes().saturating_mul(slot.times)).sum();
     let report = RecomputeReport { saved_bytes, again: total(|s| s.again), segments };
     Ok((graph, report))
+}
+
+/// Bytes that one layer keeps and operations that it does again, under each policy of [`Recompute::ALL`].
+pub(super) fn costs(training: &Graph) -> Result<[(u64, u64); 3], GraphError> {
+    just_differentiated(training)?;
+    let source = Source::of(training);
+    let mut costs = [(0, 0); 3];
+    for (cost, policy) in costs.iter_mut().zip(Recompute::ALL) {
+        let report = source.report(&source.variant(policy, 0)?, policy, (0, 1));
+        *cost = (report.saved_bytes, report.again.flops());
+    }
+    Ok(costs)
+}
+
+fn just_differentiated(training: &Graph) -> Result<(), GraphError> {
+    if training.functions.len() != 3 || !matches!(training.mode, crate::Mode::Train) {
+        let why = "recomputation applies to a graph just differentiated";
+        return Err(GraphError::NoDerivative { node: training.name.clone(), op: "repeat", why });
+    }
+    Ok(())
 }
 
 /// Functions of the second and further segments carry its number.
@@ -235,6 +255,8 @@ impl<'g> Source<'g> {
             now: BTreeMap::from([(self.backward.arguments[0], draft.function().arguments[0])]),
             draft,
             found: BTreeMap::new(),
+            core: self.core_of_attention(),
+            apart: BTreeMap::new(),
             kept: Vec::new(),
             again: Vec::new(),
         };
@@ -305,6 +327,10 @@ struct Copy<'s, 'g> {
     now: BTreeMap<ValueId, ValueId>,
     /// Value of the layer to value of the new backward function.
     found: BTreeMap<ValueId, ValueId>,
+    /// Nodes from the scores up to the values.
+    core: Vec<bool>,
+    /// Values of the core that were computed for the backward pass alone.
+    apart: BTreeMap<ValueId, ValueId>,
     kept: Vec<ValueId>,
     again: Vec<usize>,
 }
@@ -313,7 +339,7 @@ impl Copy<'_, '_> {
     fn node(&mut self, node: &crate::Node) -> Result<(), GraphError> {
         let value = match node.op {
             Op::Param { param } => self.draft.param(self.source.params, param),
-            Op::Saved { slot } => self.find(self.source.held[slot])?,
+            Op::Saved { slot } => self.read(self.source.held[slot])?,
             _ => {
                 let inputs: Vec<ValueId> = node.inputs.iter().map(|id| self.now[id]).collect();
                 self.draft.node(&node.name, node.op.clone(), &inputs)?
@@ -321,6 +347,26 @@ impl Copy<'_, '_> {
         };
         self.now.insert(node.output, value);
         Ok(())
+    }
+
+    /// A value that a backward op reads. The core of attention is computed for its backward pass alone: shared with a
+    /// forward pass that runs again, its tensors would have to be in memory between the two.
+    fn read(&mut self, value: ValueId) -> Result<ValueId, GraphError> {
+        let layer = &self.source.layer;
+        let producer = layer.nodes.iter().position(|node| node.output == value);
+        let Some(index) = producer.filter(|index| self.repeats[*index] && self.core[*index]) else {
+            return self.find(value);
+        };
+        if let Some(found) = self.apart.get(&value) {
+            return Ok(*found);
+        }
+        let node = &layer.nodes[index];
+        let inputs: Result<Vec<ValueId>, GraphError> =
+            node.inputs.iter().map(|input| self.read(*input)).collect();
+        self.again.push(index);
+        let found = self.draft.node(&format!("{}{AGAIN}", node.name), node.op.clone(), &inputs?)?;
+        self.apart.insert(value, found);
+        Ok(found)
     }
 
     /// A value of the layer: found before, computed again, or kept.

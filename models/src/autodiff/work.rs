@@ -3,6 +3,7 @@
 //! Ops are counted unfused, as [`crate::work`] counts them. Whoever prices kernels groups the functions of
 //! [`super::Training::graph`] first; [`Phase::of`] says of each node why it is there.
 
+use super::recompute::AGAIN;
 use super::{Policy, RecomputeReport, training};
 use crate::graph::{Dims, Function, Graph, GraphError, Node, Param, Slot};
 use crate::op::Op;
@@ -33,7 +34,7 @@ impl Phase {
         if function.per_layer {
             return match graph.functions.iter().position(|f| f.name == function.name) {
                 Some(index) if index % 2 == 0 => Phase::Forward,
-                _ if graph.layer().nodes.iter().any(|forward| forward.name == node.name) => Phase::Recompute,
+                _ if repeats(graph, node) => Phase::Recompute,
                 _ => Phase::Backward,
             };
         }
@@ -44,6 +45,12 @@ impl Phase {
             _ => Phase::Backward,
         }
     }
+}
+
+/// Whether a node of a backward function is a forward node that runs again.
+fn repeats(graph: &Graph, node: &Node) -> bool {
+    let name = node.name.strip_suffix(AGAIN).unwrap_or(&node.name);
+    graph.layer().nodes.iter().any(|forward| forward.name == name)
 }
 
 /// One op of a training step.

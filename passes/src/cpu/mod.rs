@@ -9,6 +9,9 @@ mod function;
 mod parameters;
 mod parts;
 mod slots;
+mod train;
+
+pub use train::{TrainModule, lower_train};
 
 use lapidary_models::{Dims, Function, Graph, Mode, ModelSpec, Op};
 use lapidary_runtime_cpu::program::{CpuProgram, ProgramFaults, WeightType};

@@ -108,7 +108,7 @@ pub fn parts(uses: &Uses, kernel: &[usize]) -> Vec<Part> {
 }
 
 /// The attention that ends in `values`, if all of it is in the kernel and nothing of it is needed elsewhere.
-fn chain(uses: &Uses, inside: &BTreeSet<usize>, values: usize) -> Option<Chain> {
+pub fn chain(uses: &Uses, inside: &BTreeSet<usize>, values: usize) -> Option<Chain> {
     let Op::Values { .. } = uses.node(values).op else { return None };
     let step =
         |value: ValueId| uses.maker(value).filter(|n| inside.contains(n) && uses.only_user(value).is_some());

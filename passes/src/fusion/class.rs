@@ -17,7 +17,7 @@ pub enum Class {
     Store,
     /// Sums over all rows, or adds into a buffer: a kernel that nothing joins.
     Alone,
-    /// No kernel of its own: parameters, calls and values that were kept.
+    /// No kernel of its own: parameters, calls and values that are kept.
     Outside,
 }
 
@@ -45,11 +45,10 @@ pub const fn class(op: &Op) -> Class {
         | Op::EmbedDw { .. }
         | Op::PositionDw { .. }
         | Op::LastTokenDx { .. }
-        | Op::Save { .. }
         | Op::Gradient { .. } => Class::Alone,
         Op::Embed | Op::LastToken => Class::Gather,
         Op::KvAppend { .. } => Class::Store,
-        Op::Param { .. } | Op::Repeat { .. } | Op::Saved { .. } => Class::Outside,
+        Op::Param { .. } | Op::Repeat { .. } | Op::Save { .. } | Op::Saved { .. } => Class::Outside,
     }
 }
 

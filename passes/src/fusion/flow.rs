@@ -1,5 +1,6 @@
 //! Who makes and who uses each value of a function.
 
+use crate::attention_backward::{Core, cores};
 use crate::fusion::traffic::Set;
 use lapidary_models::{Function, Node, Op, TensorType, ValueId};
 use std::collections::BTreeMap;
@@ -8,6 +9,8 @@ use std::collections::BTreeMap;
 pub struct Flow<'f> {
     /// The function.
     pub function: &'f Function,
+    /// Backward passes of attention that are kernels of their own.
+    pub cores: Vec<Core>,
     makers: BTreeMap<ValueId, usize>,
     users: BTreeMap<ValueId, Vec<usize>>,
 }
@@ -26,7 +29,7 @@ impl<'f> Flow<'f> {
                 }
             }
         }
-        Flow { function, makers, users }
+        Flow { function, cores: cores(function), makers, users }
     }
 
     /// A node by index.

@@ -61,8 +61,14 @@ struct Candidate {
 /// Merges until nothing legal saves a byte.
 pub fn grow(flow: &Flow, rules: &Rules) -> Grown {
     let single = |n: usize| (class(flow.op(n)) != Class::Outside).then(|| Set::from([n]));
-    let mut parts: Vec<Set> = (0..flow.function.nodes.len()).filter_map(single).collect();
-    let mut merges = Vec::new();
+    let cores: Vec<&Set> = match rules.allows(Rule::Attention) {
+        true => flow.cores.iter().map(|core| &core.nodes).collect(),
+        false => Vec::new(),
+    };
+    let free = |n: &usize| !cores.iter().any(|core| core.contains(n));
+    let mut parts: Vec<Set> = (0..flow.function.nodes.len()).filter(free).filter_map(single).collect();
+    parts.extend(cores.iter().map(|core| (*core).clone()));
+    let mut merges: Vec<Merge> = cores.iter().map(|core| whole(flow, core)).collect();
     let refusals = loop {
         let mut refusals = Vec::new();
         let mut legal = None;
@@ -83,6 +89,18 @@ pub fn grow(flow: &Flow, rules: &Rules) -> Grown {
     };
     let (regions, steps) = ordered(flow, parts);
     Grown { regions, steps, merges, refusals }
+}
+
+/// The backward pass of an attention, which becomes one kernel at once: half of it saves nothing.
+fn whole(flow: &Flow, core: &Set) -> Merge {
+    let (products, rest): (Vec<usize>, Vec<usize>) =
+        core.iter().partition(|n| matches!(class(flow.op(**n)), Class::Contraction | Class::Alone));
+    let names = |nodes: &[usize]| nodes.iter().map(|n| flow.node(*n).name.clone()).collect();
+    let apart = core.iter().map(|n| traffic(flow, &Set::from([*n]))).fold(0, u64::saturating_add);
+    let saved_bytes = apart.saturating_sub(traffic(flow, core));
+    let reason = reason::of_region(flow, core);
+    let reason = format!("saves {}: {reason}", reason::bytes_text(saved_bytes));
+    Merge { rule: Rule::Attention, sides: [names(&products), names(&rest)], saved_bytes, reason }
 }
 
 /// Regions renumbered in the order in which they run.

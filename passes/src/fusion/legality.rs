@@ -57,8 +57,16 @@ pub fn kernel(flow: &Flow, nodes: &Set) -> Result<Anchor, String> {
     if nodes.len() == 1 {
         return nodes.iter().next().map_or(Err("no op".into()), |n| Ok(alone(flow.op(*n))));
     }
+    if let Some(core) = flow.cores.iter().find(|core| !core.nodes.is_disjoint(nodes)) {
+        return match core.nodes == *nodes {
+            true => Ok(Anchor::Attention),
+            false => Err("the backward pass of attention streams as a whole and nothing else".into()),
+        };
+    }
     if let Some(n) = nodes.iter().find(|n| class(flow.op(**n)) == Class::Alone) {
-        return Err(format!("{} sums over all rows or into a buffer: it stands alone", flow.node(*n).name));
+        return accumulated(flow, nodes).ok_or_else(|| {
+            format!("{} sums over all rows or into a buffer: it stands alone", flow.node(*n).name)
+        });
     }
     tables_are_whole(flow, nodes)?;
     stores_are_last(flow, nodes)?;
@@ -72,12 +80,22 @@ pub fn kernel(flow: &Flow, nodes: &Set) -> Result<Anchor, String> {
     }
 }
 
+/// A product, sum or scatter that adds straight into the gradient behind it.
+fn accumulated(flow: &Flow, nodes: &Set) -> Option<Anchor> {
+    let [first, second]: [usize; 2] = nodes.iter().copied().collect::<Vec<_>>().try_into().ok()?;
+    let adds = matches!(flow.op(second), Op::Gradient { .. });
+    let behind = flow.node(second).inputs == [flow.node(first).output];
+    (adds && behind && class(flow.op(first)) == Class::Alone).then(|| alone(flow.op(first)))
+}
+
 /// The kernel of a single op.
 pub fn alone(op: &Op) -> Anchor {
     match class(op) {
         Class::Contraction => Anchor::Matmul,
         Class::Row => Anchor::Row,
         Class::Gather => Anchor::Gather,
+        Class::Alone if matches!(op, Op::LinearDw | Op::ValuesDv { .. }) => Anchor::Matmul,
+        Class::Alone if matches!(op, Op::ColumnSum | Op::NormDw { .. } | Op::CrossEntropy) => Anchor::Row,
         Class::Elementwise | Class::Store | Class::Alone | Class::Outside => Anchor::Elementwise,
     }
 }

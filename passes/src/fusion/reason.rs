@@ -73,7 +73,12 @@ pub fn region_name(flow: &Flow, nodes: &Set, anchor: Anchor) -> String {
     let named = |wanted: Class| -> Vec<&str> {
         nodes.iter().filter(|n| class(flow.op(**n)) == wanted).map(|n| flow.node(*n).name.as_str()).collect()
     };
+    let alone = named(Class::Alone);
     let name = match anchor {
+        Anchor::Attention if nodes.iter().any(|n| *flow.op(*n) == Op::SoftmaxDx) => {
+            "attention.backward".into()
+        }
+        Anchor::Matmul | Anchor::Row | Anchor::Gather if !alone.is_empty() => alone[0].to_string(),
         Anchor::Matmul => joint_name(&named(Class::Contraction)),
         Anchor::Attention => "attention".into(),
         Anchor::Row => joint_name(&named(Class::Row)),

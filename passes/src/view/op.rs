@@ -29,6 +29,11 @@ pub fn read(op: IrOp<'_>, symbols: &[&str], params: usize) -> Result<Op, String>
         "nn.values" => Ok(Op::Values { heads: length(op, "heads"), kv_heads: length(op, "kv_heads") }),
         "nn.last_token" => Ok(Op::LastToken),
         "nn.repeat" => repeat(op, symbols),
+        // Slots and gradients are told apart by name; who needs their indices counts them.
+        "nn.save" => Ok(Op::Save { slot: 0 }),
+        "nn.saved" => Ok(Op::Saved { slot: 0 }),
+        "nn.gradient" => Ok(Op::Gradient { param: params }),
+        name if name.starts_with("nn.") => training(op),
         other => Err(format!("{other} is no part of a model's graph")),
     }
 }
@@ -96,6 +101,37 @@ fn rope(op: IrOp<'_>) -> Result<Op, String> {
     })
 }
 
+/// An op that only training has.
+fn training(op: IrOp<'_>) -> Result<Op, String> {
+    match op.name() {
+        "nn.cross_entropy" => Ok(Op::CrossEntropy),
+        "nn.cross_entropy_dx" => Ok(Op::CrossEntropyDx),
+        "nn.linear_dx" => Ok(Op::LinearDx),
+        "nn.linear_dw" => Ok(Op::LinearDw),
+        "nn.column_sum" => Ok(Op::ColumnSum),
+        "nn.activation_dx" => activation(op).map(Op::ActivationDx),
+        "nn.norm_dx" => Ok(Op::NormDx { kind: norm(op)?, eps: op.f64("eps").unwrap_or(0.0) }),
+        "nn.norm_dw" => Ok(Op::NormDw { kind: norm(op)?, eps: op.f64("eps").unwrap_or(0.0) }),
+        "nn.rope_dx" => match rope(op)? {
+            Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset } => {
+                Ok(Op::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset })
+            }
+            other => Err(format!("{} is no rotation", other.name())),
+        },
+        "nn.mask_dx" => Ok(Op::MaskDx {
+            causal: op.flag("causal"),
+            window: length(op, "window"),
+            offset: length(op, "offset"),
+        }),
+        "nn.softmax_dx" => Ok(Op::SoftmaxDx),
+        "nn.values_dv" => Ok(Op::ValuesDv { heads: length(op, "heads"), kv_heads: length(op, "kv_heads") }),
+        "nn.embed_dw" => Ok(Op::EmbedDw { rows: length(op, "rows") }),
+        "nn.position_dw" => Ok(Op::PositionDw { offset: length(op, "offset"), rows: length(op, "rows") }),
+        "nn.last_token_dx" => Ok(Op::LastTokenDx { seq: length(op, "seq") }),
+        other => Err(format!("{other} is no part of a model's graph")),
+    }
+}
+
 fn mask(op: IrOp<'_>) -> Op {
     Op::Mask {
         causal: op.flag("causal"),
@@ -114,5 +150,6 @@ fn repeat(op: IrOp<'_>, symbols: &[&str]) -> Result<Op, String> {
     if op.operand_count() != 1 {
         return Err(format!("a repeat of {} values; passes know repeats of one", op.operand_count()));
     }
-    Ok(Op::Repeat { function, first: 0, times: length(op, "times"), reverse: false })
+    let (first, times, reverse) = (length(op, "first"), length(op, "times"), op.flag("reverse"));
+    Ok(Op::Repeat { function, first, times, reverse })
 }

@@ -10,6 +10,7 @@
 use super::layout::{HeadShape, place_heads, place_tokens};
 use super::placed::{Heads, Tokens};
 use crate::pass::{Changed, Pass, PassCx, PassError, diagnostic};
+use crate::view::read_op;
 use lapidary_ir::wafer::{self, Inner, Placement, Rect, Tile};
 use lapidary_ir::{At, Attribute, IrContext, New, Op, Type, Value, View, nn};
 
@@ -57,6 +58,11 @@ impl Pass for LowerToWafer {
     }
 
     fn run(&self, module: Op<'_>, _: &PassCx) -> Result<Changed, PassError> {
+        let trains = |op: &Op<'_>| read_op(*op).is_ok_and(|op| op.is_training());
+        if let Some(op) = module.walk().into_iter().find(trains) {
+            let what = format!("{} has no place on a wafer yet: only forward passes are placed", op.name());
+            return Err(PassError::at(op, what));
+        }
         let Some(main) = module.lookup("main").filter(|op| op.is("func.func")) else {
             return Ok(Changed::No);
         };
@@ -288,6 +294,26 @@ impl<'c> Lowering<'c> {
             nn::Any::Scale(scale) => self.map(at, op, "scale", Some(scale.by()))?,
             nn::Any::Activate(activate) => self.map(at, op, activate.function().name(), None)?,
             nn::Any::Bias(_) => return Err(PassError::at(op, "a bias on something that is no linear layer")),
+            nn::Any::CrossEntropy(_)
+            | nn::Any::CrossEntropyDx(_)
+            | nn::Any::LinearDx(_)
+            | nn::Any::LinearDw(_)
+            | nn::Any::ColumnSum(_)
+            | nn::Any::ActivationDx(_)
+            | nn::Any::NormDx(_)
+            | nn::Any::NormDw(_)
+            | nn::Any::RopeDx(_)
+            | nn::Any::MaskDx(_)
+            | nn::Any::SoftmaxDx(_)
+            | nn::Any::ValuesDv(_)
+            | nn::Any::EmbedDw(_)
+            | nn::Any::PositionDw(_)
+            | nn::Any::LastTokenDx(_)
+            | nn::Any::Save(_)
+            | nn::Any::Saved(_)
+            | nn::Any::Gradient(_) => {
+                return Err(PassError::at(op, format!("{} has no place on a wafer yet", op.name())));
+            }
             nn::Any::Fused(_) => return Err(PassError::at(op, "a kernel within a kernel")),
         };
         self.known.pairs.extend(op.results().into_iter().map(|old| (old, result)));

@@ -315,7 +315,7 @@ impl Checker<'_> {
                 self.constant(name, op, parameter, width, inside);
             }
             RowOp::Scale { by, .. } => self.expect(by.is_finite(), name, || format!("scale is {by}")),
-            RowOp::Norm { eps, .. } => {
+            RowOp::Norm { eps, .. } | RowOp::NormDx { eps, .. } => {
                 self.expect(eps.is_finite() && eps >= 0.0, name, || format!("eps is {eps}"))
             }
             RowOp::Rotate { rotation, .. } => {
@@ -323,7 +323,7 @@ impl Checker<'_> {
                 let fits = head.is_some_and(|d| d > 0 && width.is_multiple_of(d)) && rows == Rows::Tokens;
                 self.expect(fits, name, || format!("rotation {rotation} does not fit rows of {width}"));
             }
-            RowOp::Add { .. } | RowOp::Mul { .. } | RowOp::Activation { .. } => {}
+            RowOp::Add { .. } | RowOp::Mul { .. } | RowOp::Activation { .. } | RowOp::Slope { .. } => {}
         }
         let by_token = matches!(op, RowOp::Embedding { .. } | RowOp::Position { .. });
         self.expect(!by_token || rows == Rows::Tokens, name, || "looks up tokens among last rows".into());

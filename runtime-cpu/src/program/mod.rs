@@ -13,9 +13,13 @@
 
 mod check;
 mod row;
+pub mod train;
+mod train_check;
 
 pub use check::{Checked, ProgramFault, ProgramFaults};
 pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
+pub use train::TrainProgram;
+pub use train_check::CheckedTraining;
 
 use lapidary_models::spec::Rope;
 use serde::{Deserialize, Serialize};

@@ -86,6 +86,25 @@ pub enum RowOp {
         /// Which.
         function: Activation,
     },
+    /// The derivative of a pointwise function.
+    Slope {
+        /// Operand of the function.
+        x: usize,
+        /// Which.
+        function: Activation,
+    },
+    /// Derivative of a norm by its operand: with x̂ the normalised row and r one over its deviation,
+    /// `r (g - mean(g) - x̂ mean(g x̂))`, without `mean(g)` for a root mean square.
+    NormDx {
+        /// Operand of the norm.
+        x: usize,
+        /// Derivative by its result, times its weight.
+        g: usize,
+        /// Root mean square, or mean and variance.
+        kind: NormKind,
+        /// Added under the root.
+        eps: f64,
+    },
     /// Normalised over the row.
     Norm {
         /// Operand.
@@ -134,7 +153,11 @@ impl RowOp {
     pub fn operands(&self) -> Vec<usize> {
         match *self {
             RowOp::Add { a, b } | RowOp::Mul { a, b } => vec![a, b],
-            RowOp::Scale { x, .. } | RowOp::Activation { x, .. } | RowOp::Rotate { x, .. } => vec![x],
+            RowOp::Scale { x, .. }
+            | RowOp::Activation { x, .. }
+            | RowOp::Slope { x, .. }
+            | RowOp::Rotate { x, .. } => vec![x],
+            RowOp::NormDx { x, g, .. } => vec![x, g],
             RowOp::Norm { x, weight, bias, .. } => [x, weight].into_iter().chain(bias).collect(),
             _ => Vec::new(),
         }

@@ -37,6 +37,8 @@ enum Place {
     Computed,
     /// As computed, with the norm's mean and factor known.
     Normed { mean: Option<Value>, factor: Value },
+    /// As computed, with the norm's statistics and those of the derivative behind it known.
+    Backward { mean: Option<Value>, factor: Value, center: Option<Value>, along: Value },
 }
 
 /// Elements of scratch memory that the code of a function needs.
@@ -129,6 +131,21 @@ struct Row<'e, 'b, 'f> {
     used: i64,
 }
 
+/// A place in a row, in bytes.
+#[derive(Clone, Copy)]
+struct Spot {
+    at: Value,
+    shift: i32,
+}
+
+impl Spot {
+    /// Four lanes of a row in memory at this place.
+    fn beside(self, builder: &mut FunctionBuilder, row: Value) -> Value {
+        let address = builder.ins().iadd(row, self.at);
+        builder.ins().load(F32X4, flags(), address, self.shift)
+    }
+}
+
 /// Values of one vector of the row that were computed already.
 type Known = BTreeMap<usize, Value>;
 
@@ -159,6 +176,10 @@ impl<'e, 'b, 'f> Row<'e, 'b, 'f> {
                 RowOp::Norm { x, kind, eps, .. } => {
                     let address = self.in_memory(x);
                     self.places[at] = self.statistics(address, self.f.values[at].width, kind, eps);
+                }
+                RowOp::NormDx { x, g, kind, eps } => {
+                    let (x, g) = (self.in_memory(x), self.in_memory(g));
+                    self.places[at] = self.backward(x, g, self.f.values[at].width, kind, eps);
                 }
                 RowOp::Rotate { x, rotation } => {
                     let address = self.in_memory(x);
@@ -230,12 +251,12 @@ impl<'e, 'b, 'f> Row<'e, 'b, 'f> {
         let mean = match kind {
             NormKind::Rms => None,
             NormKind::Layer => {
-                let sum = self.sum(x, width, |_, x| x);
+                let sum = self.sum(x, width, |_, _, x| x);
                 let mean = self.divided(sum, width);
                 Some(Lanes(self.builder).spread(mean))
             }
         };
-        let squares = self.sum(x, width, |lanes, x| {
+        let squares = self.sum(x, width, |lanes, _, x| {
             let x = mean.map_or(x, |mean| lanes.0.ins().fsub(x, mean));
             lanes.mul(x, x)
         });
@@ -249,32 +270,52 @@ impl<'e, 'b, 'f> Row<'e, 'b, 'f> {
         Place::Normed { mean, factor: lanes.spread(factor) }
     }
 
+    /// Statistics of the derivative of a norm: of its operand, and of what comes back along it.
+    fn backward(&mut self, x: Value, g: Value, width: u64, kind: NormKind, eps: f64) -> Place {
+        let Place::Normed { mean, factor } = self.statistics(x, width, kind, eps) else {
+            return Place::Computed;
+        };
+        let center = mean.map(|_| {
+            let sum = self.sum(g, width, |_, _, g| g);
+            let center = self.divided(sum, width);
+            Lanes(self.builder).spread(center)
+        });
+        let sum = self.sum(x, width, |lanes, at, x| {
+            let g = at.beside(lanes.0, g);
+            let x = mean.map_or(x, |mean| lanes.0.ins().fsub(x, mean));
+            let x = lanes.mul(x, factor);
+            lanes.mul(x, g)
+        });
+        let along = self.divided(sum, width);
+        let along = Lanes(self.builder).spread(along);
+        Place::Backward { mean, factor, center, along }
+    }
+
     fn divided(&mut self, sum: Value, width: u64) -> Value {
         let n = self.builder.ins().f32const(width as f32);
         self.builder.ins().fdiv(sum, n)
     }
 
     /// The sum of a function of the elements of a row in memory, a scalar. Elements behind the width do not count.
-    fn sum(&mut self, x: Value, width: u64, f: impl Fn(&mut Lanes, Value) -> Value) -> Value {
+    fn sum(&mut self, x: Value, width: u64, f: impl Fn(&mut Lanes, Spot, Value) -> Value) -> Value {
         let zero = Lanes(self.builder).splat(0.0);
         let whole = width / CHUNK as u64;
         let end = self.builder.ins().iconst(I64, whole as i64 * CHUNK_BYTES);
-        let one = |builder: &mut FunctionBuilder, address: Value, vector: usize| {
-            let x = builder.ins().load(F32X4, flags(), address, vector as i32 * VECTOR);
-            f(&mut Lanes(builder), x)
+        let one = |builder: &mut FunctionBuilder, at: Value, vector: usize| {
+            let spot = Spot { at, shift: vector as i32 * VECTOR };
+            let x = spot.beside(builder, x);
+            f(&mut Lanes(builder), spot, x)
         };
         let mut sums = reduce(self.builder, end, CHUNK_BYTES, &[zero; VECTORS], |builder, at, sums| {
-            let address = builder.ins().iadd(x, at);
             let add = |(vector, sum): (usize, &Value)| {
-                let term = one(builder, address, vector);
+                let term = one(builder, at, vector);
                 builder.ins().fadd(*sum, term)
             };
             sums.iter().enumerate().map(add).collect()
         });
         let rest = (width % CHUNK as u64) as usize;
-        let address = self.builder.ins().iadd_imm_s(x, whole as i64 * CHUNK_BYTES);
         for (vector, sum) in sums.iter_mut().enumerate().take(rest.div_ceil(4)) {
-            let term = one(self.builder, address, vector);
+            let term = one(self.builder, end, vector);
             let kept = self.first_lanes(term, (rest - 4 * vector).min(4));
             *sum = self.builder.ins().fadd(*sum, kept);
         }
@@ -433,6 +474,19 @@ fn compute(
                 }
                 None => x,
             }
+        }
+        (Place::Backward { mean, factor, center, along }, RowOp::NormDx { x, g, .. }) => {
+            let (x, g) = (operand(builder, x), operand(builder, g));
+            let x = mean.map_or(x, |mean| builder.ins().fsub(x, mean));
+            let x = builder.ins().fmul(x, factor);
+            let x = builder.ins().fmul(x, along);
+            let g = center.map_or(g, |center| builder.ins().fsub(g, center));
+            let rest = builder.ins().fsub(g, x);
+            builder.ins().fmul(rest, factor)
+        }
+        (_, RowOp::Slope { x, function }) => {
+            let x = operand(builder, x);
+            Lanes(builder).slope(function, x)
         }
         (_, RowOp::Add { a, b }) => {
             let (a, b) = (operand(builder, a), operand(builder, b));

@@ -40,6 +40,8 @@ fn apply(op: RowOp, values: &[Vec<f32>]) -> Vec<f32> {
         RowOp::Mul { a, b } => zip(a, b, |a, b| a * b),
         RowOp::Scale { x, by } => values[x].iter().map(|x| x * by as f32).collect(),
         RowOp::Activation { x, function } => values[x].iter().map(|x| activation(function, *x)).collect(),
+        RowOp::Slope { x, function } => values[x].iter().map(|x| slope(function, *x)).collect(),
+        RowOp::NormDx { x, g, kind, eps } => norm_dx(&values[x], &values[g], kind, eps),
         RowOp::Norm { x, weight, bias, kind, eps } => {
             let normed = normalised(&values[x], kind, eps);
             let scaled = normed.iter().zip(&values[weight]).map(|(x, w)| x * w);
@@ -53,14 +55,32 @@ fn apply(op: RowOp, values: &[Vec<f32>]) -> Vec<f32> {
 }
 
 fn normalised(x: &[f32], kind: NormKind, eps: f64) -> Vec<f32> {
+    let (mean, factor) = statistics(x, kind, eps);
+    x.iter().map(|x| ((f64::from(*x) - mean) * factor) as f32).collect()
+}
+
+/// Derivative of a norm by its operand, in f64, rounded once.
+fn norm_dx(x: &[f32], g: &[f32], kind: NormKind, eps: f64) -> Vec<f32> {
+    let n = x.len() as f64;
+    let (mean, factor) = statistics(x, kind, eps);
+    let hat = |x: f32| (f64::from(x) - mean) * factor;
+    let along = x.iter().zip(g).map(|(x, g)| hat(*x) * f64::from(*g)).sum::<f64>() / n;
+    let center = match kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => g.iter().map(|g| f64::from(*g)).sum::<f64>() / n,
+    };
+    x.iter().zip(g).map(|(x, g)| (factor * (f64::from(*g) - center - hat(*x) * along)) as f32).collect()
+}
+
+/// What a norm subtracts and what it multiplies with.
+fn statistics(x: &[f32], kind: NormKind, eps: f64) -> (f64, f64) {
     let n = x.len() as f64;
     let mean = match kind {
         NormKind::Rms => 0.0,
         NormKind::Layer => x.iter().map(|x| f64::from(*x)).sum::<f64>() / n,
     };
     let square = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
-    let factor = 1.0 / (square + eps).sqrt();
-    x.iter().map(|x| ((f64::from(*x) - mean) * factor) as f32).collect()
+    (mean, 1.0 / (square + eps).sqrt())
 }
 
 /// A pointwise function in f64, rounded once.
@@ -75,6 +95,29 @@ pub fn activation(function: Activation, x: f32) -> f32 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
+    };
+    y as f32
+}
+
+/// The derivative of a pointwise function in f64, rounded once.
+pub fn slope(function: Activation, x: f32) -> f32 {
+    let x = f64::from(x);
+    let y = match function {
+        Activation::Silu => {
+            let gate = 1.0 / (1.0 + (-x).exp());
+            gate * (1.0 + x * (1.0 - gate))
+        }
+        Activation::Gelu => {
+            let density = (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2)) + x * density
+        }
+        Activation::GeluTanh => {
+            let root = (2.0 / std::f64::consts::PI).sqrt();
+            let t = (root * (x + 0.044715 * x.powi(3))).tanh();
+            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + 3.0 * 0.044715 * x * x)
+        }
+        Activation::Relu => f64::from(x > 0.0),
+        Activation::Relu2 => 2.0 * x.max(0.0),
     };
     y as f32
 }

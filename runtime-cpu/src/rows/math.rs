@@ -172,6 +172,62 @@ impl Lanes<'_, '_> {
         }
     }
 
+    /// The derivative of a pointwise function.
+    pub fn slope(&mut self, function: Activation, x: Value) -> Value {
+        match function {
+            Activation::Silu => {
+                let gate = self.sigmoid(x);
+                self.gate_slope(x, gate, None)
+            }
+            Activation::Gelu => {
+                let z = self.scale(x, std::f32::consts::FRAC_1_SQRT_2);
+                let erf = self.erf(z);
+                let half = self.splat(0.5);
+                let below = self.horner(erf, half, 0.5);
+                let square = self.mul(z, z);
+                let square = self.0.ins().fneg(square);
+                let e = self.exp(square);
+                // 1 / sqrt(2 π)
+                let density = self.scale(e, 0.398_942_3);
+                let part = self.mul(x, density);
+                self.add(below, part)
+            }
+            Activation::GeluTanh => {
+                // x times the sigmoid of u = 2 sqrt(2/π) (x + 0.044715 x³), whose derivative is 2 sqrt(2/π) (1 + 3 · 0.044715 x²).
+                let root = 2.0 * (2.0 / std::f64::consts::PI).sqrt() as f32;
+                let square = self.mul(x, x);
+                let factor = self.splat(0.044_715);
+                let inner = self.horner(square, factor, 1.0);
+                let inner = self.mul(inner, x);
+                let inner = self.scale(inner, root);
+                let gate = self.sigmoid(inner);
+                let factor = self.splat(3.0 * 0.044_715);
+                let slope = self.horner(square, factor, 1.0);
+                let slope = self.scale(slope, root);
+                self.gate_slope(x, gate, Some(slope))
+            }
+            Activation::Relu => {
+                let (zero, one) = (self.splat(0.0), self.splat(1.0));
+                let mask = self.0.ins().fcmp(FloatCC::GreaterThan, x, zero);
+                self.select(mask, one, zero)
+            }
+            Activation::Relu2 => {
+                let x = self.positive(x);
+                self.scale(x, 2.0)
+            }
+        }
+    }
+
+    /// Derivative of `x s(u)`, s the sigmoid with value `gate`: `gate (1 + x (1 - gate) u')`.
+    fn gate_slope(&mut self, x: Value, gate: Value, inner: Option<Value>) -> Value {
+        let one = self.splat(1.0);
+        let rest = self.0.ins().fsub(one, gate);
+        let rest = self.mul(x, rest);
+        let rest = inner.map_or(rest, |inner| self.mul(rest, inner));
+        let sum = self.add(one, rest);
+        self.mul(gate, sum)
+    }
+
     /// The sum of four lanes, a scalar.
     pub fn total(&mut self, x: Value) -> Value {
         let lanes: Vec<Value> = (0..4u8).map(|lane| self.0.ins().extractlane(x, lane)).collect();

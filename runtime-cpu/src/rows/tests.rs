@@ -17,12 +17,16 @@ fn op(kind: usize, pick: [usize; 3], of_width: &[usize], width: u64) -> RowOp {
     let v = |i: usize| of_width[pick[i] % of_width.len()];
     let (a, b, c) = (v(0), v(1), v(2));
     use Activation::{Gelu, GeluTanh, Relu, Relu2, Silu};
-    match kind % 12 {
+    match kind {
         0 | 1 => RowOp::Add { a, b },
         2 => RowOp::Mul { a, b },
         3 => RowOp::Scale { x: a, by: -0.7 },
-        4..=8 => RowOp::Activation { x: a, function: [Silu, Gelu, GeluTanh, Relu, Relu2][kind % 12 - 4] },
+        4..=8 => RowOp::Activation { x: a, function: [Silu, Gelu, GeluTanh, Relu, Relu2][kind - 4] },
         9 => RowOp::Norm { x: a, weight: b, bias: Some(c), kind: NormKind::Layer, eps: 1e-3 },
+        // Not that of `relu`, which jumps where the two may differ in sign.
+        12..=15 => RowOp::Slope { x: a, function: [Silu, Gelu, GeluTanh, Relu2][kind - 12] },
+        16 => RowOp::NormDx { x: a, g: b, kind: NormKind::Layer, eps: 1e-3 },
+        17 => RowOp::NormDx { x: a, g: b, kind: NormKind::Rms, eps: 1e-3 },
         10 => RowOp::Norm { x: a, weight: b, bias: None, kind: NormKind::Rms, eps: 1e-3 },
         _ => match TURNS.iter().position(|t| width.is_multiple_of(t.head_dim as u64)) {
             Some(rotation) => {
@@ -35,7 +39,7 @@ fn op(kind: usize, pick: [usize; 3], of_width: &[usize], width: u64) -> RowOp {
 
 fn functions() -> impl Strategy<Value = RowFn> {
     let widths = prop_oneof![1u64..70, Just(16), Just(48), Just(96)];
-    let drawn = proptest::collection::vec((0usize..12, any::<[usize; 3]>(), any::<bool>()), 1..12);
+    let drawn = proptest::collection::vec((0usize..18, any::<[usize; 3]>(), any::<bool>()), 1..12);
     (widths, 1u64..20, drawn, any::<[usize; 3]>()).prop_map(|(width, other, drawn, outputs)| {
         let mut f = RowFn::default();
         for (at, width) in [width, width, width, other, other].into_iter().enumerate() {
@@ -109,18 +113,22 @@ fn activations_are_accurate() {
         let mut f = RowFn::default();
         let x = f.push(4096, RowOp::Buffer { buffer: 0 });
         let y = f.push(4096, RowOp::Activation { x, function });
+        let slope = f.push(4096, RowOp::Slope { x, function });
         f.send(y, Target::Buffer(1));
+        f.send(slope, Target::Buffer(2));
         let x: Vec<f32> = (0..4096).map(|i| (i as f32 - 2048.0) / 128.0).collect();
-        let mut y = vec![0.0; 4096];
+        let (mut y, mut slopes) = (vec![0.0; 4096], vec![0.0; 4096]);
         let mut jit = Jit::new();
-        let sinks = &mut [Sink { data: &mut y, pitch: 4096 }];
+        let sinks = &mut [Sink { data: &mut y, pitch: 4096 }, Sink { data: &mut slopes, pitch: 4096 }];
         Kernel::new(&f, &[], jit.as_mut()).run(
             1,
             &[Source { data: &x, pitch: 4096 }],
             sinks,
             &mut Vec::new(),
         );
-        for (x, y) in x.iter().zip(y) {
+        for ((x, y), slope) in x.iter().zip(y).zip(slopes) {
+            let exact = super::interpret::slope(function, *x);
+            assert!((exact - slope).abs() <= 4e-6, "{function:?}'({x}) = {exact}, found {slope}");
             let exact = super::interpret::activation(function, *x);
             assert!((exact - y).abs() <= 4e-7 * x.abs().max(1.0), "{function:?}({x}) = {exact}, found {y}");
         }

@@ -1,0 +1,221 @@
+//! A model while it is trained: weights, gradients, moments, and the program that changes them.
+
+use super::adamw;
+use super::memory::{AllWeights, Buffers};
+use super::pass::Pass;
+use super::product::Packing;
+use crate::attention::alibi_slopes;
+use crate::model::{Engine, LoadError, LoadOptions};
+use crate::program::train::{KeyOp, TrainProgram, TrainStep};
+use crate::program::{CheckedTraining, Mask};
+use crate::rotation::{RotationTable, turn};
+use crate::rows::{Jit, Kernel, Turn};
+use crate::simd::Isa;
+use crate::weights::Weights;
+use lapidary_models::optimizer::{AdamW, ParamUpdate};
+use rayon::prelude::*;
+use thiserror::Error;
+
+/// Why a batch cannot be trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TrainError {
+    /// The batch is not one.
+    #[error("batch: {0}")]
+    Batch(String),
+    /// The optimizer's rules do not name a parameter.
+    #[error("{name}: no learning rate for this parameter")]
+    Rule {
+        /// Canonical name.
+        name: String,
+    },
+}
+
+/// A model while it is trained.
+pub struct Trainer {
+    program: TrainProgram,
+    isa: Isa,
+    pool: rayon::ThreadPool,
+    plan: Vec<Planned>,
+    tables: Vec<RotationTable>,
+    weights: AllWeights,
+    buffers: Buffers,
+    steps: i32,
+}
+
+/// What is prepared for a step.
+pub(super) struct Planned {
+    /// Its row function.
+    pub kernel: Option<Kernel>,
+    /// ALiBi's slope of every head; empty without.
+    pub slopes: Vec<f32>,
+    /// The steps of a repeat.
+    pub body: Vec<Planned>,
+}
+
+impl Trainer {
+    /// Reads weights and compiles row functions.
+    ///
+    /// # Errors
+    /// [`LoadError`] where a weight is missing or of another shape, or threads cannot be had.
+    pub fn load(
+        program: CheckedTraining,
+        weights: &dyn Weights,
+        options: LoadOptions,
+    ) -> Result<Trainer, LoadError> {
+        let program = program.program().clone();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.jobs).build();
+        let pool = pool.map_err(|error| LoadError::Threads { jobs: options.jobs, why: error.to_string() })?;
+        let mut jit = match options.engine {
+            Engine::Compiled => Jit::new(),
+            Engine::Interpreted => None,
+        };
+        let turns: Vec<Turn> = program.rotations.iter().map(|r| turn(&r.rotation)).collect();
+        let plan = plan(&program.body, &turns, &mut jit);
+        let weights = AllWeights::load(&program, weights)?;
+        let buffers = Buffers::default();
+        Ok(Trainer {
+            program,
+            isa: Isa::detect(),
+            pool,
+            plan,
+            tables: Vec::new(),
+            weights,
+            buffers,
+            steps: 0,
+        })
+    }
+
+    /// Adds the gradients of a batch of sequences of one length and returns its loss: the mean cross entropy over the
+    /// positions whose label is not negative.
+    ///
+    /// # Errors
+    /// When sequences are empty, of different lengths, longer than the model was built for, or hold ids or labels
+    /// outside of the vocabulary.
+    pub fn accumulate(&mut self, ids: &[&[u32]], labels: &[&[i32]]) -> Result<f64, TrainError> {
+        let seq = self.check_batch(ids, labels)?;
+        let tables = self.program.rotations.iter();
+        self.tables = tables.map(|r| RotationTable::directed(&r.rotation, seq, r.back)).collect();
+        self.buffers.prepare(&self.program, ids.len(), seq);
+        let Trainer { program, isa, pool, plan, tables, weights, buffers, .. } = self;
+        let mut pass = Pass {
+            program,
+            isa: *isa,
+            weights,
+            buffers,
+            tables,
+            tokens: ids.concat(),
+            labels: labels.concat(),
+            batch: ids.len(),
+            seq,
+            layer: 0,
+            loss: 0.0,
+            packing: Packing::default(),
+            products: Vec::new(),
+        };
+        pool.install(|| pass.steps(&pass.program.body, plan));
+        Ok(pass.loss)
+    }
+
+    fn check_batch(&self, ids: &[&[u32]], labels: &[&[i32]]) -> Result<usize, TrainError> {
+        let fault = |what: String| Err(TrainError::Batch(what));
+        let seq = ids.first().map_or(0, |ids| ids.len());
+        if seq == 0 || seq as u64 > self.program.max_seq {
+            return fault(format!("sequences of {seq} tokens, expected 1 to {}", self.program.max_seq));
+        }
+        if ids.len() != labels.len()
+            || ids.iter().any(|x| x.len() != seq)
+            || labels.iter().any(|x| x.len() != seq)
+        {
+            return fault(format!("every sequence and its labels must have {seq} tokens"));
+        }
+        let vocab = self.program.vocab;
+        if let Some(id) = ids.iter().copied().flatten().find(|id| u64::from(**id) >= vocab) {
+            return fault(format!("id {id} is outside of the vocabulary of {vocab}"));
+        }
+        match labels.iter().copied().flatten().find(|label| i64::from(**label) >= vocab as i64) {
+            Some(label) => fault(format!("label {label} is outside of the vocabulary of {vocab}")),
+            None => Ok(seq),
+        }
+    }
+
+    /// Sets every gradient to zero.
+    pub fn clear(&mut self) {
+        self.pool.install(|| self.weights.list.par_iter_mut().for_each(|weight| weight.gradient.fill(0.0)));
+    }
+
+    /// The norm of all gradients together.
+    pub fn gradient_norm(&self) -> f64 {
+        self.pool.install(|| adamw::norm(&self.weights.list))
+    }
+
+    /// Changes every weight by its gradient and returns the norm of the gradients before clipping; `updates` are those of
+    /// [`AdamW::updates`]. Gradients stay until they are cleared.
+    ///
+    /// # Errors
+    /// When a parameter has no rule.
+    pub fn update(&mut self, settings: &AdamW, updates: &[ParamUpdate]) -> Result<f64, TrainError> {
+        let rule = |name: &String| match updates.iter().find(|update| update.name == *name) {
+            Some(update) => Ok((update.lr, update.weight_decay)),
+            None => Err(TrainError::Rule { name: name.clone() }),
+        };
+        let rates: Vec<(f64, f64)> = self
+            .program
+            .parameters
+            .iter()
+            .map(|parameter| rule(&parameter.name))
+            .collect::<Result<_, _>>()?;
+        self.steps += 1;
+        let (steps, weights) = (self.steps, &mut self.weights.list);
+        Ok(self.pool.install(|| adamw::update(settings, steps, &rates, weights)))
+    }
+
+    /// Every weight by its canonical name: values and gradient.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, &[f32], &[f32])> {
+        self.weights.list.iter().map(|w| (w.name.as_str(), &w.values[..w.len], &w.gradient[..w.len]))
+    }
+
+    /// Bytes of the buffers of the last batch.
+    pub fn buffer_bytes(&self) -> usize {
+        self.buffers.bytes()
+    }
+
+    /// Row functions in all, and how many of them were compiled.
+    pub fn kernels(&self) -> (usize, usize) {
+        fn count(plan: &[Planned]) -> (usize, usize) {
+            plan.iter().fold((0, 0), |(all, compiled), p| {
+                let inside = count(&p.body);
+                let own = usize::from(p.kernel.is_some());
+                let ready = usize::from(p.kernel.as_ref().is_some_and(Kernel::is_compiled));
+                (all + inside.0 + own, compiled + inside.1 + ready)
+            })
+        }
+        count(&self.plan)
+    }
+}
+
+fn plan(steps: &[TrainStep], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
+    let slopes = |heads: u64, mask: &Mask| match mask.alibi {
+        Some(factor) => alibi_slopes(heads as usize).into_iter().map(|slope| slope * factor as f32).collect(),
+        None => Vec::new(),
+    };
+    let mut planned = Vec::with_capacity(steps.len());
+    for step in steps {
+        let none = Planned { kernel: None, slopes: Vec::new(), body: Vec::new() };
+        planned.push(match step {
+            TrainStep::Rows { function, .. }
+            | TrainStep::Linear { function, .. }
+            | TrainStep::ColumnGradient { function, .. } => {
+                Planned { kernel: Some(Kernel::new(function, turns, jit.as_mut())), ..none }
+            }
+            TrainStep::Attention { heads, mask, .. } | TrainStep::AttentionBackward { heads, mask, .. } => {
+                Planned { slopes: slopes(heads.heads, mask), ..none }
+            }
+            TrainStep::Keys { heads, op: KeyOp::Mask(mask), .. } => {
+                Planned { slopes: slopes(*heads, mask), ..none }
+            }
+            TrainStep::Repeat { body, .. } => Planned { body: plan(body, turns, jit), ..none },
+            _ => none,
+        });
+    }
+    planned
+}
