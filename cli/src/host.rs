@@ -3,12 +3,12 @@
 use crate::failure::{Exit, Failure};
 use lapidary_ir::import::import;
 use lapidary_ir::{IrContext, Module};
-use lapidary_models::ModelSpec;
+use lapidary_models::{Graph, ModelSpec};
 use lapidary_passes::cpu::{self, HostModule, Options};
-use lapidary_passes::lower_to_cpu::{emit_cpu, read_host};
+use lapidary_passes::lower_to_cpu::{emit_cpu, emit_cpu_training, read_host};
 use lapidary_passes::pipeline::pipeline;
 use lapidary_passes::{Fusion, Goal, Mup, PassError, Pipeline, RunError, Watch};
-use lapidary_runtime_cpu::program::{Checked, CpuProgram, WeightType};
+use lapidary_runtime_cpu::program::{Checked, CheckedTraining, CpuProgram, WeightType};
 use std::fmt;
 
 /// What the compiler may do or leave.
@@ -67,6 +67,23 @@ pub fn lower(spec: &ModelSpec, switches: &Switches, weights: WeightType) -> Resu
     })
 }
 
+/// Compiles a training graph of a model for the host; muP's multipliers stay ops.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_training(spec: &ModelSpec, graph: &Graph, fusion: &Fusion) -> Result<CheckedTraining, Failure> {
+    let pipeline = passes(&Switches { mup: Mup::Keep, fusion: fusion.clone() })?;
+    let cx = IrContext::new();
+    let mut module = imported(&cx, graph)?;
+    lapidary_passes::run(&mut module, &pipeline, Watch::default()).map_err(run_failure)?;
+    emit_cpu_training(&module, spec).map_err(refused)
+}
+
+fn imported<'c>(cx: &'c IrContext, graph: &Graph) -> Result<Module<'c>, Failure> {
+    import(cx, graph)
+        .map_err(|error| Failure::diagnosed(true, "import", error.diagnostics(), &error.to_string()))
+}
+
 /// The module after the import and after every pass, with the pass's name.
 ///
 /// # Errors
@@ -97,8 +114,7 @@ fn with_module<T>(
     let graph = cpu::host_graph(spec)
         .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", spec.name)))?;
     let cx = IrContext::new();
-    let mut module = import(&cx, &graph)
-        .map_err(|error| Failure::diagnosed(true, "import", error.diagnostics(), &error.to_string()))?;
+    let mut module = imported(&cx, &graph)?;
     work(&mut module)
 }
 

@@ -1,6 +1,7 @@
 //! Arguments of the commands that run models: `run`, `memorization`, `verify`.
 
 use clap::{Args, ValueEnum};
+use lapidary_models::autodiff::Recompute;
 use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
 use std::path::PathBuf;
@@ -224,6 +225,12 @@ pub struct Verify {
     /// Number type of the reference.
     #[arg(long, value_enum, default_value = "f64")]
     pub precision: Precision,
+    /// Compare gradients and AdamW steps with grads.safetensors and meta.json too.
+    #[arg(long)]
+    pub grads: bool,
+    /// What the backward pass computes again.
+    #[arg(long, value_enum, default_value = "selective", requires = "grads")]
+    pub recompute: RecomputeSwitch,
     /// Verify with every switch of the device, not with one setting.
     #[arg(long, conflicts_with_all = ["mup", "fuse", "precision"])]
     pub all_switches: bool,
@@ -233,4 +240,25 @@ pub struct Verify {
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a backward pass computes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecomputeSwitch {
+    /// Nothing.
+    None,
+    /// Scores, mask and softmax.
+    Selective,
+    /// Everything from the layer's input.
+    Full,
+}
+
+impl From<RecomputeSwitch> for Recompute {
+    fn from(switch: RecomputeSwitch) -> Recompute {
+        match switch {
+            RecomputeSwitch::None => Recompute::None,
+            RecomputeSwitch::Selective => Recompute::Selective,
+            RecomputeSwitch::Full => Recompute::Full,
+        }
+    }
 }

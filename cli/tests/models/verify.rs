@@ -185,3 +185,38 @@ fn devices_and_switches_that_are_none_are_refused() {
     refused(&["verify", text(&amber), "--fuse", "magic"], 2, &["magic", "epilogue"]);
     refused(&["verify", text(&amber), "--device", "abacus"], 2, &["abacus"]);
 }
+
+#[test]
+fn stored_gradients_and_steps_pass_on_both_devices() {
+    for name in STORED {
+        for device in ["cpu", "reference"] {
+            let folder = stored(name);
+            let ended = lapidary(&["verify", text(&folder), "--device", device, "--grads", "--json"]);
+            assert_eq!(ended.code, 0, "{name} on {device}: {}", ended.stderr);
+            let document = ended.json();
+            let checks = &document["gradients"][0];
+            assert_eq!((&checks["ok"], &checks["recompute"]), (&json!(true), &json!("selective")));
+            assert_eq!(checks["steps"].as_array().expect("steps").len(), 6, "{name}");
+            for tensor in checks["tensors"].as_array().expect("gradients") {
+                assert!(tensor["of_largest"].as_f64().expect("a number") < 1e-4, "{tensor}");
+            }
+        }
+    }
+    let ended = lapidary(&["verify", text(&stored("pythia-tiny")), "--grads", "--all-switches", "--json"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(ended.json()["gradients"].as_array().expect("gradients").len(), 6, "3 policies, fused or not");
+}
+
+#[test]
+fn a_wrong_gradient_fails_and_a_missing_one_is_said() {
+    let folder = copy("llama32-tiny");
+    let path = folder.path().join("grads.safetensors");
+    let mut bytes = std::fs::read(&path).expect("stored gradients");
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&1e3f32.to_le_bytes());
+    std::fs::write(&path, bytes).expect("written");
+    refused(&["verify", text(folder.path()), "--grads"], 6, &["the gradient of", "differs"]);
+    std::fs::remove_file(&path).expect("removed");
+    refused(&["verify", text(folder.path()), "--grads"], 3, &["there are no gradients to compare"]);
+    refused(&["verify", text(folder.path()), "--recompute", "full"], 2, &["--grads"]);
+}

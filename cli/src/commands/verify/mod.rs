@@ -5,6 +5,7 @@ mod check;
 mod compiled;
 mod device;
 mod directory;
+mod gradients;
 mod interpreted;
 mod report;
 #[cfg(test)]
@@ -21,7 +22,9 @@ use bisect::{Bisection, Suspects};
 use check::{Checks, Tolerances, check};
 use compiled::Compiled;
 use directory::Directory;
+use gradients::{GradientChecks, Making};
 use interpreted::Interpreted;
+use lapidary_models::autodiff::Recompute;
 use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
 use lapidary_runtime_cpu::Engine;
@@ -60,8 +63,9 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
             })
             .collect::<Result<Vec<Run>, Failure>>()?;
         progress.finish();
-        let mut report =
-            Report { directory: &directory, device: args.device.name(), allowed, runs, bisection: None };
+        let gradients = if args.grads { verifier.gradients()? } else { Vec::new() };
+        let (device, bisection) = (args.device.name(), None);
+        let mut report = Report { directory: &directory, device, allowed, runs, gradients, bisection };
         if args.bisect {
             let told = report.runs.iter().position(|run| !run.checks.ok).unwrap_or(0);
             report.bisection = Some(verifier.bisect(&settings[told], &report.runs[told].checks)?);
@@ -77,7 +81,12 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
 
 fn mismatch(report: &Report<'_>) -> Failure {
     let told = report.told();
+    let gradient = report.gradients.iter().find_map(GradientChecks::first_difference);
     let what = match told.checks.first_difference() {
+        None if gradient.is_some() => {
+            format!("the gradient of {} differs", gradient.map_or("", |gradient| gradient.name.as_str()))
+        }
+        None if told.checks.ok => "optimizer steps differ".to_string(),
         Some(tensor) => format!("{}, made by {} ({}), differs", tensor.name, tensor.node, tensor.op),
         None => "loss or continuations differ".to_string(),
     };
@@ -134,6 +143,26 @@ impl Verifier<'_> {
             allowed: self.allowed,
         };
         suspects.bisect(checks)
+    }
+
+    /// Gradients and optimizer steps; under every policy and with and without fusion where every switch is asked for.
+    fn gradients(&self) -> Result<Vec<GradientChecks>, Failure> {
+        let fusions = match (self.args.all_switches, self.args.device) {
+            (true, Device::Cpu) => vec![Fusion::On, Fusion::Off],
+            (true, _) => vec![Fusion::Off],
+            (false, _) => vec![self.args.fuse.clone()],
+        };
+        let policies =
+            if self.args.all_switches { Recompute::ALL.to_vec() } else { vec![self.args.recompute.into()] };
+        let mut checks = Vec::new();
+        for (fusion, recompute) in
+            fusions.into_iter().flat_map(|f| policies.iter().map(move |p| (f.clone(), *p)))
+        {
+            let switches = Switches { mup: Mup::Keep, fusion };
+            let making = Making { device: self.args.device, switches: &switches, recompute, jobs: self.jobs };
+            checks.push(gradients::check(self.directory, self.weights, &making)?);
+        }
+        Ok(checks)
     }
 
     /// The switches of a run, as far as the device knows them.

@@ -3,6 +3,7 @@
 use super::bisect::Bisection;
 use super::check::{Checks, SequenceCheck, TensorCheck, Tolerances};
 use super::directory::{Directory, Skipped};
+use super::gradients::GradientChecks;
 use crate::show;
 use serde::Serialize;
 
@@ -30,6 +31,8 @@ pub struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     bisection: Option<&'a Bisection>,
     runs: Vec<Summary>,
+    #[serde(skip_serializing_if = "<[GradientChecks]>::is_empty")]
+    gradients: &'a [GradientChecks],
 }
 
 /// A run in the document, in short.
@@ -53,6 +56,8 @@ pub struct Report<'a> {
     pub allowed: Tolerances,
     /// Every run; at least one.
     pub runs: Vec<Run>,
+    /// Gradients, where they were asked for.
+    pub gradients: Vec<GradientChecks>,
     /// Where a difference begins.
     pub bisection: Option<Bisection>,
 }
@@ -60,7 +65,7 @@ pub struct Report<'a> {
 impl Report<'_> {
     /// Whether nothing differs in any run.
     pub fn ok(&self) -> bool {
-        self.runs.iter().all(|run| run.checks.ok)
+        self.runs.iter().all(|run| run.checks.ok) && self.gradients.iter().all(|checks| checks.ok)
     }
 
     /// The run that is told in full: the first that differs, or else the first.
@@ -89,6 +94,7 @@ impl Report<'_> {
             first_difference: told.checks.first_difference().cloned(),
             bisection: self.bisection.as_ref(),
             runs: self.runs.iter().map(summary).collect(),
+            gradients: &self.gradients,
         }
     }
 
@@ -104,12 +110,14 @@ impl Report<'_> {
         if self.runs.len() > 1 {
             println!("\n{}", matrix(&self.runs));
         }
+        self.gradients.iter().for_each(GradientChecks::print);
         if let Some(bisection) = &self.bisection {
             println!("\nbisection: {}", bisection.verdict);
         }
         match told.checks.first_difference() {
             _ if self.ok() => println!("ok"),
             Some(tensor) => println!("first difference: {}", difference(tensor)),
+            None if told.checks.ok => println!("gradients or optimizer steps differ"),
             None => println!("tensors agree, what follows from them does not"),
         }
     }
