@@ -22,6 +22,8 @@ pub enum Exit {
     GateFailed = 6,
     /// A device or a toolchain is missing.
     Missing = 7,
+    /// Ctrl-C; what was found until then is printed.
+    Interrupted = 130,
 }
 
 /// One fault with its place and what would help.

@@ -7,6 +7,7 @@ mod failure;
 mod host;
 mod input;
 mod inspection;
+mod interrupt;
 mod map;
 mod memory;
 mod opt;

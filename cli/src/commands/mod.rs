@@ -31,7 +31,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Plan(args) => plan::run(&args, global),
         Command::Explain(args) => explain::run(&args),
         Command::Accuracy(args) => accuracy::run(&args, global),
-        Command::Simulate(args) => simulate::run(&args),
+        Command::Simulate(args) => simulate::run(&args, global),
         Command::Run(args) => run::run(&args, global),
         Command::Memorization(args) => memorization::run(&args, global),
         Command::Verify(args) => verify::run(&args, global),

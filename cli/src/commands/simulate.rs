@@ -1,15 +1,16 @@
 //! `lapidary simulate`: a wafer program through the simulator, and where the cycles go.
 
-use super::print_json;
-use crate::args::{Level, Simulate};
+use super::{jobs, print_json};
+use crate::args::{Global, Level, Simulate};
 use crate::failure::{Exit, Failure, Fault};
-use crate::show;
+use crate::{interrupt, show};
 use crate::wafer_artifact::{Stage, WaferArtifact};
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::report::HotLink;
 use lapidary_runtime_sim::{Checked, Report, check, event, flow};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The document of `simulate --json`: the figures of the longest stage, and of the whole model.
@@ -18,49 +19,79 @@ struct Simulated<'r> {
     schema: &'static str,
     version: u32,
     model: &'r str,
+    /// Ctrl-C came before every stage was simulated: the figures are those of the stages that are there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    interrupted: bool,
     /// Tokens a second through every stage.
     tokens_per_s: Option<f64>,
     /// Cycles of one pass over the model: every stage as often as it runs.
     model_cycles: u64,
     #[serde(flatten)]
     longest: &'r Report,
-    stages: Vec<StageTime<'r>>,
+    stages: Vec<StageTime>,
     wall_s: f64,
 }
 
 /// One stage in the document.
 #[derive(Serialize)]
-struct StageTime<'r> {
-    stage: &'r str,
+struct StageTime {
+    stage: String,
     times: u64,
-    report: &'r Report,
+    report: Report,
 }
 
-/// Runs the verb.
-pub fn run(args: &Simulate) -> Result<(), Failure> {
-    let artifact = WaferArtifact::read(&args.artifact)?;
+/// Runs the verb. Ctrl-C prints the stages that are done and is exit 130.
+pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
+    let artifact = Arc::new(WaferArtifact::read(&args.artifact)?);
     let name = args.artifact.display().to_string();
-    let start = Instant::now();
-    let reports = artifact
-        .stages
-        .iter()
-        .map(|stage| simulate(stage, &artifact, args.level, &name))
-        .collect::<Result<Vec<Report>, _>>()?;
-    let wall_s = start.elapsed().as_secs_f64();
-    let stages = artifact.stages.iter().zip(&reports);
-    let model_cycles: u64 = stages.clone().map(|(stage, report)| stage.times * report.cycles).sum();
-    let Some((_, longest)) = stages.clone().max_by_key(|(stage, report)| stage.times * report.cycles) else {
+    if artifact.stages.is_empty() {
         return Err(Failure::new(Exit::InvalidInput, format!("{name}: holds no program")));
-    };
+    }
+    let start = Instant::now();
+    let (shared, level) = (Arc::clone(&artifact), args.level);
+    let done = interrupt::watched(artifact.stages.len(), jobs(global), move |index| {
+        simulate(&shared.stages[index], &shared, level, &name)
+    })?;
+    let wall_s = start.elapsed().as_secs_f64();
+    let reports: Vec<Option<Report>> = done.results.into_iter().map(Option::transpose).collect::<Result<_, _>>()?;
+    let stages: Vec<(&Stage, &Report)> = finished(&artifact, &reports);
+    if let Some((_, longest)) = stages.iter().max_by_key(|(stage, report)| stage.times * report.cycles) {
+        show_all(args, &artifact, &stages, longest, wall_s)?;
+    }
+    match done.interrupted {
+        false => Ok(()),
+        true => {
+            let (done, all) = (stages.len(), artifact.stages.len());
+            Err(Failure::new(Exit::Interrupted, format!("interrupted with {done} of {all} stages simulated")))
+        }
+    }
+}
+
+fn finished<'r>(artifact: &'r WaferArtifact, reports: &'r [Option<Report>]) -> Vec<(&'r Stage, &'r Report)> {
+    artifact.stages.iter().zip(reports).filter_map(|(stage, report)| Some((stage, report.as_ref()?))).collect()
+}
+
+/// Prints what was simulated; figures of the whole model only if all of it was.
+fn show_all(
+    args: &Simulate,
+    artifact: &WaferArtifact,
+    stages: &[(&Stage, &Report)],
+    longest: &Report,
+    wall_s: f64,
+) -> Result<(), Failure> {
+    let model_cycles: u64 = stages.iter().map(|(stage, report)| stage.times * report.cycles).sum();
     let seconds = model_cycles as f64 / longest.clock_hz;
-    let tokens_per_s = artifact.tokens.map(|tokens| tokens as f64 / seconds);
+    let whole = stages.len() == artifact.stages.len();
+    let tokens = artifact.tokens.filter(|_| whole);
+    let tokens_per_s = tokens.map(|tokens| tokens as f64 / seconds);
     if args.json {
-        let stages =
-            stages.map(|(stage, report)| StageTime { stage: &stage.name, times: stage.times, report });
+        let each = |(stage, report): &(&'_ Stage, &'_ Report)| (stage.name.clone(), stage.times, (*report).clone());
+        let stages = stages.iter().map(each).map(|(stage, times, report)| StageTime { stage, times, report });
         return print_json(&Simulated {
             schema: "lapidary/simulation",
             version: 1,
             model: &artifact.model,
+            interrupted: !whole,
             tokens_per_s,
             model_cycles,
             longest,
@@ -75,7 +106,7 @@ pub fn run(args: &Simulate) -> Result<(), Failure> {
         longest.level,
         show::seconds(wall_s)
     );
-    if let (Some(rate), Some(tokens)) = (tokens_per_s, artifact.tokens) {
+    if let (Some(rate), Some(tokens)) = (tokens_per_s, tokens) {
         println!(
             "{} cycles = {} for one pass over {} tokens: {} tokens/s",
             show::count(model_cycles),
@@ -84,7 +115,7 @@ pub fn run(args: &Simulate) -> Result<(), Failure> {
             show::count(rate.round() as u64)
         );
     }
-    stages.for_each(|(stage, report)| print(stage, report));
+    stages.iter().for_each(|(stage, report)| print(stage, report));
     print_assumptions(longest);
     Ok(())
 }
