@@ -188,6 +188,46 @@ fn the_same_input_gives_the_same_bytes() {
     }
 }
 
+/// One PE that counts for longer than anybody waits.
+const ENDLESS: &str = "wafer 1 x 1
+tensor y[1]
+class counter at (0, 0) {
+buffer y: f32[1] @0 store y dims 1 at d0
+task main start { mov y <- 0.0 len 1 loop 1000000 { loop 1000000 { loop 1000000 { add y <- y, 1.0 len 1 } } } }
+}
+";
+
+#[test]
+fn ctrl_c_ends_a_simulation_with_130() {
+    use std::io::{BufRead, BufReader};
+    let folder = folder();
+    std::fs::write(folder.path().join("endless.wafer"), ENDLESS).expect("a file is written");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lapidary"))
+        .args(["-v", "simulate", "endless.wafer", "--level", "event"])
+        .current_dir(folder.path())
+        .env("NO_COLOR", "1")
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let mut told = BufReader::new(child.stderr.take().expect("stderr is piped"));
+    let mut line = String::new();
+    while !line.contains("Ctrl-C") {
+        line.clear();
+        assert!(
+            told.read_line(&mut line).expect("text") > 0,
+            "the command ended before it could be interrupted"
+        );
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    assert!(kill.success());
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(130));
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut told, &mut rest).expect("text");
+    assert!(rest.contains("interrupted with 0 of 1 stages"), "{rest}");
+}
+
 /// Relative path and bytes of every file, sorted.
 fn files(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();

@@ -3,8 +3,8 @@
 use super::{jobs, print_json};
 use crate::args::{Global, Level, Simulate};
 use crate::failure::{Exit, Failure, Fault};
-use crate::{interrupt, show};
 use crate::wafer_artifact::{Stage, WaferArtifact};
+use crate::{interrupt, show};
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::report::HotLink;
 use lapidary_runtime_sim::{Checked, Report, check, event, flow};
@@ -53,7 +53,8 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
         simulate(&shared.stages[index], &shared, level, &name)
     })?;
     let wall_s = start.elapsed().as_secs_f64();
-    let reports: Vec<Option<Report>> = done.results.into_iter().map(Option::transpose).collect::<Result<_, _>>()?;
+    let reports: Vec<Option<Report>> =
+        done.results.into_iter().map(Option::transpose).collect::<Result<_, _>>()?;
     let stages: Vec<(&Stage, &Report)> = finished(&artifact, &reports);
     if let Some((_, longest)) = stages.iter().max_by_key(|(stage, report)| stage.times * report.cycles) {
         show_all(args, &artifact, &stages, longest, wall_s)?;
@@ -68,7 +69,12 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
 }
 
 fn finished<'r>(artifact: &'r WaferArtifact, reports: &'r [Option<Report>]) -> Vec<(&'r Stage, &'r Report)> {
-    artifact.stages.iter().zip(reports).filter_map(|(stage, report)| Some((stage, report.as_ref()?))).collect()
+    artifact
+        .stages
+        .iter()
+        .zip(reports)
+        .filter_map(|(stage, report)| Some((stage, report.as_ref()?)))
+        .collect()
 }
 
 /// Prints what was simulated; figures of the whole model only if all of it was.
@@ -85,7 +91,8 @@ fn show_all(
     let tokens = artifact.tokens.filter(|_| whole);
     let tokens_per_s = tokens.map(|tokens| tokens as f64 / seconds);
     if args.json {
-        let each = |(stage, report): &(&'_ Stage, &'_ Report)| (stage.name.clone(), stage.times, (*report).clone());
+        let each =
+            |(stage, report): &(&'_ Stage, &'_ Report)| (stage.name.clone(), stage.times, (*report).clone());
         let stages = stages.iter().map(each).map(|(stage, times, report)| StageTime { stage, times, report });
         return print_json(&Simulated {
             schema: "lapidary/simulation",
