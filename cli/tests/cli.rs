@@ -219,7 +219,8 @@ fn ctrl_c_ends_a_simulation_with_130() {
             "the command ended before it could be interrupted"
         );
     }
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    let kill = format!("kill -INT {}", child.id());
+    let kill = Command::new("sh").args(["-c", &kill]).status().expect("a shell runs");
     assert!(kill.success());
     let status = child.wait().expect("it ends");
     assert_eq!(status.code(), Some(130));
