@@ -8,7 +8,7 @@ use lapidary_passes::cpu::{self, HostModule, Options};
 use lapidary_passes::lower_to_cpu::{emit_cpu, emit_cpu_training, read_host};
 use lapidary_passes::pipeline::pipeline;
 use lapidary_passes::{Fusion, Goal, Mup, PassError, Pipeline, RunError, Watch};
-use lapidary_runtime_cpu::program::{Checked, CheckedTraining, CpuProgram, WeightType};
+use lapidary_runtime_cpu::program::{Checked, CpuProgram, TrainProgram, WeightType};
 use std::fmt;
 
 /// What the compiler may do or leave.
@@ -71,7 +71,11 @@ pub fn lower(spec: &ModelSpec, switches: &Switches, weights: WeightType) -> Resu
 ///
 /// # Errors
 /// As [`lower`].
-pub fn lower_training(spec: &ModelSpec, graph: &Graph, fusion: &Fusion) -> Result<CheckedTraining, Failure> {
+pub fn lower_training(
+    spec: &ModelSpec,
+    graph: &Graph,
+    fusion: &Fusion,
+) -> Result<Checked<TrainProgram>, Failure> {
     let pipeline = passes(&Switches { mup: Mup::Keep, fusion: fusion.clone() })?;
     let cx = IrContext::new();
     let mut module = imported(&cx, graph)?;

@@ -48,7 +48,7 @@ impl Needs {
             classes.iter().map(|(class, bytes)| format!("{class} {}", show::bytes(*bytes))).collect();
         let message = format!(
             "{} with {} sequences of {} positions needs {} ({}), and {} of memory are available: {} too much",
-            program.name,
+            program.model.name,
             self.sequences,
             self.positions,
             show::bytes(sum),

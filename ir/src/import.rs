@@ -12,6 +12,7 @@ use crate::error::IrError;
 use crate::module::{Module, function, return_values};
 use crate::nn::{self, MaskParameters, RopeParameters};
 use crate::raw::Value;
+use lapidary_models::op::Backward;
 use lapidary_models::{Function, Graph, Node, Op, Slot, ValueId};
 use melior::ir::Type;
 use std::collections::BTreeMap;
@@ -106,7 +107,7 @@ impl<'g, 'c> Importer<'g, 'c> {
             Op::Repeat { function, first, times, reverse } => {
                 self.repeat(at, node, *function, (*first, *times, *reverse), inputs)
             }
-            _ if node.op.is_training() => self.training(at, node, inputs),
+            Op::Backward(op) => self.backward(at, node, op, inputs),
             _ => self.attention(at, node, inputs),
         }
     }
@@ -129,37 +130,22 @@ impl<'g, 'c> Importer<'g, 'c> {
     }
 
     /// The ops that only training has.
-    fn training(&self, at: At<'c>, node: &Node, inputs: &[Value<'c>]) -> Result<Value<'c>, IrError> {
+    fn backward(
+        &self,
+        at: At<'c>,
+        node: &Node,
+        op: &Backward,
+        inputs: &[Value<'c>],
+    ) -> Result<Value<'c>, IrError> {
         let x = |index| Self::operand(node, inputs, index);
-        match node.op {
-            Op::CrossEntropy => nn::cross_entropy(at, x(0)?, x(1)?),
-            Op::CrossEntropyDx => nn::cross_entropy_dx(at, x(0)?, x(1)?),
-            Op::LinearDx => nn::linear_dx(at, x(0)?, x(1)?),
-            Op::LinearDw => nn::linear_dw(at, x(0)?, x(1)?),
-            Op::ColumnSum => nn::column_sum(at, x(0)?),
-            Op::ActivationDx(function) => nn::activation_dx(at, x(0)?, x(1)?, function),
-            Op::NormDx { kind, eps } => nn::norm_dx(at, [x(0)?, x(1)?, x(2)?], kind, eps),
-            Op::NormDw { kind, eps } => nn::norm_dw(at, x(0)?, x(1)?, kind, eps),
-            Op::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset } => nn::rope_dx(
-                at,
-                x(0)?,
-                &RopeParameters { head_dim, rot_dims, pairing, theta, scaling, offset },
-            ),
-            Op::MaskDx { causal, window, offset } => {
-                nn::mask_dx(at, x(0)?, &MaskParameters { causal, window, alibi: None, offset })
-            }
-            Op::SoftmaxDx => nn::softmax_dx(at, x(0)?, x(1)?),
-            Op::ValuesDv { heads, kv_heads } => nn::values_dv(at, x(0)?, x(1)?, heads, kv_heads),
-            Op::EmbedDw { rows } => nn::embed_dw(at, x(0)?, x(1)?, rows),
-            Op::PositionDw { offset, rows } => nn::position_dw(at, x(0)?, offset, rows),
-            Op::LastTokenDx { seq } => nn::last_token_dx(at, x(0)?, seq),
-            Op::Save { slot } => nn::save(at, &self.slot(node, slot)?.name, self.layer(node)?, x(0)?),
-            Op::Saved { slot } => {
+        match *op {
+            Backward::Save { slot } => nn::save(at, &self.slot(node, slot)?.name, self.layer(node)?, x(0)?),
+            Backward::Saved { slot } => {
                 let slot = self.slot(node, slot)?;
                 nn::saved(at, &slot.name, self.layer(node)?, &slot.ty)
             }
-            Op::Gradient { param } => self.gradient(at, node, param, x(0)?),
-            _ => Err(IrError::Missing { op: node.op.name().into(), what: "import".into() }),
+            Backward::Gradient { param } => self.gradient(at, node, param, x(0)?),
+            _ => nn::backward(at, op, inputs),
         }
     }
 

@@ -5,13 +5,16 @@
 //!
 //! The ops of the backward pass are named after the forward op and what they are the derivative by: `linear_dx`,
 //! `linear_dw`. Where the derivative of an op is another forward op (the products of attention are each other's, a
-//! product's is a product), there is no second name for it. Their shape rules stand in `op/backward.rs`.
+//! product's is a product), there is no second name for it. They are one variant here, a set of their own in
+//! `op/backward.rs` with its own rules: who does not train has one arm for them all.
 
 use crate::dtype::DType;
 use crate::graph::TensorType;
 use crate::spec::{Activation, NormKind, Pairing, RopeScaling};
 
 mod backward;
+
+pub use backward::Backward;
 
 /// Why a scale stands where it stands: passes treat the roles differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,100 +170,8 @@ pub enum Op {
         /// Whether the last layer comes first, as in a backward pass.
         reverse: bool,
     },
-    /// `logits [B, S, V], labels i32[B, S] -> f32 [1]`: mean cross entropy over the positions whose label is not
-    /// negative.
-    CrossEntropy,
-    /// `logits [B, S, V], labels i32[B, S] -> [B, S, V]`: derivative of the mean by the logits; zero where the
-    /// label is negative.
-    CrossEntropyDx,
-    /// `dy [.., N], w [N, K] -> [.., K]`: `dy w`.
-    LinearDx,
-    /// `dy [.., N], x [.., K] -> [N, K]`: `dyᵀ x`, summed over all rows.
-    LinearDw,
-    /// `dy [.., N] -> [N]`: sum over all rows; the derivative by a bias.
-    ColumnSum,
-    /// `x, dy -> ` same shape: `f'(x) dy`.
-    ActivationDx(Activation),
-    /// `x [.., D], weight [D], dy [.., D] -> [.., D]`.
-    NormDx {
-        /// RMSNorm or LayerNorm.
-        kind: NormKind,
-        /// Added to the mean square or the variance.
-        eps: f64,
-    },
-    /// `x [.., D], dy [.., D] -> [D]`: sum over all rows of the normalised row times `dy`.
-    NormDw {
-        /// RMSNorm or LayerNorm.
-        kind: NormKind,
-        /// Added to the mean square or the variance.
-        eps: f64,
-    },
-    /// `dy [B, S, heads·d] -> ` same: rotates back.
-    RopeDx {
-        /// Width of a head.
-        head_dim: u64,
-        /// Leading dimensions that rotate.
-        rot_dims: u64,
-        /// Which dimensions form a pair.
-        pairing: Pairing,
-        /// Base of the frequencies.
-        theta: f64,
-        /// Change of the frequencies.
-        scaling: RopeScaling,
-        /// Position of the first token.
-        offset: u64,
-    },
-    /// `ds [B, H, S, L] -> ` same: zero where a key may not be seen.
-    MaskDx {
-        /// Whether keys after the query are hidden.
-        causal: bool,
-        /// Keys with `query - key >= window` are hidden; 0 for none.
-        window: u64,
-        /// Position of the first query.
-        offset: u64,
-    },
-    /// `p [.., L], dp [.., L] -> ` same: `p (dp - Σ p dp)`, p being the softmax's result.
-    SoftmaxDx,
-    /// `p [B, H, S, L], y [B, S, H·d] -> [B, L, K·d]`: `pᵀ y`, summed over the heads that share a key-value head. The
-    /// derivative of values by v, and of scores by k.
-    ValuesDv {
-        /// Query heads.
-        heads: u64,
-        /// Key-value heads.
-        kv_heads: u64,
-    },
-    /// `ids i32[B, S], dy [B, S, D] -> [rows, D]`: adds each row of `dy` to the row of its id.
-    EmbedDw {
-        /// Rows of the table.
-        rows: u64,
-    },
-    /// `dy [B, S, D] -> [rows, D]`: sum over the batch, at row `offset + s`.
-    PositionDw {
-        /// Position of the first token.
-        offset: u64,
-        /// Rows of the table.
-        rows: u64,
-    },
-    /// `dy [B, 1, D] -> [B, seq, D]`: zero but for the last position.
-    LastTokenDx {
-        /// Positions of the result.
-        seq: u64,
-    },
-    /// `x -> x`: keeps this layer's value in a slot of [`crate::Graph::slots`] for the backward pass.
-    Save {
-        /// Index into the graph's slots.
-        slot: usize,
-    },
-    /// The value that this layer's forward pass kept in a slot. Its type is declared by the slot.
-    Saved {
-        /// Index into the graph's slots.
-        slot: usize,
-    },
-    /// `dw -> dw`: adds to the gradient of a parameter, which is kept in f32.
-    Gradient {
-        /// Index into the graph's parameters.
-        param: usize,
-    },
+    /// An op that only training has.
+    Backward(Backward),
 }
 
 impl Op {
@@ -285,70 +196,16 @@ impl Op {
             Op::Values { .. } => "values",
             Op::LastToken => "last_token",
             Op::Repeat { .. } => "repeat",
-            Op::CrossEntropy => "cross_entropy",
-            Op::CrossEntropyDx => "cross_entropy_dx",
-            Op::LinearDx => "linear_dx",
-            Op::LinearDw => "linear_dw",
-            Op::ColumnSum => "column_sum",
-            Op::ActivationDx(_) => "activation_dx",
-            Op::NormDx { .. } => "norm_dx",
-            Op::NormDw { .. } => "norm_dw",
-            Op::RopeDx { .. } => "rope_dx",
-            Op::MaskDx { .. } => "mask_dx",
-            Op::SoftmaxDx => "softmax_dx",
-            Op::ValuesDv { .. } => "values_dv",
-            Op::EmbedDw { .. } => "embed_dw",
-            Op::PositionDw { .. } => "position_dw",
-            Op::LastTokenDx { .. } => "last_token_dx",
-            Op::Save { .. } => "save",
-            Op::Saved { .. } => "saved",
-            Op::Gradient { .. } => "gradient",
+            Op::Backward(op) => op.name(),
         }
     }
 
     /// Whether it belongs to a backward pass or to what leads to one: no inference graph holds it.
     pub const fn is_training(&self) -> bool {
-        match self {
-            Op::Param { .. }
-            | Op::Embed
-            | Op::Position { .. }
-            | Op::Linear
-            | Op::Bias
-            | Op::Add
-            | Op::Mul
-            | Op::Scale { .. }
-            | Op::Activation(_)
-            | Op::Norm { .. }
-            | Op::Rope { .. }
-            | Op::KvAppend { .. }
-            | Op::Scores { .. }
-            | Op::Mask { .. }
-            | Op::Softmax
-            | Op::Values { .. }
-            | Op::LastToken
-            | Op::Repeat { .. } => false,
-            Op::CrossEntropy
-            | Op::CrossEntropyDx
-            | Op::LinearDx
-            | Op::LinearDw
-            | Op::ColumnSum
-            | Op::ActivationDx(_)
-            | Op::NormDx { .. }
-            | Op::NormDw { .. }
-            | Op::RopeDx { .. }
-            | Op::MaskDx { .. }
-            | Op::SoftmaxDx
-            | Op::ValuesDv { .. }
-            | Op::EmbedDw { .. }
-            | Op::PositionDw { .. }
-            | Op::LastTokenDx { .. }
-            | Op::Save { .. }
-            | Op::Saved { .. }
-            | Op::Gradient { .. } => true,
-        }
+        matches!(self, Op::Backward(_))
     }
 
-    /// The result type that follows from the operands. `Param` and `Saved` have none here: theirs is declared.
+    /// The result type that follows from the operands. A parameter and a slot have none here: theirs is declared.
     ///
     /// # Errors
     /// A sentence that names the relation which does not hold.
@@ -357,7 +214,6 @@ impl Op {
         debug_assert_eq!(arity, operands.len());
         match self {
             Op::Param { .. } => Err("a parameter's type is declared, not inferred".into()),
-            Op::Saved { .. } => Err("a slot's type is declared, not inferred".into()),
             Op::Embed => embed(operands[0], operands[1]),
             Op::Position { offset } => position(operands[0], operands[1], *offset),
             Op::Linear => linear(operands[0], operands[1]),
@@ -373,34 +229,15 @@ impl Op {
             Op::Scores { heads, kv_heads } => scores(operands[0], operands[1], *heads, *kv_heads),
             Op::Values { heads, kv_heads } => values(operands[0], operands[1], *heads, *kv_heads),
             Op::LastToken => last_token(operands[0]),
-            Op::Save { .. } | Op::Gradient { .. } => Ok(operands[0].clone()),
-            Op::CrossEntropy => backward::loss(operands[0], operands[1]),
-            Op::CrossEntropyDx => backward::loss(operands[0], operands[1]).map(|_| operands[0].clone()),
-            Op::LinearDx => backward::linear_dx(operands[0], operands[1]),
-            Op::LinearDw => backward::linear_dw(operands[0], operands[1]),
-            Op::ColumnSum => backward::row(operands[0]),
-            Op::ActivationDx(_) => same(operands[0], operands[1]),
-            Op::SoftmaxDx => same(operands[0], operands[1]),
-            Op::NormDx { .. } => {
-                last_axis(operands[0], operands[1], "weight").and_then(|x| same(&x, operands[2]))
-            }
-            Op::NormDw { .. } => same(operands[0], operands[1]).and_then(|x| backward::row(&x)),
-            Op::RopeDx { head_dim, rot_dims, .. } => rope(operands[0], *head_dim, *rot_dims),
-            Op::MaskDx { .. } => rank(operands[0], 4, "scores").map(|()| operands[0].clone()),
-            Op::ValuesDv { heads, kv_heads } => {
-                backward::values_dv(operands[0], operands[1], *heads, *kv_heads)
-            }
-            Op::EmbedDw { rows } => backward::embed_dw(operands[0], operands[1], *rows),
-            Op::PositionDw { offset, rows } => backward::position_dw(operands[0], *offset, *rows),
-            Op::LastTokenDx { seq } => backward::last_token_dx(operands[0], *seq),
+            Op::Backward(op) => op.result(operands),
         }
     }
 
     fn arity(&self, found: usize) -> Result<usize, String> {
         let wanted = match self {
-            Op::Param { .. } | Op::Saved { .. } => 0..=0,
+            Op::Backward(op) => op.arity(),
+            Op::Param { .. } => 0..=0,
             Op::Norm { .. } => 2..=3,
-            Op::NormDx { .. } => 3..=3,
             Op::Embed
             | Op::Position { .. }
             | Op::Linear
@@ -408,16 +245,7 @@ impl Op {
             | Op::Add
             | Op::Mul
             | Op::Scores { .. }
-            | Op::Values { .. }
-            | Op::CrossEntropy
-            | Op::CrossEntropyDx
-            | Op::LinearDx
-            | Op::LinearDw
-            | Op::ActivationDx(_)
-            | Op::NormDw { .. }
-            | Op::SoftmaxDx
-            | Op::ValuesDv { .. }
-            | Op::EmbedDw { .. } => 2..=2,
+            | Op::Values { .. } => 2..=2,
             _ => 1..=1,
         };
         match wanted.contains(&found) {

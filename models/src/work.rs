@@ -91,7 +91,7 @@ impl Op {
             Op::Softmax => (0, n.saturating_mul(4)),
             Op::Rope { rot_dims, head_dim, .. } => (0, product([3, n / head_dim, *rot_dims])),
             Op::Param { .. } | Op::Embed | Op::KvAppend { .. } | Op::LastToken | Op::Repeat { .. } => (0, 0),
-            _ => backward::flops(self, operands, result),
+            Op::Backward(op) => backward::flops(op, operands, result),
         }
     }
 
@@ -106,7 +106,7 @@ impl Op {
             }
             Op::KvAppend { .. } => (operands[0].bytes(), operands[0].bytes()),
             Op::LastToken => (written, written),
-            _ if self.is_training() => backward::traffic(self, operands, result),
+            Op::Backward(op) => backward::traffic(op, operands, result),
             _ => (operands.iter().fold(0, |sum: u64, t| sum.saturating_add(t.bytes())), written),
         }
     }

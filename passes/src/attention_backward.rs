@@ -9,6 +9,7 @@
 //! Everything of shape `[B, H, S, L]` must stay inside. A softmax that is kept from the forward pass is in memory anyway,
 //! and its backward pass stays op by op.
 
+use lapidary_models::op::Backward;
 use lapidary_models::{Function, Node, Op, ValueId};
 use std::collections::BTreeSet;
 
@@ -30,7 +31,7 @@ pub struct Core {
 /// Every such backward pass of a function.
 pub fn cores(function: &Function) -> Vec<Core> {
     let find = Finder { function };
-    let softmaxes = function.nodes.iter().filter(|node| node.op == Op::SoftmaxDx);
+    let softmaxes = function.nodes.iter().filter(|node| node.op == Op::Backward(Backward::SoftmaxDx));
     softmaxes.filter_map(|node| find.core(node)).collect()
 }
 
@@ -71,7 +72,7 @@ impl<'f> Finder<'f> {
         let (last, after) = self.after(softmax_dx.output)?;
         let Op::Scores { heads, kv_heads } = self.node(scores).op else { return None };
         let of_values = |wanted: &Op| *wanted == Op::Values { heads, kv_heads };
-        let of_values_dv = |wanted: &Op| *wanted == Op::ValuesDv { heads, kv_heads };
+        let of_values_dv = |wanted: &Op| *wanted == Op::Backward(Backward::ValuesDv { heads, kv_heads });
         let (q, k) = (self.node(scores).inputs[0], self.node(scores).inputs[1]);
         let same_heads = self.node(dp_at).op == self.node(scores).op;
         let (dy, v) = (*self.node(dp_at).inputs.first()?, *self.node(dp_at).inputs.get(1)?);
@@ -142,7 +143,7 @@ impl<'f> Finder<'f> {
         loop {
             let Some(user) = self.only_user(value) else { return Some((value, between)) };
             match self.node(user).op {
-                Op::MaskDx { .. } | Op::Scale { .. } => between.push(user),
+                Op::Backward(Backward::MaskDx { .. }) | Op::Scale { .. } => between.push(user),
                 _ => return Some((value, between)),
             }
             value = self.node(user).output;

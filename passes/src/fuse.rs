@@ -12,6 +12,7 @@ use crate::pass::{Changed, Pass, PassCx, PassError};
 use crate::report::{FusionReport, RegionReport};
 use crate::view::{FunctionView, ModuleView};
 use lapidary_ir::{At, New, Op as IrOp, Value as IrValue};
+use lapidary_models::op::Backward;
 use lapidary_models::{Op, ValueId};
 use std::collections::BTreeMap;
 
@@ -137,7 +138,7 @@ fn inputs<'c>(view: &FunctionView<'c>, flow: &Flow, nodes: &Set) -> Vec<IrValue<
 
 /// A value leaves when somebody outside needs it; caches and gradients always do, since writing them is the point.
 fn leaves(flow: &Flow, value: ValueId, nodes: &Set) -> bool {
-    let stores = |op: &Op| matches!(op, Op::KvAppend { .. } | Op::Gradient { .. });
+    let stores = |op: &Op| matches!(op, Op::KvAppend { .. } | Op::Backward(Backward::Gradient { .. }));
     let stored = flow.maker(value).is_some_and(|n| stores(flow.op(n)));
     stored || flow.escapes(value, nodes)
 }

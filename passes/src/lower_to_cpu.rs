@@ -2,13 +2,16 @@
 //!
 //! What a kernel becomes is decided by [`crate::cpu`] on plain data; this file reads the functions from the IR.
 
-use crate::cpu::{HostFunction, HostModule, HostParam, LowerError, Options, TrainModule, lower, lower_train};
+use crate::cpu::{
+    HostFunction, HostModule, HostParam, LowerError, Options, TrainModule, lower, lower_train, sizes,
+};
 use crate::pass::{PassError, diagnostic};
 use crate::view::read_op;
 use lapidary_ir::{Module, Op as IrOp, Value as IrValue};
 use lapidary_models::graph::{Slot, Value};
+use lapidary_models::op::Backward;
 use lapidary_models::{Function, ModelSpec, Node, Op, ValueId};
-use lapidary_runtime_cpu::program::{CheckedTraining, CpuProgram};
+use lapidary_runtime_cpu::program::{Checked, CpuProgram, Sizes, TrainProgram};
 use std::collections::BTreeSet;
 
 /// The host program of a module of `spec`; the module stays as it is. Its bound dimensions do not matter, but it has to
@@ -36,7 +39,7 @@ pub fn emit_cpu(module: &Module<'_>, spec: &ModelSpec, options: &Options) -> Res
 ///
 /// # Errors
 /// [`PassError::Refused`] at what the host does not train.
-pub fn emit_cpu_training(module: &Module<'_>, spec: &ModelSpec) -> Result<CheckedTraining, PassError> {
+pub fn emit_cpu_training(module: &Module<'_>, spec: &ModelSpec) -> Result<Checked<TrainProgram>, PassError> {
     let host = train_module(module.op(), spec)?;
     let program = lower_train(&host).map_err(|error| {
         let name = match &error {
@@ -63,8 +66,7 @@ fn train_module(module: IrOp<'_>, spec: &ModelSpec) -> Result<TrainModule, PassE
     let names: Vec<String> = slots.iter().map(|slot| slot.name.clone()).collect();
     let read = |op: &IrOp<'_>| host_function_of(*op, &symbols, &names);
     let functions: Vec<HostFunction> = order.iter().map(read).collect::<Result<_, _>>()?;
-    let (name, layers) = (spec.name.clone(), spec.n_layers);
-    Ok(TrainModule { name, layers, vocab: spec.vocab, max_seq: spec.max_seq, slots, functions })
+    Ok(TrainModule { model: sizes(spec), slots, functions })
 }
 
 /// The slots that functions fill, in order.
@@ -100,10 +102,7 @@ pub fn read_host(module: &Module<'_>, spec: &ModelSpec) -> Result<HostModule, Pa
     let layer = repeat.symbol("body").and_then(|name| module.lookup(name));
     let layer = layer.ok_or_else(|| PassError::at(repeat, "the repeated function is not there"))?;
     Ok(HostModule {
-        name: spec.name.clone(),
-        layers: times(repeat),
-        vocab: spec.vocab,
-        max_seq: spec.max_seq,
+        model: Sizes { layers: times(repeat), ..sizes(spec) },
         layer: host_function(layer)?,
         main: host_function(main)?,
     })
@@ -197,12 +196,12 @@ impl<'c> Reader<'c, '_> {
                 Op::Param { param: self.host.params.len() - 1 }
             }
             "nn.repeat" => self.repeat(op),
-            "nn.save" => Op::Save { slot: self.slot(op)? },
-            "nn.saved" => Op::Saved { slot: self.slot(op)? },
+            "nn.save" => Op::Backward(Backward::Save { slot: self.slot(op)? }),
+            "nn.saved" => Op::Backward(Backward::Saved { slot: self.slot(op)? }),
             "nn.gradient" => {
                 let name = op.text("name").unwrap_or_default().to_string();
                 self.host.params.push(HostParam { name, scale: 1.0 });
-                Op::Gradient { param: self.host.params.len() - 1 }
+                Op::Backward(Backward::Gradient { param: self.host.params.len() - 1 })
             }
             _ => read_op(op).map_err(|what| PassError::at(op, what))?,
         };
@@ -285,7 +284,7 @@ mod tests {
         for name in ["amber", "crystalcoder"] {
             let program = emitted(name, Fusion::On);
             assert!(layer(&program).len() <= 7, "{name}: {:?}", layer(&program));
-            assert_eq!(program.layers, 32);
+            assert_eq!(program.model.layers, 32);
         }
     }
 

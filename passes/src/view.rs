@@ -7,6 +7,7 @@ use crate::pass::PassError;
 use crate::view::name::Namer;
 use lapidary_ir::{Op as IrOp, Value as IrValue};
 use lapidary_models::graph::Value;
+use lapidary_models::op::Backward;
 use lapidary_models::{Function, Node, Op, ValueId};
 
 mod name;
@@ -39,7 +40,7 @@ pub struct FunctionView<'c> {
     pub ops: Vec<IrOp<'c>>,
     /// The IR value of each value.
     pub values: Vec<IrValue<'c>>,
-    /// What [`Op::Param`] and [`Op::Gradient`] index: one entry per `nn.param` and `nn.gradient` of this function.
+    /// What [`Op::Param`] and [`Backward::Gradient`] index: one entry per `nn.param` and `nn.gradient` of this function.
     pub params: Vec<ParamView>,
 }
 
@@ -118,7 +119,7 @@ impl<'c> FunctionView<'c> {
 
     fn node(&mut self, op: IrOp<'c>, symbols: &[&str], namer: &mut Namer) -> Result<(), PassError> {
         let kind = op::read(op, symbols, self.params.len()).map_err(|what| PassError::at(op, what))?;
-        if let Op::Param { .. } | Op::Gradient { .. } = kind {
+        if let Op::Param { .. } | Op::Backward(Backward::Gradient { .. }) = kind {
             let name = op.text("name").unwrap_or_default().to_string();
             self.params.push(ParamView { name, scale: op.f64("scale").unwrap_or(1.0) });
         }

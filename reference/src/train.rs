@@ -3,7 +3,7 @@
 use super::backward as back;
 use super::ops::{self, Mask, Rotation};
 use super::{Oracle, Params, Real, Tensor};
-use lapidary_models::op::Op;
+use lapidary_models::op::{Backward, Op};
 use lapidary_models::{Function, Node, ValueId};
 use std::collections::BTreeMap;
 
@@ -63,9 +63,11 @@ impl<T: Real> Walk<'_, '_, T> {
         let input = |i: usize| &values[&node.inputs[i]];
         match node.op {
             Op::Embed => ops::embed(self.batch.ids, input(1)),
-            Op::EmbedDw { rows } => back::embed_dw(self.batch.ids, input(1), rows as usize),
-            Op::CrossEntropy => back::cross_entropy(input(0), self.batch.labels),
-            Op::CrossEntropyDx => back::cross_entropy_dx(input(0), self.batch.labels),
+            Op::Backward(Backward::EmbedDw { rows }) => {
+                back::embed_dw(self.batch.ids, input(1), rows as usize)
+            }
+            Op::Backward(Backward::CrossEntropy) => back::cross_entropy(input(0), self.batch.labels),
+            Op::Backward(Backward::CrossEntropyDx) => back::cross_entropy_dx(input(0), self.batch.labels),
             Op::Repeat { function, first, times, reverse } => {
                 let mut layers: Vec<u64> = (first..first + times).collect();
                 if reverse {
@@ -74,15 +76,15 @@ impl<T: Real> Walk<'_, '_, T> {
                 let function = &self.oracle.graph.functions[function];
                 layers.iter().fold(input(0).clone(), |x, layer| self.function(function, *layer, Some(x)))
             }
-            Op::Save { slot } => {
+            Op::Backward(Backward::Save { slot }) => {
                 self.slots.insert((slot, layer), input(0).clone());
                 let kept = self.slots.values().map(|tensor| tensor.data.len()).sum();
                 self.step.kept = self.step.kept.max(kept);
                 input(0).clone()
             }
-            Op::Saved { slot } => self.slots[&(slot, layer)].clone(),
-            Op::Gradient { param } => self.gradient(param, layer, input(0)),
-            _ if node.op.is_training() => backward(&node.op, &input),
+            Op::Backward(Backward::Saved { slot }) => self.slots[&(slot, layer)].clone(),
+            Op::Backward(Backward::Gradient { param }) => self.gradient(param, layer, input(0)),
+            Op::Backward(ref op) => backward(op, &input),
             _ => self.oracle.node(node, layer, values, &mut BTreeMap::new()),
         }
     }
@@ -99,28 +101,28 @@ impl<T: Real> Walk<'_, '_, T> {
 }
 
 /// The ops that need nothing but their operands.
-fn backward<'v, T: Real>(op: &Op, input: &dyn Fn(usize) -> &'v Tensor<T>) -> Tensor<T> {
+fn backward<'v, T: Real>(op: &Backward, input: &dyn Fn(usize) -> &'v Tensor<T>) -> Tensor<T> {
     match *op {
-        Op::LinearDx => back::linear_dx(input(0), input(1)),
-        Op::LinearDw => back::linear_dw(input(0), input(1)),
-        Op::ColumnSum => back::column_sum(input(0)),
-        Op::ActivationDx(f) => ops::zip(input(0), input(1), |x, dy| back::slope(f, x) * dy),
-        Op::NormDx { kind, eps } => back::norm_dx(kind, eps, input(0), input(1), input(2)),
-        Op::NormDw { kind, eps } => back::norm_dw(kind, eps, input(0), input(1)),
-        Op::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset } => {
+        Backward::LinearDx => back::linear_dx(input(0), input(1)),
+        Backward::LinearDw => back::linear_dw(input(0), input(1)),
+        Backward::ColumnSum => back::column_sum(input(0)),
+        Backward::ActivationDx(f) => ops::zip(input(0), input(1), |x, dy| back::slope(f, x) * dy),
+        Backward::NormDx { kind, eps } => back::norm_dx(kind, eps, input(0), input(1), input(2)),
+        Backward::NormDw { kind, eps } => back::norm_dw(kind, eps, input(0), input(1)),
+        Backward::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset } => {
             let (head_dim, rot_dims, offset) = (head_dim as usize, rot_dims as usize, offset as usize);
             back::rope_dx(input(0), Rotation { head_dim, rot_dims, pairing, theta, scaling, offset })
         }
-        Op::MaskDx { causal, window, offset } => {
+        Backward::MaskDx { causal, window, offset } => {
             let (window, offset) = (window as usize, offset as usize);
             back::mask_dx(input(0), Mask { causal, window, alibi: None, offset })
         }
-        Op::SoftmaxDx => back::softmax_dx(input(0), input(1)),
-        Op::ValuesDv { heads, kv_heads } => {
+        Backward::SoftmaxDx => back::softmax_dx(input(0), input(1)),
+        Backward::ValuesDv { heads, kv_heads } => {
             back::values_dv(input(0), input(1), heads as usize, kv_heads as usize)
         }
-        Op::PositionDw { offset, rows } => back::position_dw(input(0), offset as usize, rows as usize),
-        Op::LastTokenDx { seq } => back::last_token_dx(input(0), seq as usize),
+        Backward::PositionDw { offset, rows } => back::position_dw(input(0), offset as usize, rows as usize),
+        Backward::LastTokenDx { seq } => back::last_token_dx(input(0), seq as usize),
         _ => unreachable!("{} needs more than its operands", op.name()),
     }
 }

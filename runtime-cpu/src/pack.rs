@@ -36,7 +36,7 @@ impl Packed {
     /// The first weight that is missing, has another shape or type, or does not fit into memory.
     pub fn load(program: &CpuProgram, weights: &dyn Weights) -> Result<Packed, WeightError> {
         let (places, bytes) = lay_out(program);
-        let memory = allocate(&program.name, bytes)?;
+        let memory = allocate(&program.model.name, bytes)?;
         // Without huge pages about a fifth of the read bandwidth is lost to address translation; where the system
         // refuses, reading is only slower.
         #[cfg(target_os = "linux")]
@@ -103,7 +103,7 @@ fn lay_out(program: &CpuProgram) -> (Vec<Vec<Range<usize>>>, u64) {
         start as usize..start.saturating_add(bytes) as usize
     };
     let places = program.parameters.iter().map(|p| {
-        let copies = if p.per_layer { program.layers } else { 1 };
+        let copies = if p.per_layer { program.model.layers } else { 1 };
         // Vectors are padded to whole chunks of 16, as row functions read them; words are whole in tables.
         let bytes = match p.form {
             Form::Vector { length, .. } => length.next_multiple_of(16).saturating_mul(4),

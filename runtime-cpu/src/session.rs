@@ -121,8 +121,8 @@ impl<'m> Session<'m> {
     pub(crate) fn new(model: &'m Model, sequences: usize, positions: usize) -> Result<Session<'m>, RunError> {
         let program = model.program();
         let fail = |why: String| Err(RunError::Session { sequences, positions, why });
-        if positions as u64 > program.max_seq {
-            return fail(format!("{} was built for {}", program.name, program.max_seq));
+        if positions as u64 > program.model.max_seq {
+            return fail(format!("{} was built for {}", program.model.name, program.model.max_seq));
         }
         if sequences == 0 || positions == 0 {
             return fail("at least one of each is needed".into());
@@ -132,7 +132,7 @@ impl<'m> Session<'m> {
         if bytes > 1 << 46 {
             return fail(format!("the cache would take {bytes} bytes"));
         }
-        let layers = program.layers as usize;
+        let layers = program.model.layers as usize;
         let cache = |c| KeyValues::new(c, layers, sequences, positions);
         let caches = match program.caches.iter().map(cache).collect::<Result<Vec<_>, _>>() {
             Ok(caches) => caches,
@@ -210,7 +210,7 @@ impl<'m> Session<'m> {
         }
         self.lengths.iter_mut().zip(tokens).for_each(|(length, new)| *length += new.len());
         let logits = &model.program.buffers[model.program.logits];
-        let (pitch, width) = (pitch(logits.width), logits.width.min(model.program.vocab) as usize);
+        let (pitch, width) = (pitch(logits.width), logits.width.min(model.program.model.vocab) as usize);
         Ok(Logits { data: &self.memory.slots[logits.slot][..pass.rows(logits.rows) * pitch], pitch, width })
     }
 
@@ -218,7 +218,7 @@ impl<'m> Session<'m> {
         if tokens.len() != self.lengths.len() {
             return Err(RunError::Batch { found: tokens.len(), expected: self.lengths.len() });
         }
-        let vocab = self.model.program.vocab;
+        let vocab = self.model.program.model.vocab;
         for (sequence, (new, old)) in tokens.iter().zip(&self.lengths).enumerate() {
             let length = old + new.len();
             if length > self.positions {

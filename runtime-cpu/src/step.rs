@@ -116,7 +116,7 @@ impl Pass {
             match step {
                 Step::Repeat { carried, yielded, body, .. } => {
                     let slot = |id: BufferId| model.program.buffers[id].slot;
-                    for layer in 0..model.program.layers as usize {
+                    for layer in 0..model.program.model.layers as usize {
                         self.layer = Some(layer);
                         self.steps(model, body, &planned.body, memory, watch);
                         memory.slots.swap(slot(*carried), slot(*yielded));

@@ -83,10 +83,7 @@ fn program() -> CpuProgram {
     CpuProgram {
         schema: SCHEMA.into(),
         version: VERSION,
-        name: "by hand".into(),
-        layers: 2,
-        vocab: V,
-        max_seq: 64,
+        model: Sizes { name: "by hand".into(), layers: 2, vocab: V, max_seq: 64 },
         parameters: vec![
             matrix("embed", false, &[("embed", V)]),
             Parameter {
@@ -127,7 +124,7 @@ fn model(jobs: usize) -> Model {
 #[test]
 fn it_prints_and_reads_back() {
     let text = program().to_json();
-    assert!(text.starts_with("{\n  \"schema\": \"lapidary/cpu-program\",\n  \"version\": 1,"));
+    assert!(text.starts_with("{\n  \"schema\": \"lapidary/cpu-program\",\n  \"version\": 2,"));
     assert_eq!(CpuProgram::from_json(&text).expect("reads"), program());
     assert!(
         CpuProgram::from_json("{\"schema\": 3}")
@@ -238,7 +235,7 @@ fn every_way_to_break_it_is_noticed() {
         ("before this layer stored it", faults(|p| layer(p).swap(1, 2))),
         ("different slots", faults(|p| p.buffers[1].slot = 0)),
         ("is not a matrix", faults(|p| p.parameters[3].form = p.parameters[1].form.clone())),
-        ("cannot be read so", faults(|p| p.vocab = 41)),
+        ("cannot be read so", faults(|p| p.model.vocab = 41)),
         ("belongs to a layer", faults(|p| p.body.push(layer(&mut p.clone())[3].clone()))),
         ("does not fit per_layer", faults(|p| p.parameters[3].per_layer = false)),
         (

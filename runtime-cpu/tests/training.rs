@@ -5,7 +5,7 @@ use lapidary_models::optimizer::{AdamW, Decay, ParamUpdate};
 use lapidary_runtime_cpu::program::train::{
     Kept, Lookup, Product, SCHEMA, Side, TrainBuffer, TrainParameter, TrainProgram, TrainStep, VERSION,
 };
-use lapidary_runtime_cpu::program::{RowFn, RowOp, Target};
+use lapidary_runtime_cpu::program::{RowFn, RowOp, Sizes, Target};
 use lapidary_runtime_cpu::train::Trainer;
 use lapidary_runtime_cpu::{Engine, LoadOptions, TensorView, WeightError, Weights};
 
@@ -44,10 +44,7 @@ fn program() -> TrainProgram {
     TrainProgram {
         schema: SCHEMA.into(),
         version: VERSION,
-        name: "by hand".into(),
-        layers: 1,
-        vocab: 5,
-        max_seq: 8,
+        model: Sizes { name: "by hand".into(), layers: 1, vocab: 5, max_seq: 8 },
         parameters: vec![parameter("embed.weight", [5, 4]), parameter("head.weight", [6, 4])],
         rotations: Vec::new(),
         buffers: vec![buffer("x", 4), buffer("logits", 6), buffer("dlogits", 6), buffer("dx", 4)],
@@ -170,7 +167,10 @@ fn programs_that_do_not_fit_are_refused_with_every_fault() {
         faults(|p| p.buffers[3].width = 5),
         "head.dx: dx is 5 wide, expected 4\nembed.dw: dx is 5 wide, expected 4"
     );
-    assert_eq!(faults(|p| p.vocab = 6), "embed: 5 rows of a table for 6\nembed.dw: 5 rows of a table for 6");
+    assert_eq!(
+        faults(|p| p.model.vocab = 6),
+        "embed: 5 rows of a table for 6\nembed.dw: 5 rows of a table for 6"
+    );
     assert_eq!(faults(|p| p.parameters[1].per_layer = true).lines().count(), 3);
     assert_eq!(faults(|p| p.buffers[0].kept = Some(Kept { first: 0, times: 1 })).lines().count(), 3);
     assert!(faults(|p| p.version = 9).contains("expected lapidary/cpu-train-program 1"));

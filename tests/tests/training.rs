@@ -82,7 +82,7 @@ fn compiled(spec: &ModelSpec, dims: Dims, policy: &Policy, fusion: &Fusion) -> T
     let passes = pipeline(Goal::Cpu, Mup::Keep, fusion).unwrap();
     run(&mut module, &passes, Watch::default()).unwrap_or_else(|error| panic!("{error}"));
     let program = emit_cpu_training(&module, spec).unwrap_or_else(|error| panic!("{error}"));
-    program.program().clone()
+    program.into_inner()
 }
 
 const POLICIES: [Recompute; 3] = Recompute::ALL;
@@ -190,7 +190,7 @@ fn a_model_of_each_family_has_a_training_program() {
             let parameters = made
                 .parameters
                 .iter()
-                .map(|p| p.shape.iter().product::<u64>() * if p.per_layer { made.layers } else { 1 });
+                .map(|p| p.shape.iter().product::<u64>() * if p.per_layer { made.model.layers } else { 1 });
             assert_eq!(parameters.sum::<u64>(), spec.parameters(), "{name}");
         }
     }

@@ -97,12 +97,17 @@ pub fn norm<'c>(
     kind: NormKind,
     eps: f64,
 ) -> Built<'c> {
-    let new = New::inferred("nn.norm")
-        .reads(&[x, weight])
-        .reads(bias.as_slice())
-        .with("kind", word(at, "norm_kind", kind.word())?)
-        .with("eps", at.context().f64(eps));
-    result(at, &new)
+    let new = New::inferred("nn.norm").reads(&[x, weight]).reads(bias.as_slice());
+    result(at, &norm_attributes(at, new, kind, eps)?)
+}
+
+pub(super) fn norm_attributes<'a, 'c>(
+    at: At<'c>,
+    new: New<'a, 'c>,
+    kind: NormKind,
+    eps: f64,
+) -> Result<New<'a, 'c>, IrError> {
+    Ok(new.with("kind", word(at, "norm_kind", kind.word())?).with("eps", at.context().f64(eps)))
 }
 
 /// `nn.softmax` over the last axis.
@@ -112,22 +117,24 @@ pub fn softmax<'c>(at: At<'c>, x: Value<'c>) -> Built<'c> {
 
 /// `nn.rope` on `x` `[B, S, heads*head_dim]`.
 pub fn rope<'c>(at: At<'c>, x: Value<'c>, parameters: &RopeParameters) -> Built<'c> {
-    let cx = at.context();
-    let new = New::inferred("nn.rope")
-        .reads(&[x])
+    result(at, &rope_attributes(at, New::inferred("nn.rope").reads(&[x]), parameters)?)
+}
+
+pub(super) fn rope_attributes<'a, 'c>(
+    at: At<'c>,
+    new: New<'a, 'c>,
+    parameters: &RopeParameters,
+) -> Result<New<'a, 'c>, IrError> {
+    let new = new
         .with("pairing", word(at, "pairing", parameters.pairing.word())?)
         .with("head_dim", count(at, parameters.head_dim))
         .with("rot_dims", count(at, parameters.rot_dims))
-        .with("theta", cx.f64(parameters.theta))
+        .with("theta", at.context().f64(parameters.theta))
         .with("offset", count(at, parameters.offset));
-    result(at, &with_scaling(at, new, parameters.scaling)?)
+    with_scaling(at, new, parameters.scaling)
 }
 
-pub(super) fn with_scaling<'a, 'c>(
-    at: At<'c>,
-    new: New<'a, 'c>,
-    scaling: RopeScaling,
-) -> Result<New<'a, 'c>, IrError> {
+fn with_scaling<'a, 'c>(at: At<'c>, new: New<'a, 'c>, scaling: RopeScaling) -> Result<New<'a, 'c>, IrError> {
     let cx = at.context();
     Ok(match scaling {
         RopeScaling::None => new,
@@ -164,14 +171,20 @@ pub fn scores<'c>(at: At<'c>, q: Value<'c>, k: Value<'c>, heads: u64, kv_heads: 
 /// `nn.mask` on `x` `[B, H, S, L]`.
 pub fn mask<'c>(at: At<'c>, x: Value<'c>, parameters: &MaskParameters) -> Built<'c> {
     let cx = at.context();
-    let new = New::inferred("nn.mask")
-        .reads(&[x])
-        .with_some("causal", parameters.causal.then(|| cx.unit()))
+    let new = mask_attributes(at, New::inferred("nn.mask").reads(&[x]), parameters);
+    let new = new.with_some("alibi", parameters.alibi.map(|_| cx.unit()));
+    result(at, &new.with("alibi_scaling", cx.f64(parameters.alibi.unwrap_or(1.0))))
+}
+
+/// Which keys are hidden.
+pub(super) fn mask_attributes<'a, 'c>(
+    at: At<'c>,
+    new: New<'a, 'c>,
+    parameters: &MaskParameters,
+) -> New<'a, 'c> {
+    new.with_some("causal", parameters.causal.then(|| at.context().unit()))
         .with("window", count(at, parameters.window))
-        .with_some("alibi", parameters.alibi.map(|_| cx.unit()))
-        .with("alibi_scaling", cx.f64(parameters.alibi.unwrap_or(1.0)))
-        .with("offset", count(at, parameters.offset));
-    result(at, &new)
+        .with("offset", count(at, parameters.offset))
 }
 
 /// `nn.values`: `p` `[B, heads, S, L]` and `v` `[B, L, kv_heads*d]` to `[B, S, heads*d]`.

@@ -5,7 +5,7 @@ use super::rules;
 use super::tape::Tape;
 use crate::dtype::DType;
 use crate::graph::{Function, Graph, GraphError, Mode, Node, Slot, TensorType, Value, ValueId};
-use crate::op::Op;
+use crate::op::{Backward, Op};
 
 /// Index of the layer function and of its backward function in a graph that comes from [`differentiate`].
 pub(super) const LAYER: usize = 0;
@@ -63,7 +63,12 @@ pub(super) fn saving(layer: &Function, kept: &[ValueId], first: usize) -> Functi
         let output = ValueId(function.values.len());
         function.values.push(Value { ty: layer.ty(value).clone() });
         let name = format!("{}.save", slot(layer, value, (0, 0)).name);
-        function.nodes.push(Node { name, op: Op::Save { slot: first + at }, inputs: vec![value], output });
+        function.nodes.push(Node {
+            name,
+            op: Op::Backward(Backward::Save { slot: first + at }),
+            inputs: vec![value],
+            output,
+        });
     };
     layer.arguments.iter().for_each(|argument| keep(&mut function, *argument));
     for node in &layer.nodes {
@@ -78,8 +83,8 @@ fn main(forward: &Graph) -> Result<Function, GraphError> {
     let logits = main.results[0];
     let mut draft = Draft::continuing(main.clone());
     let labels = draft.argument(TensorType::new(DType::I32, [forward.dims.batch, forward.dims.seq]));
-    let loss = draft.node("loss", Op::CrossEntropy, &[logits, labels])?;
-    let dlogits = draft.node("loss.dx", Op::CrossEntropyDx, &[logits, labels])?;
+    let loss = draft.node("loss", Op::Backward(Backward::CrossEntropy), &[logits, labels])?;
+    let dlogits = draft.node("loss.dx", Op::Backward(Backward::CrossEntropyDx), &[logits, labels])?;
     let mut tape = Tape::here(main, &forward.params, draft);
     tape.add(logits, dlogits)?;
     for node in main.nodes.iter().rev() {

@@ -15,7 +15,7 @@
 use super::differentiate::{BACKWARD, LAYER, saving, slot};
 use super::draft::Draft;
 use crate::graph::{Function, Graph, GraphError, Param, Slot, ValueId};
-use crate::op::Op;
+use crate::op::{Backward, Op};
 use crate::work::Work;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -234,11 +234,11 @@ impl<'g> Source<'g> {
         let saving = &training.functions[LAYER];
         let mut held = vec![ValueId(0); training.slots.len()];
         for node in &saving.nodes {
-            if let Op::Save { slot } = node.op {
+            if let Op::Backward(Backward::Save { slot }) = node.op {
                 held[slot] = node.inputs[0];
             }
         }
-        let forward = |op: &Op| !matches!(op, Op::Save { .. });
+        let forward = |op: &Op| !matches!(op, Op::Backward(Backward::Save { .. }));
         let nodes = saving.nodes.iter().filter(|node| forward(&node.op)).cloned().collect();
         let layer = Function { nodes, ..saving.clone() };
         let saved_bytes = training.slots.iter().map(|slot| slot.ty.bytes()).sum();
@@ -339,7 +339,7 @@ impl Copy<'_, '_> {
     fn node(&mut self, node: &crate::Node) -> Result<(), GraphError> {
         let value = match node.op {
             Op::Param { param } => self.draft.param(self.source.params, param),
-            Op::Saved { slot } => self.read(self.source.held[slot])?,
+            Op::Backward(Backward::Saved { slot }) => self.read(self.source.held[slot])?,
             _ => {
                 let inputs: Vec<ValueId> = node.inputs.iter().map(|id| self.now[id]).collect();
                 self.draft.node(&node.name, node.op.clone(), &inputs)?
@@ -394,7 +394,7 @@ impl Copy<'_, '_> {
 
     fn keep(&mut self, value: ValueId) -> ValueId {
         let slot = super::differentiate::slot(&self.source.layer, value, (0, 0));
-        let op = Op::Saved { slot: self.first_slot + self.kept.len() };
+        let op = Op::Backward(Backward::Saved { slot: self.first_slot + self.kept.len() });
         self.kept.push(value);
         self.draft.declared(&format!("{}.saved", slot.name), op, &[], slot.ty)
     }

@@ -14,7 +14,7 @@
 
 use super::tape::Tape;
 use crate::graph::{GraphError, Node, ValueId};
-use crate::op::Op;
+use crate::op::{Backward, Op};
 
 /// Adds the derivatives by the operands of `node` to the tape.
 pub(super) fn apply(tape: &mut Tape, node: &Node, dy: ValueId) -> Result<(), GraphError> {
@@ -35,45 +35,28 @@ pub(super) fn apply(tape: &mut Tape, node: &Node, dy: ValueId) -> Result<(), Gra
         Op::Scale { by, role } => pass(tape, node, dy, Op::Scale { by, role }),
         Op::Activation(function) => {
             let x = tape.operand(node, 0);
-            derive(tape, node, 0, "dx", Op::ActivationDx(function), &[x, dy])
+            derive(tape, node, 0, "dx", Backward::ActivationDx(function), &[x, dy])
         }
         Op::Norm { .. } => norm(tape, node, dy),
         Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset } => {
-            pass(tape, node, dy, Op::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset })
+            pass(tape, node, dy, Backward::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset })
         }
         Op::Scores { heads, kv_heads } => scores(tape, node, dy, heads, kv_heads),
         Op::Mask { causal, window, offset, .. } => {
-            pass(tape, node, dy, Op::MaskDx { causal, window, offset })
+            pass(tape, node, dy, Backward::MaskDx { causal, window, offset })
         }
         Op::Softmax => {
             let p = tape.fetch(node.output);
-            derive(tape, node, 0, "dx", Op::SoftmaxDx, &[p, dy])
+            derive(tape, node, 0, "dx", Backward::SoftmaxDx, &[p, dy])
         }
         Op::Values { heads, kv_heads } => values(tape, node, dy, heads, kv_heads),
         Op::LastToken => {
             let seq = tape.ty(node.inputs[0]).shape[1];
-            pass(tape, node, dy, Op::LastTokenDx { seq })
+            pass(tape, node, dy, Backward::LastTokenDx { seq })
         }
         Op::KvAppend { .. } => none(node, "a cache is for inference: differentiate a forward graph"),
         Op::Repeat { .. } => none(node, "a repeat stands in main only"),
-        Op::CrossEntropy
-        | Op::CrossEntropyDx
-        | Op::LinearDx
-        | Op::LinearDw
-        | Op::ColumnSum
-        | Op::ActivationDx(_)
-        | Op::NormDx { .. }
-        | Op::NormDw { .. }
-        | Op::RopeDx { .. }
-        | Op::MaskDx { .. }
-        | Op::SoftmaxDx
-        | Op::ValuesDv { .. }
-        | Op::EmbedDw { .. }
-        | Op::PositionDw { .. }
-        | Op::LastTokenDx { .. }
-        | Op::Save { .. }
-        | Op::Saved { .. }
-        | Op::Gradient { .. } => none(node, "the graph is differentiated already"),
+        Op::Backward(_) => none(node, "the graph is differentiated already"),
     }
 }
 
@@ -92,41 +75,41 @@ fn derive(
     node: &Node,
     i: usize,
     suffix: &str,
-    op: Op,
+    op: impl Into<Op>,
     inputs: &[ValueId],
 ) -> Result<(), GraphError> {
-    let derivative = tape.draft.node(&format!("{}.{suffix}", node.name), op, inputs)?;
+    let derivative = tape.draft.node(&format!("{}.{suffix}", node.name), op.into(), inputs)?;
     tape.add(node.inputs[i], derivative)
 }
 
 /// A derivative that needs nothing but `dy`.
-fn pass(tape: &mut Tape, node: &Node, dy: ValueId, op: Op) -> Result<(), GraphError> {
+fn pass(tape: &mut Tape, node: &Node, dy: ValueId, op: impl Into<Op>) -> Result<(), GraphError> {
     derive(tape, node, 0, "dx", op, &[dy])
 }
 
 fn column_sum(tape: &mut Tape, node: &Node, i: usize, dy: ValueId) -> Result<(), GraphError> {
-    derive(tape, node, i, "db", Op::ColumnSum, &[dy])
+    derive(tape, node, i, "db", Backward::ColumnSum, &[dy])
 }
 
 fn embed(tape: &mut Tape, node: &Node, dy: ValueId) -> Result<(), GraphError> {
     let rows = tape.ty(node.inputs[1]).shape[0];
     let ids = tape.operand(node, 0);
-    derive(tape, node, 1, "dw", Op::EmbedDw { rows }, &[ids, dy])
+    derive(tape, node, 1, "dw", Backward::EmbedDw { rows }, &[ids, dy])
 }
 
 fn position(tape: &mut Tape, node: &Node, dy: ValueId, offset: u64) -> Result<(), GraphError> {
     let rows = tape.ty(node.inputs[1]).shape[0];
     add(tape, node, 0, dy)?;
-    derive(tape, node, 1, "dw", Op::PositionDw { offset, rows }, &[dy])
+    derive(tape, node, 1, "dw", Backward::PositionDw { offset, rows }, &[dy])
 }
 
 fn linear(tape: &mut Tape, node: &Node, dy: ValueId) -> Result<(), GraphError> {
     if tape.wants(node, 0) {
         let w = tape.operand(node, 1);
-        derive(tape, node, 0, "dx", Op::LinearDx, &[dy, w])?;
+        derive(tape, node, 0, "dx", Backward::LinearDx, &[dy, w])?;
     }
     let x = tape.operand(node, 0);
-    derive(tape, node, 1, "dw", Op::LinearDw, &[dy, x])
+    derive(tape, node, 1, "dw", Backward::LinearDw, &[dy, x])
 }
 
 fn product(tape: &mut Tape, node: &Node, dy: ValueId) -> Result<(), GraphError> {
@@ -144,20 +127,20 @@ fn norm(tape: &mut Tape, node: &Node, dy: ValueId) -> Result<(), GraphError> {
     let x = tape.operand(node, 0);
     if tape.wants(node, 0) {
         let weight = tape.operand(node, 1);
-        derive(tape, node, 0, "dx", Op::NormDx { kind, eps }, &[x, weight, dy])?;
+        derive(tape, node, 0, "dx", Backward::NormDx { kind, eps }, &[x, weight, dy])?;
     }
-    derive(tape, node, 1, "dw", Op::NormDw { kind, eps }, &[x, dy])?;
+    derive(tape, node, 1, "dw", Backward::NormDw { kind, eps }, &[x, dy])?;
     if node.inputs.len() == 3 { column_sum(tape, node, 2, dy) } else { Ok(()) }
 }
 
 fn scores(tape: &mut Tape, node: &Node, ds: ValueId, heads: u64, kv_heads: u64) -> Result<(), GraphError> {
     let (q, k) = (tape.operand(node, 0), tape.operand(node, 1));
     derive(tape, node, 0, "dq", Op::Values { heads, kv_heads }, &[ds, k])?;
-    derive(tape, node, 1, "dk", Op::ValuesDv { heads, kv_heads }, &[ds, q])
+    derive(tape, node, 1, "dk", Backward::ValuesDv { heads, kv_heads }, &[ds, q])
 }
 
 fn values(tape: &mut Tape, node: &Node, dy: ValueId, heads: u64, kv_heads: u64) -> Result<(), GraphError> {
     let (p, v) = (tape.operand(node, 0), tape.operand(node, 1));
     derive(tape, node, 0, "dp", Op::Scores { heads, kv_heads }, &[dy, v])?;
-    derive(tape, node, 1, "dv", Op::ValuesDv { heads, kv_heads }, &[p, dy])
+    derive(tape, node, 1, "dv", Backward::ValuesDv { heads, kv_heads }, &[p, dy])
 }

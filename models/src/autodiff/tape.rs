@@ -3,7 +3,7 @@
 use super::draft::Draft;
 use crate::dtype::DType;
 use crate::graph::{Function, GraphError, Node, Param, TensorType, ValueId};
-use crate::op::Op;
+use crate::op::{Backward, Op};
 use std::collections::BTreeMap;
 
 /// Walks a forward function backwards and writes derivatives into a draft.
@@ -81,7 +81,12 @@ impl<'f> Tape<'f> {
         let slot = *first + kept.len();
         kept.push(value);
         let name = format!("{}.saved", value_name(self.forward, &self.producers, value));
-        let id = self.draft.declared(&name, Op::Saved { slot }, &[], self.forward.ty(value).clone());
+        let id = self.draft.declared(
+            &name,
+            Op::Backward(Backward::Saved { slot }),
+            &[],
+            self.forward.ty(value).clone(),
+        );
         fetched.insert(value, id);
         id
     }
@@ -99,7 +104,10 @@ impl<'f> Tape<'f> {
     pub fn add(&mut self, value: ValueId, derivative: ValueId) -> Result<(), GraphError> {
         if let Some(Op::Param { param }) = self.producer(value).map(|node| &node.op) {
             let name = format!("{}.gradient", self.params[*param].name.trim_start_matches("layers.*."));
-            return self.draft.node(&name, Op::Gradient { param: *param }, &[derivative]).map(drop);
+            return self
+                .draft
+                .node(&name, Op::Backward(Backward::Gradient { param: *param }), &[derivative])
+                .map(drop);
         }
         let sum = match self.derivative(value) {
             None => derivative,

@@ -6,7 +6,7 @@
 use super::recompute::AGAIN;
 use super::{Policy, RecomputeReport, training};
 use crate::graph::{Dims, Function, Graph, GraphError, Node, Param, Slot};
-use crate::op::Op;
+use crate::op::{Backward, Op};
 use crate::spec::ModelSpec;
 use crate::work::Work;
 use serde::Serialize;
@@ -38,9 +38,10 @@ impl Phase {
                 _ => Phase::Backward,
             };
         }
-        let loss = function.nodes.iter().position(|node| matches!(node.op, Op::CrossEntropy));
+        let loss =
+            function.nodes.iter().position(|node| matches!(node.op, Op::Backward(Backward::CrossEntropy)));
         match node.op {
-            Op::CrossEntropy | Op::CrossEntropyDx => Phase::Loss,
+            Op::Backward(Backward::CrossEntropy | Backward::CrossEntropyDx) => Phase::Loss,
             _ if place(node) < loss => Phase::Forward,
             _ => Phase::Backward,
         }
@@ -120,8 +121,14 @@ pub fn graph_work(graph: &Graph, recompute: RecomputeReport) -> TrainingWork {
 
 fn function_ops(graph: &Graph, function: &Function) -> Vec<TrainingOp> {
     let times = times(graph, function);
-    let works =
-        |op: &Op| !matches!(op, Op::Param { .. } | Op::Repeat { .. } | Op::Save { .. } | Op::Saved { .. });
+    let works = |op: &Op| {
+        !matches!(
+            op,
+            Op::Param { .. }
+                | Op::Repeat { .. }
+                | Op::Backward(Backward::Save { .. } | Backward::Saved { .. })
+        )
+    };
     let nodes = function.nodes.iter().filter(|node| works(&node.op));
     nodes
         .map(|node| TrainingOp {

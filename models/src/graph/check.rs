@@ -4,7 +4,7 @@
 //! [`Graph::build`] and [`crate::autodiff`] make graphs that pass; a pass over graphs is tested by asking again.
 
 use super::{Function, Graph, GraphError, Mode, Node};
-use crate::op::Op;
+use crate::op::{Backward, Op};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Graph {
@@ -48,8 +48,8 @@ impl Graph {
                     .flat_map(|(at, _)| self.layers(at))
                     .collect()
             };
-            let kept = holds(|op, slot| *op == Op::Save { slot });
-            let read = holds(|op, slot| *op == Op::Saved { slot });
+            let kept = holds(|op, slot| *op == Op::Backward(Backward::Save { slot }));
+            let read = holds(|op, slot| *op == Op::Backward(Backward::Saved { slot }));
             if kept != wanted {
                 faults
                     .push(structure(&slot.name, format!("slot of layers {wanted:?} is filled by {kept:?}")));
@@ -86,7 +86,7 @@ impl Graph {
             let wanted = if declared.per_layer { self.n_layers } else { 1 };
             let mut given: BTreeSet<u64> = BTreeSet::new();
             for (at, function) in self.functions.iter().enumerate() {
-                if function.nodes.iter().any(|node| node.op == Op::Gradient { param }) {
+                if function.nodes.iter().any(|node| node.op == Op::Backward(Backward::Gradient { param })) {
                     given.extend(if function.per_layer { self.layers(at) } else { vec![0] });
                 }
             }
@@ -145,20 +145,26 @@ impl Checker<'_> {
                 .fault(&node.name, format!("{} stands in a graph that does not train", node.op.name()));
         }
         let declared = match node.op {
-            Op::Param { param } | Op::Gradient { param } => match self.graph.params.get(param) {
-                Some(found) if found.per_layer == self.function.per_layer => Some(found.ty.clone()),
-                _ => return self.fault(&node.name, format!("there is no parameter {param} here")),
-            },
-            Op::Saved { slot } | Op::Save { slot } => match self.graph.slots.get(slot) {
-                Some(found) if self.function.per_layer => Some(found.ty.clone()),
-                _ => return self.fault(&node.name, format!("there is no slot {slot} here")),
-            },
+            Op::Param { param } | Op::Backward(Backward::Gradient { param }) => {
+                match self.graph.params.get(param) {
+                    Some(found) if found.per_layer == self.function.per_layer => Some(found.ty.clone()),
+                    _ => return self.fault(&node.name, format!("there is no parameter {param} here")),
+                }
+            }
+            Op::Backward(Backward::Saved { slot } | Backward::Save { slot }) => {
+                match self.graph.slots.get(slot) {
+                    Some(found) if self.function.per_layer => Some(found.ty.clone()),
+                    _ => return self.fault(&node.name, format!("there is no slot {slot} here")),
+                }
+            }
             Op::Repeat { .. } => return self.repeat(node),
             _ => None,
         };
         let operands = self.function.operand_types(node);
         let inferred = match node.op {
-            Op::Param { .. } | Op::Saved { .. } => Ok(self.function.ty(node.output).clone()),
+            Op::Param { .. } | Op::Backward(Backward::Saved { .. }) => {
+                Ok(self.function.ty(node.output).clone())
+            }
             _ => node.op.result(&operands),
         };
         match inferred {

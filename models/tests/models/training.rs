@@ -2,6 +2,7 @@
 
 use lapidary_models::autodiff::work::{Phase, training_work};
 use lapidary_models::autodiff::{Policy, Recompute, Training, differentiate, fitting, recompute, training};
+use lapidary_models::op::Backward;
 use lapidary_models::spec::{Activation, GateHalf, Mlp, Norm, NormKind, Position};
 use lapidary_models::testing::specs;
 use lapidary_models::{Dims, Graph, GraphError, Mode, ModelSpec, Op, ValueId, builtin};
@@ -173,8 +174,9 @@ fn the_checker_finds_what_is_broken() {
         faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     };
     assert_eq!(sound.check(), Ok(()));
-    let unread =
-        faults(|graph| graph.functions[0].nodes.retain(|node| !matches!(node.op, Op::Save { slot: 0 })));
+    let unread = faults(|graph| {
+        graph.functions[0].nodes.retain(|node| !matches!(node.op, Op::Backward(Backward::Save { slot: 0 })))
+    });
     assert!(unread.contains("is filled by []"), "{unread}");
     let early = faults(|graph| graph.functions[1].nodes.reverse());
     assert!(early.contains("before it is made"), "{early}");

@@ -70,10 +70,7 @@ impl<'m> Emitter<'m> {
         Ok(CpuProgram {
             schema: SCHEMA.into(),
             version: VERSION,
-            name: self.module.name.clone(),
-            layers: self.module.layers,
-            vocab: self.module.vocab,
-            max_seq: self.module.max_seq,
+            model: self.module.model.clone(),
             parameters: self.parameters.list,
             rotations: self.rotations,
             caches: self.caches,

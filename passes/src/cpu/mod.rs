@@ -14,20 +14,14 @@ mod train;
 pub use train::{TrainModule, lower_train};
 
 use lapidary_models::{Dims, Function, Graph, Mode, ModelSpec, Op};
-use lapidary_runtime_cpu::program::{CpuProgram, ProgramFaults, WeightType};
+use lapidary_runtime_cpu::program::{CpuProgram, ProgramFaults, Sizes, WeightType};
 use thiserror::Error;
 
 /// A model whose ops are grouped into kernels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostModule {
-    /// Name of the model.
-    pub name: String,
-    /// Layers of the model.
-    pub layers: u64,
-    /// Token ids are below this.
-    pub vocab: u64,
-    /// Most tokens of a sequence.
-    pub max_seq: u64,
+    /// The model.
+    pub model: Sizes,
     /// The layer function.
     pub layer: HostFunction,
     /// The function that runs once.
@@ -93,16 +87,18 @@ impl HostFunction {
     }
 }
 
+/// What programs for the host say of a model.
+pub fn sizes(spec: &ModelSpec) -> Sizes {
+    Sizes { name: spec.name.clone(), layers: spec.n_layers, vocab: spec.vocab, max_seq: spec.max_seq }
+}
+
 impl HostModule {
     /// The module of a graph without fusion.
     pub fn unfused(spec: &ModelSpec, graph: &Graph) -> HostModule {
         let params: Vec<HostParam> =
             graph.params.iter().map(|p| HostParam { name: p.name.clone(), scale: 1.0 }).collect();
         HostModule {
-            name: graph.name.clone(),
-            layers: graph.n_layers,
-            vocab: spec.vocab,
-            max_seq: spec.max_seq,
+            model: sizes(spec),
             layer: HostFunction::unfused(graph.layer(), params.clone()),
             main: HostFunction::unfused(graph.main(), params),
         }
@@ -134,7 +130,7 @@ pub fn lower(module: &HostModule, options: &Options) -> Result<CpuProgram, Lower
     let main = &module.main.function.nodes;
     let repeat = main.iter().find(|node| matches!(node.op, Op::Repeat { .. }));
     let picks_last = main.iter().any(|node| node.op == Op::LastToken);
-    if let Some(repeat) = repeat.filter(|_| !picks_last && module.max_seq > 1) {
+    if let Some(repeat) = repeat.filter(|_| !picks_last && module.model.max_seq > 1) {
         let what = "no last_token follows the layers, so prompts of several tokens would get the first one's logits: \
                     lower a prefill graph of at least two tokens";
         return Err(LowerError::Unsupported { node: repeat.name.clone(), what: what.into() });

@@ -1,6 +1,7 @@
 //! How an op walks over its result: what decides whether two ops can share a kernel.
 
 use lapidary_models::Op;
+use lapidary_models::op::Backward;
 
 /// The loop an op needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,24 +32,31 @@ pub const fn class(op: &Op) -> Class {
         | Op::Scale { .. }
         | Op::Activation(_)
         | Op::Rope { .. }
-        | Op::Mask { .. }
-        | Op::ActivationDx(_)
-        | Op::RopeDx { .. }
-        | Op::MaskDx { .. } => Class::Elementwise,
-        Op::Norm { .. } | Op::Softmax | Op::NormDx { .. } | Op::SoftmaxDx | Op::CrossEntropyDx => Class::Row,
-        Op::Linear | Op::LinearDx | Op::Scores { .. } | Op::Values { .. } => Class::Contraction,
-        Op::LinearDw
-        | Op::ValuesDv { .. }
-        | Op::ColumnSum
-        | Op::NormDw { .. }
-        | Op::CrossEntropy
-        | Op::EmbedDw { .. }
-        | Op::PositionDw { .. }
-        | Op::LastTokenDx { .. }
-        | Op::Gradient { .. } => Class::Alone,
+        | Op::Mask { .. } => Class::Elementwise,
+        Op::Norm { .. } | Op::Softmax => Class::Row,
+        Op::Linear | Op::Scores { .. } | Op::Values { .. } => Class::Contraction,
         Op::Embed | Op::LastToken => Class::Gather,
         Op::KvAppend { .. } => Class::Store,
-        Op::Param { .. } | Op::Repeat { .. } | Op::Save { .. } | Op::Saved { .. } => Class::Outside,
+        Op::Param { .. } | Op::Repeat { .. } => Class::Outside,
+        Op::Backward(op) => backward(op),
+    }
+}
+
+const fn backward(op: &Backward) -> Class {
+    match op {
+        Backward::ActivationDx(_) | Backward::RopeDx { .. } | Backward::MaskDx { .. } => Class::Elementwise,
+        Backward::NormDx { .. } | Backward::SoftmaxDx | Backward::CrossEntropyDx => Class::Row,
+        Backward::LinearDx => Class::Contraction,
+        Backward::LinearDw
+        | Backward::ValuesDv { .. }
+        | Backward::ColumnSum
+        | Backward::NormDw { .. }
+        | Backward::CrossEntropy
+        | Backward::EmbedDw { .. }
+        | Backward::PositionDw { .. }
+        | Backward::LastTokenDx { .. }
+        | Backward::Gradient { .. } => Class::Alone,
+        Backward::Save { .. } | Backward::Saved { .. } => Class::Outside,
     }
 }
 
@@ -56,7 +64,8 @@ pub const fn class(op: &Op) -> Class {
 pub const fn is_table(op: &Op, operand: usize) -> bool {
     match op {
         Op::Embed => true,
-        Op::Linear | Op::LinearDx | Op::Bias | Op::Position { .. } | Op::NormDx { .. } => operand == 1,
+        Op::Linear | Op::Bias | Op::Position { .. } => operand == 1,
+        Op::Backward(Backward::LinearDx | Backward::NormDx { .. }) => operand == 1,
         Op::Norm { .. } => operand >= 1,
         Op::Scores { .. } | Op::Values { .. } => operand == 1,
         _ => false,

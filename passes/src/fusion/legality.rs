@@ -14,6 +14,7 @@
 use crate::fusion::class::{Class, class, is_table};
 use crate::fusion::flow::Flow;
 use crate::fusion::traffic::Set;
+use lapidary_models::op::Backward;
 use lapidary_models::{Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,7 +84,7 @@ pub fn kernel(flow: &Flow, nodes: &Set) -> Result<Anchor, String> {
 /// A product, sum or scatter that adds straight into the gradient behind it.
 fn accumulated(flow: &Flow, nodes: &Set) -> Option<Anchor> {
     let [first, second]: [usize; 2] = nodes.iter().copied().collect::<Vec<_>>().try_into().ok()?;
-    let adds = matches!(flow.op(second), Op::Gradient { .. });
+    let adds = matches!(flow.op(second), Op::Backward(Backward::Gradient { .. }));
     let behind = flow.node(second).inputs == [flow.node(first).output];
     (adds && behind && class(flow.op(first)) == Class::Alone).then(|| alone(flow.op(first)))
 }
@@ -94,8 +95,17 @@ pub fn alone(op: &Op) -> Anchor {
         Class::Contraction => Anchor::Matmul,
         Class::Row => Anchor::Row,
         Class::Gather => Anchor::Gather,
-        Class::Alone if matches!(op, Op::LinearDw | Op::ValuesDv { .. }) => Anchor::Matmul,
-        Class::Alone if matches!(op, Op::ColumnSum | Op::NormDw { .. } | Op::CrossEntropy) => Anchor::Row,
+        Class::Alone if matches!(op, Op::Backward(Backward::LinearDw | Backward::ValuesDv { .. })) => {
+            Anchor::Matmul
+        }
+        Class::Alone
+            if matches!(
+                op,
+                Op::Backward(Backward::ColumnSum | Backward::NormDw { .. } | Backward::CrossEntropy)
+            ) =>
+        {
+            Anchor::Row
+        }
         Class::Elementwise | Class::Store | Class::Alone | Class::Outside => Anchor::Elementwise,
     }
 }

@@ -4,6 +4,7 @@ use crate::fusion::class::{Class, class};
 use crate::fusion::flow::Flow;
 use crate::fusion::legality::Anchor;
 use crate::fusion::traffic::{Set, reads};
+use lapidary_models::op::Backward;
 use lapidary_models::{Op, ValueId};
 
 /// Bytes in decimal units with one digit: `268.4 MB`.
@@ -75,7 +76,7 @@ pub fn region_name(flow: &Flow, nodes: &Set, anchor: Anchor) -> String {
     };
     let alone = named(Class::Alone);
     let name = match anchor {
-        Anchor::Attention if nodes.iter().any(|n| *flow.op(*n) == Op::SoftmaxDx) => {
+        Anchor::Attention if nodes.iter().any(|n| *flow.op(*n) == Op::Backward(Backward::SoftmaxDx)) => {
             "attention.backward".into()
         }
         Anchor::Matmul | Anchor::Row | Anchor::Gather if !alone.is_empty() => alone[0].to_string(),

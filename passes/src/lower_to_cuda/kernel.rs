@@ -151,25 +151,7 @@ fn kernel_op(op: &Op) -> Option<KernelOp> {
         Op::Softmax => KernelOp::Softmax,
         Op::Values { heads, kv_heads } => KernelOp::Values { heads, kv_heads },
         Op::LastToken => KernelOp::LastToken,
-        Op::Param { .. } | Op::Repeat { .. } => return None,
-        Op::CrossEntropy
-        | Op::CrossEntropyDx
-        | Op::LinearDx
-        | Op::LinearDw
-        | Op::ColumnSum
-        | Op::ActivationDx(_)
-        | Op::NormDx { .. }
-        | Op::NormDw { .. }
-        | Op::RopeDx { .. }
-        | Op::MaskDx { .. }
-        | Op::SoftmaxDx
-        | Op::ValuesDv { .. }
-        | Op::EmbedDw { .. }
-        | Op::PositionDw { .. }
-        | Op::LastTokenDx { .. }
-        | Op::Save { .. }
-        | Op::Saved { .. }
-        | Op::Gradient { .. } => return None,
+        Op::Param { .. } | Op::Repeat { .. } | Op::Backward(_) => return None,
     })
 }
 

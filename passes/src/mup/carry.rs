@@ -61,24 +61,7 @@ fn into_result(program: &Program, fold: &mut Fold, at: At, by: f64) -> Result<()
         | Op::Mask { .. }
         | Op::Softmax
         | Op::Repeat { .. }
-        | Op::CrossEntropy
-        | Op::CrossEntropyDx
-        | Op::LinearDx
-        | Op::LinearDw
-        | Op::ColumnSum
-        | Op::ActivationDx(_)
-        | Op::NormDx { .. }
-        | Op::NormDw { .. }
-        | Op::RopeDx { .. }
-        | Op::MaskDx { .. }
-        | Op::SoftmaxDx
-        | Op::ValuesDv { .. }
-        | Op::EmbedDw { .. }
-        | Op::PositionDw { .. }
-        | Op::LastTokenDx { .. }
-        | Op::Save { .. }
-        | Op::Saved { .. }
-        | Op::Gradient { .. } => {
+        | Op::Backward(_) => {
             Err(stuck(at, format!("a factor {by} does not pass through {} ({})", node.name, node.op.name())))
         }
     }

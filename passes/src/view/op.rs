@@ -2,6 +2,7 @@
 
 use lapidary_ir::Op as IrOp;
 use lapidary_models::Op;
+use lapidary_models::op::Backward;
 use lapidary_models::op::{Cache, ScaleRole};
 use lapidary_models::spec::{Activation, NormKind, Pairing, RopeScaling};
 
@@ -30,10 +31,10 @@ pub fn read(op: IrOp<'_>, symbols: &[&str], params: usize) -> Result<Op, String>
         "nn.last_token" => Ok(Op::LastToken),
         "nn.repeat" => repeat(op, symbols),
         // Slots and gradients are told apart by name; who needs their indices counts them.
-        "nn.save" => Ok(Op::Save { slot: 0 }),
-        "nn.saved" => Ok(Op::Saved { slot: 0 }),
-        "nn.gradient" => Ok(Op::Gradient { param: params }),
-        name if name.starts_with("nn.") => training(op),
+        "nn.save" => Ok(Op::Backward(Backward::Save { slot: 0 })),
+        "nn.saved" => Ok(Op::Backward(Backward::Saved { slot: 0 })),
+        "nn.gradient" => Ok(Op::Backward(Backward::Gradient { param: params })),
+        name if name.starts_with("nn.") => backward(op).map(Op::Backward),
         other => Err(format!("{other} is no part of a model's graph")),
     }
 }
@@ -102,32 +103,36 @@ fn rope(op: IrOp<'_>) -> Result<Op, String> {
 }
 
 /// An op that only training has.
-fn training(op: IrOp<'_>) -> Result<Op, String> {
+fn backward(op: IrOp<'_>) -> Result<Backward, String> {
     match op.name() {
-        "nn.cross_entropy" => Ok(Op::CrossEntropy),
-        "nn.cross_entropy_dx" => Ok(Op::CrossEntropyDx),
-        "nn.linear_dx" => Ok(Op::LinearDx),
-        "nn.linear_dw" => Ok(Op::LinearDw),
-        "nn.column_sum" => Ok(Op::ColumnSum),
-        "nn.activation_dx" => activation(op).map(Op::ActivationDx),
-        "nn.norm_dx" => Ok(Op::NormDx { kind: norm(op)?, eps: op.f64("eps").unwrap_or(0.0) }),
-        "nn.norm_dw" => Ok(Op::NormDw { kind: norm(op)?, eps: op.f64("eps").unwrap_or(0.0) }),
+        "nn.cross_entropy" => Ok(Backward::CrossEntropy),
+        "nn.cross_entropy_dx" => Ok(Backward::CrossEntropyDx),
+        "nn.linear_dx" => Ok(Backward::LinearDx),
+        "nn.linear_dw" => Ok(Backward::LinearDw),
+        "nn.column_sum" => Ok(Backward::ColumnSum),
+        "nn.activation_dx" => activation(op).map(Backward::ActivationDx),
+        "nn.norm_dx" => Ok(Backward::NormDx { kind: norm(op)?, eps: op.f64("eps").unwrap_or(0.0) }),
+        "nn.norm_dw" => Ok(Backward::NormDw { kind: norm(op)?, eps: op.f64("eps").unwrap_or(0.0) }),
         "nn.rope_dx" => match rope(op)? {
             Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset } => {
-                Ok(Op::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset })
+                Ok(Backward::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset })
             }
             other => Err(format!("{} is no rotation", other.name())),
         },
-        "nn.mask_dx" => Ok(Op::MaskDx {
+        "nn.mask_dx" => Ok(Backward::MaskDx {
             causal: op.flag("causal"),
             window: length(op, "window"),
             offset: length(op, "offset"),
         }),
-        "nn.softmax_dx" => Ok(Op::SoftmaxDx),
-        "nn.values_dv" => Ok(Op::ValuesDv { heads: length(op, "heads"), kv_heads: length(op, "kv_heads") }),
-        "nn.embed_dw" => Ok(Op::EmbedDw { rows: length(op, "rows") }),
-        "nn.position_dw" => Ok(Op::PositionDw { offset: length(op, "offset"), rows: length(op, "rows") }),
-        "nn.last_token_dx" => Ok(Op::LastTokenDx { seq: length(op, "seq") }),
+        "nn.softmax_dx" => Ok(Backward::SoftmaxDx),
+        "nn.values_dv" => {
+            Ok(Backward::ValuesDv { heads: length(op, "heads"), kv_heads: length(op, "kv_heads") })
+        }
+        "nn.embed_dw" => Ok(Backward::EmbedDw { rows: length(op, "rows") }),
+        "nn.position_dw" => {
+            Ok(Backward::PositionDw { offset: length(op, "offset"), rows: length(op, "rows") })
+        }
+        "nn.last_token_dx" => Ok(Backward::LastTokenDx { seq: length(op, "seq") }),
         other => Err(format!("{other} is no part of a model's graph")),
     }
 }

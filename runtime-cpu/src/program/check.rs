@@ -6,7 +6,7 @@
 
 use crate::program::{
     Buffer, BufferId, Cache, CacheId, CacheKind, CpuProgram, Form, KeyOp, Rotation, RowFn, RowOp, Rows,
-    SCHEMA, Step, Target, VERSION,
+    SCHEMA, Sizes, Step, Target, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,7 +14,7 @@ use thiserror::Error;
 
 /// A program that passed its check.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Checked<P>(P);
+pub struct Checked<P>(pub(super) P);
 
 impl<P> std::ops::Deref for Checked<P> {
     type Target = P;
@@ -60,6 +60,19 @@ impl fmt::Display for ProgramFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
         f.write_str(&lines.join("\n"))
+    }
+}
+
+impl Sizes {
+    /// The sizes that no program can have.
+    pub(super) fn faults(&self) -> Vec<ProgramFault> {
+        let sizes = [("layers", self.layers), ("vocab", self.vocab), ("max_seq", self.max_seq)];
+        let wrong = sizes.into_iter().filter(|(_, size)| !(1..=LIMIT).contains(size));
+        let fault = |(name, size)| ProgramFault {
+            place: "model".into(),
+            what: format!("{name} is {size}, expected 1 to {LIMIT}"),
+        };
+        wrong.map(fault).collect()
     }
 }
 
@@ -113,9 +126,7 @@ impl Checker<'_> {
         let p = self.program;
         self.expect(p.schema == SCHEMA, "schema", || format!("found `{}`, expected `{SCHEMA}`", p.schema));
         self.expect(p.version == VERSION, "version", || format!("found {}, expected {VERSION}", p.version));
-        self.in_range("program", "layers", p.layers);
-        self.in_range("program", "vocab", p.vocab);
-        self.in_range("program", "max_seq", p.max_seq);
+        self.faults.extend(p.model.faults());
         self.expect(p.logits < p.buffers.len(), "logits", || format!("there is no buffer {}", p.logits));
     }
 
@@ -333,7 +344,7 @@ impl Checker<'_> {
         let Some(p) = self.program.parameters.get(parameter) else {
             return self.fault(name, format!("there is no parameter {parameter}"));
         };
-        let (vocab, max_seq) = (self.program.vocab, self.program.max_seq);
+        let (vocab, max_seq) = (self.program.model.vocab, self.program.model.max_seq);
         let fits = match (&p.form, op) {
             (Form::Vector { length, .. }, RowOp::Vector { .. }) => *length == width,
             (Form::Table { columns, segment, .. }, RowOp::Embedding { .. }) => {

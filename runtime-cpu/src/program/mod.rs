@@ -19,7 +19,6 @@ mod train_check;
 pub use check::{Checked, ProgramFault, ProgramFaults};
 pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
 pub use train::TrainProgram;
-pub use train_check::CheckedTraining;
 
 use lapidary_models::spec::Rope;
 use serde::{Deserialize, Serialize};
@@ -27,7 +26,7 @@ use serde::{Deserialize, Serialize};
 /// What the first key of a saved program says.
 pub const SCHEMA: &str = "lapidary/cpu-program";
 /// Version of the saved form.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Columns of a weight panel: every matrix in a parameter starts at a multiple of this many columns of the product.
 pub const PANEL: u64 = 32;
 
@@ -48,14 +47,8 @@ pub struct CpuProgram {
     pub schema: String,
     /// Always [`VERSION`].
     pub version: u32,
-    /// Name of the model.
-    pub name: String,
-    /// How often a repeated body runs, and how many copies of per-layer parameters and caches there are.
-    pub layers: u64,
-    /// Rows of the embedding table: token ids are below this.
-    pub vocab: u64,
-    /// Most tokens of a sequence.
-    pub max_seq: u64,
+    /// The model.
+    pub model: Sizes,
     /// Weights as the steps read them.
     pub parameters: Vec<Parameter>,
     /// Rotary embeddings that row functions apply.
@@ -68,6 +61,20 @@ pub struct CpuProgram {
     pub body: Vec<Step>,
     /// Where the logits are in the end.
     pub logits: BufferId,
+}
+
+/// The model that a program was made for, as far as every program depends on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sizes {
+    /// Name of the model.
+    pub name: String,
+    /// How often a repeated body runs, and how many copies of per-layer parameters and caches there are.
+    pub layers: u64,
+    /// Rows of the embedding table: token ids are below this.
+    pub vocab: u64,
+    /// Most tokens of a sequence.
+    pub max_seq: u64,
 }
 
 /// A packed weight.
@@ -396,7 +403,7 @@ impl CpuProgram {
 
     /// Bytes of all packed weights.
     pub fn weight_bytes(&self) -> u64 {
-        let copies = |p: &Parameter| if p.per_layer { self.layers } else { 1 };
+        let copies = |p: &Parameter| if p.per_layer { self.model.layers } else { 1 };
         self.parameters
             .iter()
             .fold(0u64, |sum, p| sum.saturating_add(p.form.bytes().saturating_mul(copies(p))))
@@ -414,7 +421,7 @@ impl CpuProgram {
     /// Bytes of cache for each token of each sequence, all layers.
     pub fn cache_bytes_per_token(&self) -> u64 {
         let one = |c: &Cache| c.heads.saturating_mul(c.head_dim).saturating_mul(4);
-        self.caches.iter().map(one).fold(0, u64::saturating_add).saturating_mul(self.layers)
+        self.caches.iter().map(one).fold(0, u64::saturating_add).saturating_mul(self.model.layers)
     }
 }
 

@@ -14,13 +14,13 @@
 //! repeat            layers, forwards or backwards
 //! ```
 
-use crate::program::{BufferId, Mask, ParameterId, Rotation, RowFn};
+use crate::program::{BufferId, Mask, ParameterId, Rotation, RowFn, Sizes};
 use serde::{Deserialize, Serialize};
 
 /// What the first key of a saved program says.
 pub const SCHEMA: &str = "lapidary/cpu-train-program";
 /// Version of the saved form.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A compiled training step for the host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,14 +30,8 @@ pub struct TrainProgram {
     pub schema: String,
     /// Always [`VERSION`].
     pub version: u32,
-    /// Name of the model.
-    pub name: String,
-    /// Layers, each with its own copy of per-layer parameters.
-    pub layers: u64,
-    /// Token ids are below this.
-    pub vocab: u64,
-    /// Most tokens of a sequence.
-    pub max_seq: u64,
+    /// The model.
+    pub model: Sizes,
     /// Weights.
     pub parameters: Vec<TrainParameter>,
     /// Rotary embeddings that row functions apply.

@@ -1,18 +1,8 @@
 //! Whether a training program can run: indices, widths and layers fit, before any memory is touched.
 
 use super::train::{Heads, Kept, KeyOp, Lookup, Product, SCHEMA, Side, TrainProgram, TrainStep, VERSION};
+use crate::program::check::Checked;
 use crate::program::{BufferId, PANEL, ParameterId, ProgramFault, ProgramFaults, RowFn, RowOp, Target};
-
-/// A program that passed its check.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CheckedTraining(TrainProgram);
-
-impl CheckedTraining {
-    /// The program.
-    pub fn program(&self) -> &TrainProgram {
-        &self.0
-    }
-}
 
 /// Sizes beyond this are refused: products of a few of them still fit 64 bits.
 const LARGEST: u64 = 1 << 28;
@@ -22,12 +12,12 @@ impl TrainProgram {
     ///
     /// # Errors
     /// Every fault that is found.
-    pub fn check(self) -> Result<CheckedTraining, ProgramFaults> {
+    pub fn check(self) -> Result<Checked<TrainProgram>, ProgramFaults> {
         let mut checker = Checker { program: &self, faults: Vec::new(), layers: None };
         checker.header();
         checker.steps(&self.body);
         match checker.faults {
-            faults if faults.is_empty() => Ok(CheckedTraining(self)),
+            faults if faults.is_empty() => Ok(Checked(self)),
             faults => Err(ProgramFaults(faults)),
         }
     }
@@ -52,9 +42,7 @@ impl Checker<'_> {
         self.expect(p.schema == SCHEMA && p.version == VERSION, "schema", || {
             format!("expected {SCHEMA} {VERSION}, found {} {}", p.schema, p.version)
         });
-        for (name, size) in [("layers", p.layers), ("vocab", p.vocab), ("max_seq", p.max_seq)] {
-            self.expect((1..=LARGEST).contains(&size), name, || format!("{size} is out of range"));
-        }
+        self.faults.extend(p.model.faults());
         for parameter in &p.parameters {
             let sound = (1..=2).contains(&parameter.shape.len())
                 && parameter.shape.iter().all(|n| (1..=LARGEST).contains(n));
@@ -66,7 +54,7 @@ impl Checker<'_> {
             self.expect((1..=LARGEST).contains(&buffer.width), &buffer.name, || {
                 format!("width {} is out of range", buffer.width)
             });
-            let fits = buffer.kept.is_none_or(|kept| kept.first.saturating_add(kept.times) <= p.layers);
+            let fits = buffer.kept.is_none_or(|kept| kept.first.saturating_add(kept.times) <= p.model.layers);
             self.expect(fits, &buffer.name, || "is kept by layers that are not there".into());
         }
     }
@@ -133,14 +121,14 @@ impl Checker<'_> {
             }
             TrainStep::Loss { logits, gradient, .. } => {
                 let width = self.program.buffers.get(*logits).map_or(0, |buffer| buffer.width);
-                self.expect(width >= self.program.vocab, name, || {
+                self.expect(width >= self.program.model.vocab, name, || {
                     "the logits miss some of the vocabulary".into()
                 });
                 self.row(name, *logits, width);
                 self.row(name, *gradient, width);
             }
             TrainStep::Repeat { layers, carried, yielded, body, .. } => {
-                let fits = layers.first.saturating_add(layers.times) <= self.program.layers;
+                let fits = layers.first.saturating_add(layers.times) <= self.program.model.layers;
                 self.expect(fits && self.layers.is_none(), name, || {
                     "repeats layers that are not there".into()
                 });
@@ -189,8 +177,8 @@ impl Checker<'_> {
 
     fn table(&mut self, name: &str, by: Lookup, rows: u64) {
         let needed = match by {
-            Lookup::Token => self.program.vocab,
-            Lookup::Position => self.program.max_seq,
+            Lookup::Token => self.program.model.vocab,
+            Lookup::Position => self.program.model.max_seq,
         };
         self.expect(rows >= needed, name, || format!("{rows} rows of a table for {needed}"));
     }

@@ -39,7 +39,7 @@ impl AllWeights {
         let mut all = AllWeights { list: Vec::new(), places: Vec::new() };
         for (at, parameter) in program.parameters.iter().enumerate() {
             let start = all.list.len();
-            let copies = if parameter.per_layer { program.layers } else { 1 };
+            let copies = if parameter.per_layer { program.model.layers } else { 1 };
             for layer in 0..copies {
                 all.list.push(load(at, parameter, layer, weights)?);
             }

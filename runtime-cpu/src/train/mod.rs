@@ -1,7 +1,7 @@
 //! Training on the host: programs of a whole step, forward and backward, and their execution.
 //!
 //! ```text
-//! TrainProgram -- check --> CheckedTraining -- Trainer::load(weights) --> Trainer -- accumulate(batch) --> loss, gradients
+//! TrainProgram -- check --> Checked<TrainProgram> -- Trainer::load(weights) --> Trainer -- accumulate(batch) --> loss, gradients
 //!                                                                                 -- update(AdamW) --> norm
 //! ```
 //! Weights, gradients and moments are f32 in canonical layout. Products go through the panel kernels of inference, row

@@ -6,8 +6,8 @@ use super::pass::Pass;
 use super::product::Packing;
 use crate::attention::alibi_slopes;
 use crate::model::{Engine, LoadError, LoadOptions};
-use crate::program::train::{KeyOp, TrainProgram, TrainStep};
-use crate::program::{CheckedTraining, Mask};
+use crate::program::train::{KeyOp, TrainStep};
+use crate::program::{Checked, Mask, TrainProgram};
 use crate::rotation::{RotationTable, turn};
 use crate::rows::{Jit, Kernel, Turn};
 use crate::simd::Isa;
@@ -32,7 +32,7 @@ pub enum TrainError {
 
 /// A model while it is trained.
 pub struct Trainer {
-    program: TrainProgram,
+    program: Checked<TrainProgram>,
     isa: Isa,
     pool: rayon::ThreadPool,
     plan: Vec<Planned>,
@@ -58,11 +58,10 @@ impl Trainer {
     /// # Errors
     /// [`LoadError`] where a weight is missing or of another shape, or threads cannot be had.
     pub fn load(
-        program: CheckedTraining,
+        program: Checked<TrainProgram>,
         weights: &dyn Weights,
         options: LoadOptions,
     ) -> Result<Trainer, LoadError> {
-        let program = program.program().clone();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.jobs).build();
         let pool = pool.map_err(|error| LoadError::Threads { jobs: options.jobs, why: error.to_string() })?;
         let mut jit = match options.engine {
@@ -119,8 +118,8 @@ impl Trainer {
     fn check_batch(&self, ids: &[&[u32]], labels: &[&[i32]]) -> Result<usize, TrainError> {
         let fault = |what: String| Err(TrainError::Batch(what));
         let seq = ids.first().map_or(0, |ids| ids.len());
-        if seq == 0 || seq as u64 > self.program.max_seq {
-            return fault(format!("sequences of {seq} tokens, expected 1 to {}", self.program.max_seq));
+        if seq == 0 || seq as u64 > self.program.model.max_seq {
+            return fault(format!("sequences of {seq} tokens, expected 1 to {}", self.program.model.max_seq));
         }
         if ids.len() != labels.len()
             || ids.iter().any(|x| x.len() != seq)
@@ -128,7 +127,7 @@ impl Trainer {
         {
             return fault(format!("every sequence and its labels must have {seq} tokens"));
         }
-        let vocab = self.program.vocab;
+        let vocab = self.program.model.vocab;
         if let Some(id) = ids.iter().copied().flatten().find(|id| u64::from(**id) >= vocab) {
             return fault(format!("id {id} is outside of the vocabulary of {vocab}"));
         }

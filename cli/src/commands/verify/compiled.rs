@@ -83,7 +83,7 @@ impl Device for Compiled {
         let prompts: Vec<&[u32]> = asked.iter().map(|ask| ask.prompt).collect();
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
         let count = asked.iter().map(|ask| ask.count).max().unwrap_or(0);
-        let positions = (longest + count).min(self.model.program().max_seq as usize);
+        let positions = (longest + count).min(self.model.program().model.max_seq as usize);
         let mut session = self.model.session(prompts.len(), positions).map_err(no_room)?;
         let ask = Generation { max_new: count, stop: Vec::new(), sampling: Sampling::GREEDY };
         let made = generate(&mut session, &prompts, &ask, |_, _| {}).map_err(no_room)?;

@@ -37,7 +37,7 @@ impl<T: Real> Interpreted<T> {
             let logits = Oracle { graph: &graph, params: &self.params }.run(&new, &mut cache).logits;
             cached = ids.len();
             let last = logits.data.len() - logits.width();
-            ids.push(largest(&logits.data[last..][..self.module.vocab as usize]));
+            ids.push(largest(&logits.data[last..][..self.module.model.vocab as usize]));
         }
         ids.split_off(prompt.len())
     }
@@ -51,7 +51,7 @@ impl<T: Real> Device for Interpreted<T> {
     fn trace(&self, ids: &[Vec<u32>], wanted: &dyn Fn(&str) -> bool) -> Result<Trace, Failure> {
         let run = self.run(ids);
         let plain = |data: &[T]| data.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
-        let vocab = self.module.vocab as usize;
+        let vocab = self.module.model.vocab as usize;
         let logits = run.logits.rows().flat_map(|row| plain(&row[..vocab])).collect();
         let kept = run.trace.iter().filter(|(name, _)| wanted(name));
         Ok(Trace { values: kept.map(|(name, t)| (name.clone(), plain(&t.data))).collect(), logits })
@@ -70,7 +70,7 @@ fn graph_name(param: &HostParam) -> String {
 fn scaled<T: Real>(module: &HostModule, published: &Params<T>) -> Params<T> {
     let mut params = Params::new();
     for param in module.layer.params.iter().chain(&module.main.params) {
-        let layers = if param.name.contains('*') { module.layers } else { 1 };
+        let layers = if param.name.contains('*') { module.model.layers } else { 1 };
         for layer in 0..layers {
             let fill = |name: &str| name.replace('*', &layer.to_string());
             if let Some(values) = published.get(&fill(&param.name)) {
@@ -92,10 +92,10 @@ fn graph(module: &HostModule, ids: &[Vec<u32>], cached: u64) -> Graph {
     };
     let first = module.layer.params.len();
     Graph {
-        name: module.name.clone(),
+        name: module.model.name.clone(),
         mode: if cached == 0 { Mode::Prefill } else { Mode::Decode },
         dims,
-        n_layers: module.layers,
+        n_layers: module.model.layers,
         params: module.layer.params.iter().chain(&module.main.params).map(param).collect(),
         slots: Vec::new(),
         functions: vec![bound(&module.layer, 0, cached), bound(&module.main, first, cached)],

@@ -9,29 +9,24 @@ mod scope;
 
 use crate::attention_backward::Core;
 use crate::cpu::parts::{Chain, chain};
-use crate::cpu::{HostFunction, HostParam, LowerError};
+use crate::cpu::{HostFunction, HostParam, LowerError, sizes};
 use lapidary_models::autodiff::Training;
 use lapidary_models::graph::Slot;
+use lapidary_models::op::Backward;
 use lapidary_models::{ModelSpec, Node, Op, ValueId};
 use lapidary_runtime_cpu::program::train::{
     Heads, Kept, KeyOp, Lookup, SCHEMA, TrainBuffer, TrainParameter, TrainProgram, TrainRotation, TrainStep,
     VERSION,
 };
-use lapidary_runtime_cpu::program::{BufferId, Mask, ParameterId, RowFn, RowOp, Target};
+use lapidary_runtime_cpu::program::{BufferId, Mask, ParameterId, RowFn, RowOp, Sizes, Target};
 use scope::Scope;
 use std::collections::BTreeSet;
 
 /// A training graph whose ops are grouped into kernels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainModule {
-    /// Name of the model.
-    pub name: String,
-    /// Layers of the model.
-    pub layers: u64,
-    /// Token ids are below this.
-    pub vocab: u64,
-    /// Most tokens of a sequence.
-    pub max_seq: u64,
+    /// The model.
+    pub model: Sizes,
     /// What layers keep.
     pub slots: Vec<Slot>,
     /// The functions in the graph's order, main last.
@@ -44,10 +39,7 @@ impl TrainModule {
         let graph = &training.graph;
         let params = || graph.params.iter().map(|p| HostParam { name: p.name.clone(), scale: 1.0 }).collect();
         TrainModule {
-            name: graph.name.clone(),
-            layers: graph.n_layers,
-            vocab: spec.vocab,
-            max_seq: spec.max_seq,
+            model: sizes(spec),
             slots: graph.slots.clone(),
             functions: graph.functions.iter().map(|f| HostFunction::unfused(f, params())).collect(),
         }
@@ -85,7 +77,7 @@ impl<'m> Emitter<'m> {
         }
         let Some(main) = self.module.functions.last() else {
             return Err(LowerError::Unsupported {
-                node: self.module.name.clone(),
+                node: self.module.model.name.clone(),
                 what: "has no functions".into(),
             });
         };
@@ -94,10 +86,7 @@ impl<'m> Emitter<'m> {
         Ok(TrainProgram {
             schema: SCHEMA.into(),
             version: VERSION,
-            name: self.module.name.clone(),
-            layers: self.module.layers,
-            vocab: self.module.vocab,
-            max_seq: self.module.max_seq,
+            model: self.module.model.clone(),
             parameters: self.parameters,
             rotations: self.rotations,
             buffers: self.buffers,
@@ -126,7 +115,7 @@ impl<'m> Emitter<'m> {
     fn steps(&mut self, scope: &mut Scope<'m>) -> Lowered<Vec<TrainStep>> {
         let mut steps = Vec::new();
         let saved = scope.uses.function.nodes.iter().filter_map(|node| match node.op {
-            Op::Saved { slot } => Some((node.output, slot)),
+            Op::Backward(Backward::Saved { slot }) => Some((node.output, slot)),
             _ => None,
         });
         let saved: Vec<(ValueId, BufferId)> = saved.collect();
@@ -185,17 +174,23 @@ impl<'m> Emitter<'m> {
         let name = node.name.clone();
         let one = |step: TrainStep| Ok(vec![step]);
         match node.op {
-            Op::Param { .. } | Op::Saved { .. } | Op::CrossEntropy => Ok(Vec::new()),
-            Op::Save { slot } => Ok(self.save(scope, node, slot)?.into_iter().collect()),
-            Op::Gradient { .. } => match scope.adds_itself(node) {
+            Op::Param { .. } | Op::Backward(Backward::Saved { .. } | Backward::CrossEntropy) => {
+                Ok(Vec::new())
+            }
+            Op::Backward(Backward::Save { slot }) => Ok(self.save(scope, node, slot)?.into_iter().collect()),
+            Op::Backward(Backward::Gradient { .. }) => match scope.adds_itself(node) {
                 true => Ok(Vec::new()),
                 false => unsupported(node, "a gradient that no product, sum or scatter makes"),
             },
             Op::Repeat { .. } => self.repeat(scope, node),
-            Op::LinearDw | Op::ColumnSum | Op::NormDw { .. } | Op::EmbedDw { .. } | Op::PositionDw { .. } => {
-                self.gradients(scope, node)
-            }
-            Op::CrossEntropyDx => {
+            Op::Backward(
+                Backward::LinearDw
+                | Backward::ColumnSum
+                | Backward::NormDw { .. }
+                | Backward::EmbedDw { .. }
+                | Backward::PositionDw { .. },
+            ) => self.gradients(scope, node),
+            Op::Backward(Backward::CrossEntropyDx) => {
                 let logits = scope.buffer_of(node, node.inputs[0])?;
                 one(TrainStep::Loss { name, logits, gradient: self.result(scope, node) })
             }
@@ -211,7 +206,7 @@ impl<'m> Emitter<'m> {
                 let heads = Heads { heads, kv_heads };
                 one(TrainStep::Values { name, operands, out: self.result(scope, node), heads })
             }
-            Op::ValuesDv { heads, kv_heads } => {
+            Op::Backward(Backward::ValuesDv { heads, kv_heads }) => {
                 let operands =
                     [scope.buffer_of(node, node.inputs[0])?, scope.buffer_of(node, node.inputs[1])?];
                 let heads = Heads { heads, kv_heads };
@@ -225,9 +220,13 @@ impl<'m> Emitter<'m> {
         let op = match node.op {
             Op::Scale { by, .. } => KeyOp::Scale { by },
             Op::Mask { causal, window, alibi, .. } => KeyOp::Mask(Mask { causal, window, alibi }),
-            Op::MaskDx { causal, window, .. } => KeyOp::MaskDx(Mask { causal, window, alibi: None }),
+            Op::Backward(Backward::MaskDx { causal, window, .. }) => {
+                KeyOp::MaskDx(Mask { causal, window, alibi: None })
+            }
             Op::Softmax => KeyOp::Softmax,
-            Op::SoftmaxDx => KeyOp::SoftmaxDx { other: scope.buffer_of(node, node.inputs[1])? },
+            Op::Backward(Backward::SoftmaxDx) => {
+                KeyOp::SoftmaxDx { other: scope.buffer_of(node, node.inputs[1])? }
+            }
             _ => return unsupported(node, format!("{} has no step on the host", node.op.name())),
         };
         let x = scope.buffer_of(node, node.inputs[0])?;
@@ -309,14 +308,16 @@ impl<'m> Emitter<'m> {
         let buffer = |at: usize| scope.buffer_of(node, node.inputs[at]);
         let width = scope.width(node.output);
         Ok(match node.op {
-            Op::LinearDw => TrainStep::WeightGradient { name, dy: buffer(0)?, x: buffer(1)?, parameter },
-            Op::EmbedDw { .. } => {
+            Op::Backward(Backward::LinearDw) => {
+                TrainStep::WeightGradient { name, dy: buffer(0)?, x: buffer(1)?, parameter }
+            }
+            Op::Backward(Backward::EmbedDw { .. }) => {
                 TrainStep::TableGradient { name, dy: buffer(1)?, parameter, by: Lookup::Token }
             }
-            Op::PositionDw { .. } => {
+            Op::Backward(Backward::PositionDw { .. }) => {
                 TrainStep::TableGradient { name, dy: buffer(0)?, parameter, by: Lookup::Position }
             }
-            Op::NormDw { kind, eps } => {
+            Op::Backward(Backward::NormDw { kind, eps }) => {
                 // The normalised row times dy: a norm whose weight is dy.
                 let mut function = RowFn::default();
                 let x = function.push(width, RowOp::Buffer { buffer: buffer(0)? });

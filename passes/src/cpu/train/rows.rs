@@ -3,6 +3,7 @@
 
 use super::scope::Scope;
 use super::{Emitter, Lowered, unsupported};
+use lapidary_models::op::Backward;
 use lapidary_models::spec::Rope;
 use lapidary_models::{Node, Op, ValueId};
 use lapidary_runtime_cpu::program::train::{Product, Side, TrainRotation, TrainStep};
@@ -86,7 +87,7 @@ impl Emitter<'_> {
             Op::Mul => RowOp::Mul { a: operand(self, draft, 0)?, b: operand(self, draft, 1)? },
             Op::Scale { by, .. } => RowOp::Scale { x: operand(self, draft, 0)?, by },
             Op::Activation(function) => RowOp::Activation { x: operand(self, draft, 0)?, function },
-            Op::ActivationDx(function) => {
+            Op::Backward(Backward::ActivationDx(function)) => {
                 let (x, b) = (operand(self, draft, 0)?, operand(self, draft, 1)?);
                 let a = draft.function.push(width, RowOp::Slope { x, function });
                 RowOp::Mul { a, b }
@@ -96,7 +97,7 @@ impl Emitter<'_> {
                 let bias = if node.inputs.len() > 2 { Some(operand(self, draft, 2)?) } else { None };
                 RowOp::Norm { x, weight, bias, kind, eps }
             }
-            Op::NormDx { kind, eps } => {
+            Op::Backward(Backward::NormDx { kind, eps }) => {
                 let x = operand(self, draft, 0)?;
                 let (a, b) = (operand(self, draft, 1)?, operand(self, draft, 2)?);
                 let g = draft.function.push(width, RowOp::Mul { a, b });
@@ -106,7 +107,7 @@ impl Emitter<'_> {
                 let rotation = Rotation { head_dim, rope: Rope { theta, rot_dims, pairing, scaling } };
                 RowOp::Rotate { x: operand(self, draft, 0)?, rotation: self.rotation(rotation, false) }
             }
-            Op::RopeDx { head_dim, rot_dims, pairing, theta, scaling, .. } => {
+            Op::Backward(Backward::RopeDx { head_dim, rot_dims, pairing, theta, scaling, .. }) => {
                 let rotation = Rotation { head_dim, rope: Rope { theta, rot_dims, pairing, scaling } };
                 RowOp::Rotate { x: operand(self, draft, 0)?, rotation: self.rotation(rotation, true) }
             }

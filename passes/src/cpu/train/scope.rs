@@ -4,6 +4,7 @@ use super::{Lowered, unsupported};
 use crate::attention_backward::{Core, cores};
 use crate::cpu::HostFunction;
 use crate::cpu::parts::{Chain, Uses};
+use lapidary_models::op::Backward;
 use lapidary_models::{Node, Op, ValueId};
 use lapidary_runtime_cpu::program::{BufferId, Mask};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +41,7 @@ impl<'m> Scope<'m> {
     /// The slot that keeps a value.
     pub fn slot_of(&self, value: ValueId) -> Option<BufferId> {
         self.uses.function.nodes.iter().find_map(|node| match node.op {
-            Op::Save { slot } if node.inputs[0] == value => Some(slot),
+            Op::Backward(Backward::Save { slot }) if node.inputs[0] == value => Some(slot),
             _ => None,
         })
     }
@@ -49,7 +50,7 @@ impl<'m> Scope<'m> {
     pub fn gradients_of(&self, value: ValueId) -> Vec<usize> {
         let users = self.uses.function.nodes.iter().filter(|node| node.inputs.contains(&value));
         let params = users.map(|node| match node.op {
-            Op::Gradient { param } => Some(param),
+            Op::Backward(Backward::Gradient { param }) => Some(param),
             _ => None,
         });
         let returned = self.uses.function.results.contains(&value);
@@ -62,14 +63,20 @@ impl<'m> Scope<'m> {
         let adds = |op: &Op| {
             matches!(
                 op,
-                Op::LinearDw | Op::ColumnSum | Op::NormDw { .. } | Op::EmbedDw { .. } | Op::PositionDw { .. }
+                Op::Backward(
+                    Backward::LinearDw
+                        | Backward::ColumnSum
+                        | Backward::NormDw { .. }
+                        | Backward::EmbedDw { .. }
+                        | Backward::PositionDw { .. }
+                )
             )
         };
         maker.is_some_and(adds) && !self.gradients_of(gradient.inputs[0]).is_empty()
     }
 
     pub fn is_product(&self, n: usize) -> bool {
-        matches!(self.uses.node(n).op, Op::Linear | Op::LinearDx)
+        matches!(self.uses.node(n).op, Op::Linear | Op::Backward(Backward::LinearDx))
     }
 
     /// Whether a node is a function of a row of one token.
@@ -85,11 +92,11 @@ impl<'m> Scope<'m> {
                 | Op::Mul
                 | Op::Scale { .. }
                 | Op::Activation(_)
-                | Op::ActivationDx(_)
+                | Op::Backward(Backward::ActivationDx(_))
                 | Op::Norm { .. }
-                | Op::NormDx { .. }
+                | Op::Backward(Backward::NormDx { .. })
                 | Op::Rope { .. }
-                | Op::RopeDx { .. }
+                | Op::Backward(Backward::RopeDx { .. })
         );
         row && !keyed(&node.output) && !node.inputs.iter().any(keyed)
     }
