@@ -173,7 +173,7 @@ fn programs_that_do_not_fit_are_refused_with_every_fault() {
     );
     assert_eq!(faults(|p| p.parameters[1].per_layer = true).lines().count(), 3);
     assert_eq!(faults(|p| p.buffers[0].kept = Some(Kept { first: 0, times: 1 })).lines().count(), 3);
-    assert!(faults(|p| p.version = 9).contains("expected lapidary/cpu-train-program 1"));
+    assert!(faults(|p| p.version = 9).contains("expected lapidary/cpu-train-program 2"));
     let outside = faults(|p| p.body[5] = TrainStep::Loss { name: "loss".into(), logits: 9, gradient: 9 });
     assert!(outside.contains("loss: there is no buffer 9"), "{outside}");
     let caches = faults(|p| {
