@@ -83,7 +83,11 @@ pub fn lower_training(
     emit_cpu_training(&module, spec).map_err(refused)
 }
 
-fn imported<'c>(cx: &'c IrContext, graph: &Graph) -> Result<Module<'c>, Failure> {
+/// A graph as a module.
+///
+/// # Errors
+/// Exit 1 when the graph has no module: a fault of the import.
+pub fn imported<'c>(cx: &'c IrContext, graph: &Graph) -> Result<Module<'c>, Failure> {
     import(cx, graph)
         .map_err(|error| Failure::diagnosed(true, "import", error.diagnostics(), &error.to_string()))
 }
@@ -122,7 +126,8 @@ fn with_module<T>(
     work(&mut module)
 }
 
-fn run_failure(error: RunError) -> Failure {
+/// What a pass says when it cannot go on.
+pub fn run_failure(error: RunError) -> Failure {
     let internal = matches!(error, RunError::Pass { internal: true, .. });
     Failure::diagnosed(internal, "passes", &error.diagnostics(), &error.to_string())
 }

@@ -4,6 +4,7 @@ use crate::args::Global;
 use crate::failure::{Exit, Failure, Fault};
 use lapidary_hardware::{HardwareSpec, MachineError};
 use lapidary_models::{FaultKind, ImportReport, ModelSpec};
+use serde::de::DeserializeOwned;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,21 @@ pub fn model(name: &str) -> Result<Model, Failure> {
             .help("name a model.toml, a Hugging Face folder, or one of `lapidary models list`")
     })?;
     Ok(Model { spec, import: None })
+}
+
+/// Reads a JSON document.
+///
+/// # Errors
+/// What is wrong, behind the key where it is, with line and column.
+pub fn json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let what = error.into_inner();
+        if path == "." { what.to_string() } else { format!("key {path}: {what}") }
+    })?;
+    json.end().map_err(|error| error.to_string())?;
+    Ok(value)
 }
 
 /// The threads that a command may use.

@@ -16,6 +16,7 @@ mod progress;
 mod show;
 mod text;
 mod toolchain;
+mod wafer;
 mod wafer_artifact;
 mod weights;
 

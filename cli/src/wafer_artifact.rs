@@ -98,13 +98,13 @@ fn saved(file: &Path) -> Result<WaferArtifact, Failure> {
         Failure::new(Exit::InvalidInput, format!("{}: {what}", file.display()))
             .help("name a folder written by `lapidary compile --target cg1-sim`, or a .wafer file")
     };
-    let value: serde_json::Value =
-        serde_json::from_str(&input::text(file)?).map_err(|error| refused(error.to_string()))?;
+    let text = input::text(file)?;
+    let value: serde_json::Value = input::json(&text).map_err(refused)?;
     let schema = value["schema"].as_str().unwrap_or("no schema").to_string();
     if schema != SCHEMA {
         return Err(refused(format!("expected {SCHEMA}, found {schema}")));
     }
-    let manifest: Manifest = serde_json::from_value(value).map_err(|error| refused(error.to_string()))?;
+    let manifest: Manifest = input::json(&text).map_err(refused)?;
     let folder = file.parent().unwrap_or(Path::new("."));
     let stage = |stage: StageFile| -> Result<Stage, Failure> {
         // Only a plain name is followed, so that a manifest cannot point outside its folder.

@@ -1,5 +1,6 @@
 //! Arguments of the commands that run models: `run`, `memorization`, `verify`.
 
+use crate::wafer::Grid;
 use clap::{Args, ValueEnum};
 use lapidary_models::autodiff::Recompute;
 use lapidary_passes::fusion::Rule;
@@ -31,13 +32,17 @@ impl Device {
     }
 }
 
-/// Number type of the reference interpreter.
+/// Number type of the reference interpreter and of words on the wafer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
     /// IEEE 754 binary64.
     F64,
     /// IEEE 754 binary32.
     F32,
+    /// IEEE 754 binary16; sums in f32.
+    F16,
+    /// bfloat16; sums in f32.
+    Bf16,
 }
 
 impl Precision {
@@ -46,6 +51,8 @@ impl Precision {
         match self {
             Precision::F64 => "f64",
             Precision::F32 => "f32",
+            Precision::F16 => "f16",
+            Precision::Bf16 => "bf16",
         }
     }
 }
@@ -141,6 +148,9 @@ pub struct Run {
     /// Where the model runs.
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: Device,
+    /// PEs of the simulated wafer.
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "16x16", value_parser = Grid::parse)]
+    pub grid: Grid,
     /// Divides the logits before sampling; 0 takes the likeliest token. 0 when absent, 1 with --top-p or --top-k.
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
@@ -222,9 +232,13 @@ pub struct Verify {
     /// Fusion rules: all, off, RULE,.. for these and no other, or without=RULE,..
     #[arg(long, value_name = "RULES", default_value = "all", value_parser = fusion)]
     pub fuse: Fusion,
-    /// Number type of the reference.
-    #[arg(long, value_enum, default_value = "f64")]
-    pub precision: Precision,
+    /// Number type: f64 or f32 of the reference (f64 when absent), f32 or bf16 of the host's weights, f32, f16 or bf16 of
+    /// activations and weights on the simulated wafer (f32 when absent).
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
+    /// PEs of the simulated wafer.
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "16x16", value_parser = Grid::parse)]
+    pub grid: Grid,
     /// Compare gradients and AdamW steps with grads.safetensors and meta.json too.
     #[arg(long)]
     pub grads: bool,
@@ -232,7 +246,7 @@ pub struct Verify {
     #[arg(long, value_enum, default_value = "selective", requires = "grads")]
     pub recompute: RecomputeSwitch,
     /// Verify with every switch of the device, not with one setting.
-    #[arg(long, conflicts_with_all = ["mup", "fuse", "precision"])]
+    #[arg(long, conflicts_with_all = ["mup", "fuse", "precision", "grid"])]
     pub all_switches: bool,
     /// Run the reference beside the device and name the first pass, step and op that differs.
     #[arg(long)]

@@ -111,8 +111,7 @@ fn held(part: &Part) -> String {
 /// A JSON document of ours: its schema and the size of its parts.
 fn document(file: &Path, json: bool) -> Result<(), Failure> {
     let refused = |what: String| Failure::new(Exit::InvalidInput, format!("{}: {what}", file.display()));
-    let value: serde_json::Value =
-        serde_json::from_str(&input::read(file)?).map_err(|error| refused(error.to_string()))?;
+    let value: serde_json::Value = input::json(&input::read(file)?).map_err(refused)?;
     let object = value.as_object().ok_or_else(|| refused("expected an object".into()))?;
     let schema = object.get("schema").and_then(|schema| schema.as_str()).unwrap_or("no schema");
     let part = |(key, value): (&String, &serde_json::Value)| (key.clone(), size(value));

@@ -73,8 +73,8 @@ fn only_host_or_reference(device: Device) -> Result<(), Failure> {
             refused(Exit::Missing, "GPU programs are compiled, but nothing here launches them yet")
                 .map_err(|failure| failure.help("use --device cpu"))
         }
-        Device::WaferSim => refused(Exit::Unsupported, "the simulator does not run whole models yet")
-            .map_err(|failure| failure.help("use --device cpu, or `lapidary simulate` for one layer")),
+        Device::WaferSim => refused(Exit::Unsupported, "only `run` and `verify` know it")
+            .map_err(|failure| failure.help("use --device cpu")),
     }
 }
 

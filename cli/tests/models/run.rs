@@ -189,7 +189,8 @@ fn bad_prompts_and_settings_are_refused() {
     refused(&["run", model, "--tokens", "1", "--weights", "/nowhere"], 3, &["/nowhere"]);
     refused(&["run", "amber", "--tokens", "1"], 2, &["--weights"]);
     refused(&["run", model, "--tokens", "1", "--device", "cuda"], 7, &["cuda"]);
-    refused(&["run", model, "--tokens", "1", "--device", "wafer-sim"], 5, &["wafer-sim"]);
+    refused(&["run", model, "--tokens", "1", "--device", "wafer-sim", "--grid", "4"], 2, &["WIDTHxHEIGHT"]);
+    refused(&["run", "amber", "--tokens", "1", "--device", "wafer-sim"], 2, &["--weights"]);
     refused(&["run", model, "--prompt-file", "/nowhere"], 3, &["/nowhere"]);
 }
 
@@ -205,4 +206,20 @@ fn what_does_not_fit_into_memory_is_exit_4() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let args = ["run", "gpt3-175b", "--weights", text(folder.path()), "--tokens", "1", "--dtype", "f32"];
     refused(&args, 4, &["weights", "kv_cache", "activations", "GiB", "too much"]);
+}
+
+#[test]
+fn a_simulated_wafer_continues_prompts_as_the_host_does() {
+    let folder = stored("crystal-tiny");
+    let on = |device: &str| {
+        let prompts = ["--tokens", "5,17,3", "--tokens", "250"];
+        let args =
+            [&["run", text(&folder)], &prompts[..], &["-n", "3", "--device", device, "--json"]].concat();
+        let ended = lapidary(&args);
+        assert_eq!(ended.code, 0, "{device}: {}", ended.stderr);
+        (ended.json()["sequences"].clone(), ended.stderr)
+    };
+    let (wafer, told) = on("wafer-sim");
+    assert_eq!(wafer, on("cpu").0);
+    assert!(told.contains("cycles on 16x16 PEs"), "{told}");
 }

@@ -153,6 +153,7 @@ fn bad_directories_are_exit_3() {
     spoilt("expected.safetensors", b"", &[]);
     spoilt("model.safetensors", b"no tensors", &[]);
     spoilt("greedy.json", b"{\"cases\": [{\"prompt\": [1]}]}", &["continuation", "line 1"]);
+    spoilt("greedy.json", b"{\"cases\": [{\"prompt\": [1, \"x\"]}]}", &["cases[0].prompt[1]", "line 1"]);
     spoilt("greedy.json", b"{\"cases\": [{\"prompt\": [999], \"continuation\": [1]}]}", &["999", "256"]);
     spoilt("greedy.json", b"{\"cases\": [{\"prompt\": [], \"continuation\": [1]}]}", &["no ids"]);
     let long = format!("{{\"cases\": [{{\"prompt\": [1], \"continuation\": {:?}}}]}}", vec![1; 200]);
@@ -181,7 +182,12 @@ fn tensors_of_another_shape_are_exit_3() {
 fn devices_and_switches_that_are_none_are_refused() {
     let amber = stored("amber-tiny");
     refused(&["verify", text(&amber), "--device", "cuda"], 7, &["cuda", "cpu"]);
-    refused(&["verify", text(&amber), "--device", "wafer-sim"], 5, &["wafer-sim"]);
+    for what in ["--grads", "--bisect"] {
+        refused(&["verify", text(&amber), "--device", "wafer-sim", what], 5, &["wafer-sim", what]);
+    }
+    refused(&["verify", text(&amber), "--precision", "f16"], 2, &["f16", "cpu: f32, bf16"]);
+    refused(&["verify", text(&amber), "--device", "wafer-sim", "--precision", "f64"], 2, &["f64"]);
+    refused(&["verify", text(&amber), "--device", "wafer-sim", "--grid", "0x8"], 2, &["0x8"]);
     refused(&["verify", text(&amber), "--fuse", "magic"], 2, &["magic", "epilogue"]);
     refused(&["verify", text(&amber), "--device", "abacus"], 2, &["abacus"]);
 }
@@ -219,4 +225,49 @@ fn a_wrong_gradient_fails_and_a_missing_one_is_said() {
     std::fs::remove_file(&path).expect("removed");
     refused(&["verify", text(folder.path()), "--grads"], 3, &["there are no gradients to compare"]);
     refused(&["verify", text(folder.path()), "--recompute", "full"], 2, &["--grads"]);
+}
+
+/// Weights stream through one layer's program again and again; rows and columns of PEs need not divide anything.
+#[test]
+fn stored_models_pass_on_simulated_wafers() {
+    let cases = [("crystal-tiny", "8x8", "keep"), ("amber-tiny", "12x7", "fold")];
+    for (name, grid, mup) in cases {
+        let folder = stored(name);
+        let args = ["verify", text(&folder), "--device", "wafer-sim", "--grid", grid, "--mup", mup, "--json"];
+        let ended = lapidary(&args);
+        assert_eq!(ended.code, 0, "{name}: {}", ended.stderr);
+        let document = ended.json();
+        assert_eq!(document["greedy_match"], json!(true), "{name}");
+        assert_eq!(document["memorization_match"], json!(true), "{name}");
+        let names = read_json_tensors(&document);
+        for layer in 0..=3 {
+            assert!(names.contains(&format!("hidden.{layer}")), "{name}: {names:?}");
+        }
+    }
+}
+
+/// Short numbers are judged by what the stored implementation says of its own, and a wrong model is not let through.
+#[test]
+fn short_numbers_pass_within_the_stored_noise() {
+    let folder = stored("amber-tiny");
+    for (device, precision) in [("wafer-sim", "f16"), ("wafer-sim", "bf16"), ("cpu", "bf16")] {
+        let args = ["verify", text(&folder), "--device", device, "--precision", precision, "--json"];
+        let ended = lapidary(&args);
+        assert_eq!(ended.code, 0, "{device} {precision}: {}", ended.stderr);
+        let document = ended.json();
+        assert!(document["argmax_agreement"].as_f64().expect("a share") > 0.9);
+        let off = |tensor: &Value| tensor["max_abs"].as_f64().expect("a number");
+        let tensors = document["tensors"].as_array().expect("tensors");
+        assert!(tensors.iter().any(|tensor| off(tensor) > 2e-4), "{device} {precision} rounds nothing");
+    }
+    let folder = copy("amber-tiny");
+    let config = std::fs::read_to_string(folder.path().join("config.json")).expect("a file");
+    let mut config: Value = serde_json::from_str(&config).expect("JSON");
+    config["rope_theta"] = json!(500.0);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
+    for precision in ["bf16", "f16"] {
+        let device = if precision == "f16" { "wafer-sim" } else { "cpu" };
+        let args = ["verify", text(folder.path()), "--device", device, "--precision", precision];
+        assert_eq!(lapidary(&args).code, 6, "{precision}");
+    }
 }

@@ -5,6 +5,7 @@
 //! `sequences` of such objects, as `memorization.json` beside stored tensors, is read too.
 
 use crate::failure::{Exit, Failure, Fault};
+use crate::input;
 use serde::Deserialize;
 
 /// A sequence of training data, cut at `k`.
@@ -50,14 +51,16 @@ struct Document {
 pub fn read(text: &str, name: &str, cut: Cut) -> Result<Vec<Sample>, Failure> {
     let mut samples = Vec::new();
     let mut faults = Vec::new();
-    if let Ok(document) = serde_json::from_str::<Document>(text) {
+    if is_document(text) {
+        let document: Document =
+            input::json(text).map_err(|what| Failure::new(Exit::InvalidInput, format!("{name}: {what}")))?;
         for (i, line) in document.sequences.into_iter().enumerate() {
             keep(line.sample(cut), format!("{name}: sequences[{i}]"), &mut samples, &mut faults);
         }
     } else {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         for (i, line) in lines {
-            let read = serde_json::from_str::<Line>(line).map_err(|error| error.to_string());
+            let read = input::json::<Line>(line);
             let sample = read.and_then(|line| line.sample(cut));
             keep(sample, format!("{name}:{}", i + 1), &mut samples, &mut faults);
         }
@@ -75,6 +78,11 @@ pub fn read(text: &str, name: &str, cut: Cut) -> Result<Vec<Sample>, Failure> {
         faults.push(Fault::new(format!("{name}: and {more} more lines like these")));
     }
     Err(Failure { exit: Exit::InvalidInput, faults })
+}
+
+/// Whether it is one document, and not a line per sequence.
+fn is_document(text: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| value.get("sequences").is_some())
 }
 
 fn keep(sample: Result<Sample, String>, at: String, samples: &mut Vec<Sample>, faults: &mut Vec<Fault>) {

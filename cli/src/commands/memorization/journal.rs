@@ -166,7 +166,7 @@ fn earlier(file: &Path, header: &Header) -> Result<(String, Vec<Entry>), Failure
     let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
     let mut lines = whole.lines();
     let Some(first) = lines.next() else { return Ok((line(header)?, Vec::new())) };
-    let found: Header = serde_json::from_str(first)
+    let found: Header = crate::input::json(first)
         .map_err(|error| refused(file, format!("line 1 is no header of results: {error}")))?;
     if found != *header {
         return Err(refused(file, "belongs to a run with other data or settings")
@@ -175,7 +175,7 @@ fn earlier(file: &Path, header: &Header) -> Result<(String, Vec<Entry>), Failure
     let mut entries = Vec::new();
     for (i, text) in lines.enumerate() {
         let entry: Entry =
-            serde_json::from_str(text).map_err(|error| refused(file, format!("line {}: {error}", i + 2)))?;
+            crate::input::json(text).map_err(|what| refused(file, format!("line {}: {what}", i + 2)))?;
         entries.push(entry);
     }
     let done = entries.len() >= header.sequences;

@@ -2,15 +2,18 @@
 
 mod asked;
 mod output;
+mod simulated;
 
-use crate::args::{Global, Packing, Run};
+use crate::args::{Device, Global, Packing, Run};
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::input;
 use crate::memory::Needs;
+use crate::show;
+use crate::wafer::Simulator;
 use crate::weights::{self, Opened};
 use asked::Asked;
-use lapidary_models::ModelSpec;
+use lapidary_models::{DType, ModelSpec};
 use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{Generation, LoadError, LoadOptions, Model, Sampling, WeightError, generate};
 use output::{Clock, Writer};
@@ -22,12 +25,17 @@ use std::path::{Path, PathBuf};
 /// Exit 2 for sampling that makes no sense, 3 for files, prompts and weights that do not fit the model, 4 when memory
 /// does not suffice, 5 and 7 for devices that cannot run it.
 pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
-    super::only_host(args.device)?;
+    if args.device != Device::WaferSim {
+        super::only_host(args.device)?;
+    }
     let sampling = sampling(args)?;
     let spec = input::model(&args.model)?.spec;
     let weights = weights_folder(args.weights.as_deref(), &args.model)?;
     let asked = Asked::read(args, &spec, &weights)?;
     let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };
+    if args.device == Device::WaferSim {
+        return simulate(args, global, &spec, &weights, &asked, &ask);
+    }
     let needs = asked.needs(&spec, ask.max_new);
     let clock = Clock::start();
     let model = load(&spec, &weights, args.dtype, &needs, super::jobs(global))?;
@@ -44,6 +52,39 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
     writer.finish(&spec, args.device.name(), &made)?;
     if !global.quiet {
         clock.tell(prompts.iter().map(|prompt| prompt.len()).sum(), prompts.len());
+    }
+    Ok(())
+}
+
+/// The same on a simulated wafer.
+fn simulate(
+    args: &Run,
+    global: &Global,
+    spec: &ModelSpec,
+    folder: &Path,
+    asked: &Asked,
+    ask: &Generation,
+) -> Result<(), Failure> {
+    let clock = Clock::start();
+    let simulator = weights::with(folder, spec, |weights| {
+        let dtype = match (args.dtype, weights.lossless()) {
+            (Packing::Bf16, _) | (Packing::Stored, WeightType::Bf16) => DType::Bf16,
+            _ => DType::F32,
+        };
+        Simulator::new(spec, Switches::default(), dtype, args.grid, weights.params()?)
+    })?;
+    let mut clock = clock.loaded();
+    let mut writer = Writer::new(asked, args.json);
+    let (made, cycles) = simulated::generate(&simulator, spec, &asked.prompts, ask, |sequence, token| {
+        clock.token();
+        writer.token(sequence, token, ask.stop.contains(&token));
+    })?;
+    writer.finish(spec, args.device.name(), &made)?;
+    if !global.quiet {
+        let tokens: usize = made.iter().map(|(ids, _)| ids.len()).sum();
+        let (each, seconds) = (cycles / tokens.max(1) as u64, simulator.seconds(cycles));
+        let (all, each, seconds) = (show::count(cycles), show::count(each), show::seconds(seconds));
+        eprintln!("{all} cycles on {} PEs = {seconds}; {each} for each of {tokens} tokens", args.grid);
     }
     Ok(())
 }

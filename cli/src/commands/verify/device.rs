@@ -29,6 +29,15 @@ pub struct Ask<'p> {
     pub prompt: &'p [u32],
     /// Ids wanted.
     pub count: usize,
+    /// A guess at the answer: the answer does not depend on it, but the work of a device without a cache does.
+    pub draft: &'p [u32],
+}
+
+impl Ask<'_> {
+    /// Tokens that a pass needs to answer the whole question: the last answer is not fed back.
+    pub fn length(&self) -> usize {
+        self.prompt.len() + self.count.saturating_sub(1)
+    }
 }
 
 /// Values of a run by name (`embed`, `layers.0.attn.q`); rows are tokens, sequence by sequence.

@@ -110,6 +110,21 @@ pub struct NoiseByType {
     /// Of its f32 run against its f64 run.
     #[serde(default)]
     pub float32: Noise,
+    /// Of its bf16 run against its f64 run.
+    #[serde(default)]
+    pub bfloat16: Option<Rounded>,
+    /// The largest logit.
+    #[serde(default)]
+    pub logits_max_abs: Option<f64>,
+}
+
+/// What rounding to a short number type does.
+#[derive(Clone, Copy, Deserialize)]
+pub struct Rounded {
+    /// Largest difference of logits.
+    pub logits: f64,
+    /// Share of tokens whose likeliest id stays the same.
+    pub argmax_agreement: f64,
 }
 
 /// Largest differences.
@@ -216,7 +231,7 @@ impl Optional<'_> {
             return Ok(None);
         }
         let text = input::read(&path)?;
-        serde_json::from_str(&text).map(Some).map_err(|error| invalid(&path, error.to_string()))
+        input::json(&text).map(Some).map_err(|what| invalid(&path, what))
     }
 }
 

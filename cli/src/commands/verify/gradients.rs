@@ -138,8 +138,8 @@ pub fn check(
     let stored: Params<f64> = weights::with(&path, &directory.spec, |opened| opened.params())?;
     let meta = directory.folder.join("meta.json");
     let meta: Meta = match meta.is_file() {
-        true => serde_json::from_str(&input::read(&meta)?)
-            .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", meta.display())))?,
+        true => input::json(&input::read(&meta)?)
+            .map_err(|what| Failure::new(Exit::InvalidInput, format!("{}: {what}", meta.display())))?,
         false => Meta::default(),
     };
     let mut learner = learner(directory, weights, making)?;
@@ -147,8 +147,8 @@ pub fn check(
     let tensors: Vec<GradientCheck> =
         stored.iter().map(|(name, stored)| compare(name, stored, gradients.get(name))).collect();
     let loss = directory.meta.loss.map(|expected| {
-        let ok = (found - expected).abs() <= STEP_TOLERANCE.min(TOLERANCE * expected.abs().max(1.0));
-        LossCheck { expected, found, ok }
+        let tolerance = STEP_TOLERANCE.min(TOLERANCE * expected.abs().max(1.0));
+        LossCheck { expected, found, tolerance, ok: (found - expected).abs() <= tolerance }
     });
     let steps = match &meta.adamw {
         Some(stored) => steps(directory, learner.as_mut(), stored)?,

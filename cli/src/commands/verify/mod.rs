@@ -8,6 +8,7 @@ mod directory;
 mod gradients;
 mod interpreted;
 mod report;
+mod simulated;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -17,6 +18,7 @@ use crate::args::{Device, Global, Precision, Verify};
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::progress::Progress;
+use crate::wafer::{Grid, Simulator};
 use crate::weights::{self, Opened};
 use bisect::{Bisection, Suspects};
 use check::{Checks, Tolerances, check};
@@ -24,12 +26,14 @@ use compiled::Compiled;
 use directory::Directory;
 use gradients::{GradientChecks, Making};
 use interpreted::Interpreted;
+use lapidary_models::DType;
 use lapidary_models::autodiff::Recompute;
 use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
 use lapidary_runtime_cpu::Engine;
 use lapidary_runtime_cpu::program::WeightType;
 use report::{Report, Run};
+use simulated::Simulated;
 
 /// How one run is made.
 #[derive(Clone)]
@@ -37,6 +41,7 @@ struct Setting {
     switches: Switches,
     engine: Engine,
     precision: Precision,
+    grid: Grid,
 }
 
 /// Runs the verb.
@@ -44,13 +49,20 @@ struct Setting {
 /// # Errors
 /// Exit 3 for a directory that is not of the form, 5 and 7 for devices that cannot be verified, 6 when something differs.
 pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
-    super::only_host_or_reference(args.device)?;
+    runnable(args)?;
     let switches = Switches { mup: args.mup.into(), fusion: args.fuse.clone() };
     let directory = Directory::open(&args.dir)?;
-    let allowed = Tolerances::of(&directory);
     let settings = match args.all_switches {
         true => every_setting(args.device),
-        false => vec![Setting { switches, engine: Engine::Compiled, precision: args.precision }],
+        false => {
+            let (precision, grid) = (precision(args)?, args.grid);
+            vec![Setting { switches, engine: Engine::Compiled, precision, grid }]
+        }
+    };
+    let allowed = match settings[0].precision {
+        Precision::F64 | Precision::F32 => Tolerances::of(&directory),
+        Precision::F16 => Tolerances::rounded(&directory, 11)?,
+        Precision::Bf16 => Tolerances::rounded(&directory, 8)?,
     };
     let report = weights::with(&directory.folder, &directory.spec, |weights| {
         let mut progress = Progress::new(global, settings.len() as u64);
@@ -79,6 +91,37 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
     if report.ok() { Ok(()) } else { Err(mismatch(&report)) }
 }
 
+/// The number type of a run; the host's is that of its program.
+fn precision(args: &Verify) -> Result<Precision, Failure> {
+    let wrong = |precision: Precision| {
+        let what = format!("--precision {} is none of --device {}", precision.name(), args.device.name());
+        Err(Failure::new(Exit::Usage, what)
+            .help("cpu: f32, bf16; reference: f64, f32; wafer-sim: f32, f16, bf16"))
+    };
+    match (args.device, args.precision) {
+        (Device::WaferSim, None) => Ok(Precision::F32),
+        (Device::WaferSim, Some(precision)) if precision != Precision::F64 => Ok(precision),
+        (Device::Reference, Some(precision @ (Precision::F64 | Precision::F32))) => Ok(precision),
+        (Device::Cpu, None) => Ok(Precision::F32),
+        (Device::Cpu, Some(precision @ (Precision::F32 | Precision::Bf16))) => Ok(precision),
+        (Device::Reference | Device::Cuda, None) => Ok(Precision::F64),
+        (_, Some(precision)) => wrong(precision),
+    }
+}
+
+/// Refuses what a device cannot be asked for.
+fn runnable(args: &Verify) -> Result<(), Failure> {
+    if args.device != Device::WaferSim {
+        return super::only_host_or_reference(args.device);
+    }
+    let refused = |what: &str| Err(Failure::new(Exit::Unsupported, format!("--device wafer-sim: {what}")));
+    match (args.grads, args.bisect) {
+        (true, _) => refused("backward passes are placed and priced, not run; use --device cpu with --grads"),
+        (_, true) => refused("a step's inner values stay in the PEs; use --device cpu with --bisect"),
+        _ => Ok(()),
+    }
+}
+
 fn mismatch(report: &Report<'_>) -> Failure {
     let told = report.told();
     let gradient = report.gradients.iter().find_map(GradientChecks::first_difference);
@@ -93,6 +136,7 @@ fn mismatch(report: &Report<'_>) -> Failure {
     let failure = Failure::new(Exit::GateFailed, format!("{}: {what}", report.directory.folder.display()));
     match report.bisection {
         Some(_) => failure,
+        None if report.device == Device::WaferSim.name() => failure,
         None => failure.help("--bisect finds the first op that differs"),
     }
 }
@@ -108,30 +152,43 @@ struct Verifier<'a> {
 impl Verifier<'_> {
     fn checks(&self, setting: &Setting) -> Result<Checks, Failure> {
         if self.args.device == Device::Cpu {
-            let device = self.compile(&setting.switches, setting.engine)?;
+            let device = self.compile(&setting.switches, setting)?;
             return check(self.directory, &device, self.allowed);
         }
         let lowered = host::lower(&self.directory.spec, &setting.switches, WeightType::F32)?;
+        if self.args.device == Device::WaferSim {
+            let (spec, switches, params) =
+                (&self.directory.spec, setting.switches.clone(), self.weights.params()?);
+            let dtype = match setting.precision {
+                Precision::F64 | Precision::F32 => DType::F32,
+                Precision::F16 => DType::F16,
+                Precision::Bf16 => DType::Bf16,
+            };
+            let simulator = Simulator::new(spec, switches, dtype, setting.grid, params)?;
+            let device = Simulated { module: lowered.module, simulator };
+            return check(self.directory, &device, self.allowed);
+        }
         match setting.precision {
-            Precision::F64 => {
-                let device = Interpreted::<f64>::new(lowered.module, &self.weights.params()?);
-                check(self.directory, &device, self.allowed)
-            }
             Precision::F32 => {
                 let device = Interpreted::<f32>::new(lowered.module, &self.weights.params()?);
                 check(self.directory, &device, self.allowed)
             }
+            _ => {
+                let device = Interpreted::<f64>::new(lowered.module, &self.weights.params()?);
+                check(self.directory, &device, self.allowed)
+            }
         }
     }
 
-    fn compile(&self, switches: &Switches, engine: Engine) -> Result<Compiled, Failure> {
-        let lowered = host::lower(&self.directory.spec, switches, WeightType::F32)?;
-        Compiled::load(lowered, self.weights, engine, self.jobs)
+    fn compile(&self, switches: &Switches, setting: &Setting) -> Result<Compiled, Failure> {
+        let weights = if setting.precision == Precision::Bf16 { WeightType::Bf16 } else { WeightType::F32 };
+        let lowered = host::lower(&self.directory.spec, switches, weights)?;
+        Compiled::load(lowered, self.weights, setting.engine, self.jobs)
     }
 
     fn bisect(&self, setting: &Setting, checks: &Checks) -> Result<Bisection, Failure> {
         let device = match self.args.device {
-            Device::Cpu => Some(self.compile(&setting.switches, setting.engine)?),
+            Device::Cpu => Some(self.compile(&setting.switches, setting)?),
             _ => None,
         };
         let suspects = Suspects {
@@ -139,7 +196,7 @@ impl Verifier<'_> {
             params: &self.weights.params()?,
             switches: &setting.switches,
             device: device.as_ref(),
-            compile: &|switches| self.compile(switches, setting.engine),
+            compile: &|switches| self.compile(switches, setting),
             allowed: self.allowed,
         };
         suspects.bisect(checks)
@@ -172,15 +229,33 @@ impl Verifier<'_> {
             Device::Cpu => vec![
                 mup,
                 ("fuse", setting.switches.fusion_word().to_string()),
+                ("precision", setting.precision.name().to_string()),
                 (
                     "engine",
                     if setting.engine == Engine::Compiled { "compiled" } else { "interpreted" }.into(),
                 ),
             ],
+            Device::WaferSim => vec![
+                mup,
+                ("fuse", setting.switches.fusion_word().to_string()),
+                ("grid", setting.grid.to_string()),
+                ("precision", setting.precision.name().to_string()),
+            ],
             _ => vec![mup, ("precision", setting.precision.name().to_string())],
         }
     }
 }
+
+/// The grid of a simulated wafer that is not given one.
+const GRID: Grid = Grid { width: 16, height: 16 };
+
+/// The grids that every switch is tried on: small, wide, high and large.
+const GRIDS: [Grid; 4] = [
+    Grid { width: 8, height: 8 },
+    Grid { width: 20, height: 9 },
+    Grid { width: 7, height: 24 },
+    Grid { width: 64, height: 64 },
+];
 
 /// Every switch that changes a device's program.
 fn every_setting(device: Device) -> Vec<Setting> {
@@ -190,7 +265,13 @@ fn every_setting(device: Device) -> Vec<Setting> {
             switches: Switches { mup, fusion },
             engine,
             precision,
+            grid: GRID,
         };
+        if device == Device::WaferSim {
+            let on = |grid| Setting { grid, ..setting(Fusion::On, Engine::Compiled, Precision::F32) };
+            settings.extend(GRIDS.map(on));
+            continue;
+        }
         if device != Device::Cpu {
             settings.extend(
                 [Precision::F64, Precision::F32].map(|p| setting(Fusion::Off, Engine::Interpreted, p)),

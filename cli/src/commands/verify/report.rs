@@ -102,7 +102,7 @@ impl Report<'_> {
     pub fn print(&self) {
         let told = self.told();
         println!("{} on {}, {}", self.directory.spec.name, self.device, switches(told));
-        print_tensors(&told.checks.tensors, self.allowed);
+        print_tensors(&told.checks.tensors);
         print_sequences(self.directory, &told.checks, self.allowed);
         for Skipped { what, why } in told.checks.not_checked.iter().chain(&self.directory.not_checked) {
             println!("not checked: {what}: {why}");
@@ -149,31 +149,41 @@ fn number(x: Option<f64>) -> String {
     x.map_or_else(|| "not finite".into(), |x| format!("{x:.2e}"))
 }
 
-fn print_tensors(tensors: &[TensorCheck], allowed: Tolerances) {
+fn print_tensors(tensors: &[TensorCheck]) {
     let rows = tensors.iter().map(|t| {
-        let tolerance = if t.name == "logits" { allowed.logits } else { allowed.hidden };
         let ok = if t.ok { "ok" } else { "DIFFERS" };
         let node = t.from.clone().unwrap_or_else(|| t.node.clone());
-        vec![t.name.clone(), number(t.max_abs), number(t.rel_l2), format!("{tolerance:.0e}"), ok.into(), node]
+        vec![t.name.clone(), number(t.max_abs), number(t.rel_l2), tolerance(t.tolerance), ok.into(), node]
     });
     let header = ["tensor", "max |difference|", "relative l2", "tolerance", "", "made by"];
     println!("{}", show::table(&header, &[1, 2, 3], rows));
+}
+
+/// Round figures are stated as such.
+fn tolerance(x: f64) -> String {
+    let round = format!("{x:.0e}");
+    if round.parse() == Ok(x) { round } else { format!("{x:.1e}") }
 }
 
 fn print_sequences(directory: &Directory, checks: &Checks, allowed: Tolerances) {
     if let Some(loss) = checks.loss {
         let off = (loss.found - loss.expected).abs();
         let ok = if loss.ok { "ok" } else { "DIFFERS" };
-        let tolerance = allowed.loss;
         println!(
-            "loss {:.9} nats, stored {:.9}: {off:.1e} off of {tolerance:.0e}, {ok}",
-            loss.found, loss.expected
+            "loss {:.9} nats, stored {:.9}: {off:.1e} off of {}, {ok}",
+            loss.found,
+            loss.expected,
+            tolerance(loss.tolerance)
         );
     }
-    if directory.greedy.is_some() {
+    if let Some((found, least)) = checks.argmax_agreement.zip(allowed.argmax) {
+        let ok = if found >= least { "ok" } else { "DIFFERS" };
+        println!("likeliest ids: {:.1} % as stored, at least {:.1} %, {ok}", 100.0 * found, 100.0 * least);
+    }
+    if directory.greedy.is_some() && checks.greedy_match.is_some() {
         print_list("greedy continuations", &checks.greedy);
     }
-    if directory.memorization.is_some() {
+    if directory.memorization.is_some() && checks.memorization_match.is_some() {
         print_list("remembered sequences", &checks.memorization);
         if checks.memorization_match == Some(false) && checks.memorization.iter().all(|c| c.differs.is_none())
         {

@@ -22,6 +22,9 @@ pub enum Scope {
     /// A stage per program; a repeated layer is one stage.
     #[default]
     Stages,
+    /// As [`Scope::Stages`], with those that only bring rows in or out: run one after the other, each on the result of
+    /// the one before, they compute the model.
+    Steps,
     /// The whole model in one program.
     Whole,
 }
@@ -115,8 +118,8 @@ fn read<'c>(module: &Module<'c>, scope: Scope) -> Result<Vec<Draft<'c>>, PassErr
     let mut reader = Reader { frame, draft: Draft::new(frame, "before", 1), done: vec![], layer: None };
     for op in body {
         match op.name() {
-            "wafer.repeat" if scope == Scope::Stages => reader.stage(op)?,
-            "wafer.repeat" => reader.unroll(op)?,
+            "wafer.repeat" if scope == Scope::Whole => reader.unroll(op)?,
+            "wafer.repeat" => reader.stage(op)?,
             "wafer.return" => reader.outputs(op, &op.operands())?,
             _ => reader.op(op)?,
         }
@@ -125,9 +128,11 @@ fn read<'c>(module: &Module<'c>, scope: Scope) -> Result<Vec<Draft<'c>>, PassErr
         reader.draft.name = "model".into();
     }
     reader.done.push(reader.draft);
-    // A stage without an op that computes only renames the stream that enters the next.
-    reader.done.retain(|draft| {
-        draft.ops.iter().any(|(op, _)| !matches!(op.kind, OpKind::Input { .. } | OpKind::Output { .. }))
-    });
+    if scope != Scope::Steps {
+        // A stage without an op that computes only renames the stream that enters the next.
+        reader.done.retain(|draft| {
+            draft.ops.iter().any(|(op, _)| !matches!(op.kind, OpKind::Input { .. } | OpKind::Output { .. }))
+        });
+    }
     Ok(reader.done)
 }

@@ -1,0 +1,90 @@
+//! The simulated wafer as a device: every number through PEs, routers and queues, at level event.
+
+use super::device::{Ask, Device, Trace, traced};
+use crate::failure::Failure;
+use crate::wafer::Simulator;
+use lapidary_models::{Op, ValueId};
+use lapidary_passes::cpu::{HostFunction, HostModule};
+use lapidary_reference::largest;
+
+/// A simulator and the module that its programs come from.
+pub struct Simulated {
+    /// The model as the passes left it.
+    pub module: HostModule,
+    /// What runs it.
+    pub simulator: Simulator,
+}
+
+impl Device for Simulated {
+    fn module(&self) -> &HostModule {
+        &self.module
+    }
+
+    /// Between the stages only the residual stream is in memory, so nothing else is traced.
+    fn trace(&self, ids: &[Vec<u32>], wanted: &dyn Fn(&str) -> bool) -> Result<Trace, Failure> {
+        let made = self.simulator.forward(ids)?;
+        let names = stream_names(&self.module);
+        let values = names.into_iter().zip(made.stream).filter(|(name, _)| wanted(name));
+        let wide = |rows: Vec<f32>| rows.into_iter().map(f64::from).collect::<Vec<f64>>();
+        Ok(Trace {
+            values: values.map(|(name, rows)| (name, wide(rows))).collect(),
+            logits: wide(made.logits),
+        })
+    }
+
+    /// Without a cache every pass runs the whole sequence. Drafts make that cheap: a pass answers for every position, so
+    /// ids are accepted up to and including the first that the draft has otherwise.
+    fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
+        let mut answers: Vec<Vec<u32>> = vec![Vec::new(); asked.len()];
+        loop {
+            let open = |(index, ask): (usize, &Ask<'_>)| (answers[index].len() < ask.count).then_some(index);
+            let open: Vec<usize> = asked.iter().enumerate().filter_map(open).collect();
+            let Some(length) = open.iter().map(|index| asked[*index].length()).min() else { break };
+            let alike: Vec<usize> = open.into_iter().filter(|at| asked[*at].length() == length).collect();
+            self.answer(asked, &alike, &mut answers)?;
+        }
+        Ok(answers)
+    }
+}
+
+impl Simulated {
+    /// One pass over prompts of one length; at least one more id of each is known afterwards.
+    fn answer(&self, asked: &[Ask<'_>], which: &[usize], answers: &mut [Vec<u32>]) -> Result<(), Failure> {
+        let fed = |at: &usize| {
+            let (ask, known) = (&asked[*at], &answers[*at]);
+            let guess = ask.draft.iter().copied().chain(std::iter::repeat(0)).skip(known.len());
+            let ids = ask.prompt.iter().copied().chain(known.iter().copied()).chain(guess);
+            ids.take(ask.length()).collect::<Vec<u32>>()
+        };
+        let ids: Vec<Vec<u32>> = which.iter().map(fed).collect();
+        let logits = self.simulator.forward(&ids)?.logits;
+        let vocab = self.module.model.vocab as usize;
+        let sequences = ids.iter().zip(logits.chunks_exact(vocab * ids[0].len()));
+        for (at, (ids, logits)) in which.iter().zip(sequences) {
+            let (ask, answer) = (&asked[*at], &mut answers[*at]);
+            while answer.len() < ask.count {
+                let next = ask.prompt.len() + answer.len();
+                answer.push(largest(&logits[(next - 1) * vocab..][..vocab]));
+                if ids.get(next) != answer.last() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the input of the first layer and the result of every layer are called in a trace.
+fn stream_names(module: &HostModule) -> Vec<String> {
+    let main = &module.main;
+    let repeat = main.function.nodes.iter().find(|node| matches!(node.op, Op::Repeat { .. }));
+    let first = repeat.and_then(|node| maker(main, *node.inputs.first()?));
+    let result = module.layer.function.results.first().and_then(|id| maker(&module.layer, *id));
+    let layers =
+        (0..module.model.layers as usize).filter_map(|layer| Some(traced(Some(layer), &result.clone()?)));
+    std::iter::once(first.unwrap_or_default()).chain(layers).collect()
+}
+
+fn maker(host: &HostFunction, value: ValueId) -> Option<String> {
+    host.function.nodes.iter().find(|node| node.output == value).map(|node| node.name.clone())
+}

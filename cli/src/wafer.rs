@@ -1,0 +1,261 @@
+//! Models on simulated wafers: programs of the stages, and a pass of tokens through them with the model's weights.
+//!
+//! ```text
+//! before --x--> layer (weights of 0) --x--> layer (weights of 1) --x--> .. --x--> after --> logits
+//! ```
+//! As in weight streaming, one program serves every layer: the weights stand beside the wafer and enter word by word,
+//! the residual stream x stays in the PEs' memories. Programs fix batch and length, so there is a set for each pair.
+
+use crate::failure::{Exit, Failure};
+use crate::host::{self, Switches};
+use lapidary_hardware::HardwareSpec;
+use lapidary_ir::IrContext;
+use lapidary_models::{DType, Dims, Graph, Mode, ModelSpec};
+use lapidary_passes::pipeline::pipeline_text;
+use lapidary_passes::wafer::{self, EmitError, EmitOptions, HostData, Scope, WaferError};
+use lapidary_passes::{Goal, Pipeline, Watch};
+use lapidary_reference::Params;
+use lapidary_runtime_sim::program::WaferProgram;
+use lapidary_runtime_sim::{Checked, FabricSpec, check, event};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// A rectangle of PEs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// PEs in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+/// Largest grid on which every word is simulated: the usable PEs of the wafer are more.
+const MOST: u32 = 256;
+
+impl Grid {
+    /// Reads `16x16`.
+    ///
+    /// # Errors
+    /// A sentence about what was expected.
+    pub fn parse(text: &str) -> Result<Grid, String> {
+        let side = |n: &str| n.parse::<u32>().ok().filter(|n| (1..=MOST).contains(n));
+        let sides = text.split_once('x').and_then(|(w, h)| Some((side(w)?, side(h)?)));
+        let (width, height) =
+            sides.ok_or_else(|| format!("expected WIDTHxHEIGHT, each from 1 to {MOST}, such as 16x16"))?;
+        Ok(Grid { width, height })
+    }
+}
+
+impl std::fmt::Display for Grid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// A stage that passed its check.
+struct Stage {
+    name: String,
+    times: u64,
+    program: Checked<WaferProgram>,
+    host: BTreeMap<String, HostData>,
+}
+
+/// What a pass of tokens gives.
+#[derive(Default)]
+pub struct Forward {
+    /// The residual stream before the first layer and behind every layer; rows are tokens, sequence by sequence.
+    pub stream: Vec<Vec<f32>>,
+    /// Logits, one row of the vocabulary's width for each token.
+    pub logits: Vec<f32>,
+    /// Cycles of all stages.
+    pub cycles: u64,
+}
+
+/// A model with its weights, on a grid.
+pub struct Simulator {
+    spec: ModelSpec,
+    switches: Switches,
+    grid: Grid,
+    machine: HardwareSpec,
+    params: Params<f32>,
+    programs: RefCell<BTreeMap<Dimensions, Rc<Vec<Stage>>>>,
+}
+
+/// What a stage calls the residual stream that it finds, and the one that it leaves.
+const INPUT: &str = "input";
+const OUTPUT: &str = "output";
+
+/// Sequences, and tokens of each.
+type Dimensions = (u64, u64);
+
+impl Simulator {
+    /// A model whose activations and weights are words of `dtype` on the wafer.
+    ///
+    /// # Errors
+    /// Exit 1 when the machine is unknown.
+    pub fn new(
+        spec: &ModelSpec,
+        switches: Switches,
+        dtype: DType,
+        grid: Grid,
+        params: Params<f32>,
+    ) -> Result<Simulator, Failure> {
+        let machine = lapidary_hardware::builtin::machine("cs2")
+            .map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
+        let mut spec = spec.clone();
+        (spec.dtype.params, spec.dtype.compute) = (dtype, dtype);
+        Ok(Simulator { spec, switches, grid, machine, params, programs: RefCell::default() })
+    }
+
+    /// How long the wafer takes for these cycles.
+    pub fn seconds(&self, cycles: u64) -> f64 {
+        self.machine.wafer().map_or(0.0, |wafer| FabricSpec::from(wafer).seconds(cycles))
+    }
+
+    /// Runs sequences of one length, as many at once as the grid has room for.
+    ///
+    /// # Errors
+    /// Exit 4 when one sequence has no room, 5 for ops without a kernel.
+    pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Forward, Failure> {
+        let mut whole = Forward::default();
+        let mut most = ids.len().min(self.grid.height as usize).max(1);
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let some = &rest[..most.min(rest.len())];
+            match self.batch(some) {
+                Ok(part) => {
+                    whole.join(part);
+                    rest = &rest[some.len()..];
+                }
+                Err(failure) if failure.exit == Exit::DoesNotFit && some.len() > 1 => {
+                    most = some.len().div_ceil(2);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(whole)
+    }
+
+    fn batch(&self, ids: &[Vec<u32>]) -> Result<Forward, Failure> {
+        let stages = self.stages((ids.len() as u64, ids[0].len() as u64))?;
+        let flat: Vec<i32> = ids.iter().flatten().map(|id| id.cast_signed()).collect();
+        let mut made = Forward::default();
+        let mut x = Vec::new();
+        for stage in stages.iter() {
+            let is_layer = stage.name == "layer";
+            if is_layer {
+                made.stream.push(x.clone());
+            }
+            for layer in 0..stage.times {
+                let (cycles, y) = self.stage(stage, layer, &flat, x)?;
+                made.cycles += cycles;
+                x = y;
+                if is_layer {
+                    made.stream.push(x.clone());
+                }
+            }
+        }
+        made.logits = self.cut(&x, flat.len());
+        Ok(made)
+    }
+
+    /// Logits without the rows that pad the vocabulary.
+    fn cut(&self, logits: &[f32], tokens: usize) -> Vec<f32> {
+        let width = logits.len() / tokens.max(1);
+        let rows = logits.chunks_exact(width.max(1));
+        rows.flat_map(|row| &row[..width.min(self.spec.vocab as usize)]).copied().collect()
+    }
+
+    /// One run of a stage on the result of the one before: its cycles and its result.
+    fn stage(&self, stage: &Stage, layer: u64, ids: &[i32], x: Vec<f32>) -> Result<(u64, Vec<f32>), Failure> {
+        let fault = |what: String| Failure::new(Exit::Internal, format!("stage {}: {what}", stage.name));
+        let number = layer.to_string();
+        let parameter =
+            |name: &str| self.params.get(&name.replacen('*', &number, 1)).map(|t| t.data.as_slice());
+        let mut tensors = BTreeMap::from([(INPUT.to_string(), x)]);
+        for (name, data) in &stage.host {
+            match data {
+                HostData::Activations { .. } => {}
+                _ => {
+                    let values = data.values(parameter, ids);
+                    let values = values.ok_or_else(|| fault(format!("tensor {name} has no values")))?;
+                    tensors.insert(name.clone(), values);
+                }
+            }
+        }
+        tensors.retain(|name, _| stage.host.contains_key(name));
+        let mut run = event::simulate(&stage.program, tensors).map_err(|error| fault(error.to_string()))?;
+        let y = run.tensors.remove(OUTPUT).ok_or_else(|| fault("leaves nothing behind".into()))?;
+        Ok((run.report.cycles, y))
+    }
+
+    /// The programs for these dimensions, compiled once.
+    fn stages(&self, dimensions: Dimensions) -> Result<Rc<Vec<Stage>>, Failure> {
+        if let Some(known) = self.programs.borrow().get(&dimensions) {
+            return Ok(Rc::clone(known));
+        }
+        let made = Rc::new(self.compile(dimensions)?);
+        self.programs.borrow_mut().insert(dimensions, Rc::clone(&made));
+        Ok(made)
+    }
+
+    fn compile(&self, (batch, seq): Dimensions) -> Result<Vec<Stage>, Failure> {
+        let graph = Graph::build(&self.spec, Mode::Forward, Dims { batch, seq, cached: 0 })
+            .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", self.spec.name)))?;
+        let Grid { width, height } = self.grid;
+        let passes = pipeline_text(Goal::Wafer, self.switches.mup, &self.switches.fusion);
+        let passes = Pipeline::parse(&format!("{passes},lower-to-wafer{{width={width} height={height}}}"))
+            .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+        let cx = IrContext::new();
+        let mut module = host::imported(&cx, &graph)?;
+        lapidary_passes::run(&mut module, &passes, Watch::default()).map_err(host::run_failure)?;
+        let artifact = wafer::emit(&module, &self.machine, &EmitOptions { scope: Scope::Steps })
+            .map_err(|error| self.refused(&error, batch, seq))?;
+        let fabric = self.machine.wafer().map(FabricSpec::from).unwrap_or_default();
+        artifact.stages.into_iter().map(|stage| checked(stage, &fabric)).collect()
+    }
+
+    fn refused(&self, error: &EmitError, batch: u64, seq: u64) -> Failure {
+        let exit = match error {
+            EmitError::Placement { error, .. } if !matches!(**error, WaferError::Unsupported { .. }) => {
+                Exit::DoesNotFit
+            }
+            _ => Exit::Unsupported,
+        };
+        let what = format!("{batch} sequences of {seq} tokens on {} PEs: {error}", self.grid);
+        Failure::new(exit, what).help("--grid WIDTHxHEIGHT takes another number of PEs")
+    }
+}
+
+fn checked(stage: wafer::Stage, fabric: &FabricSpec) -> Result<Stage, Failure> {
+    let program = check(&stage.generated.program, fabric).map_err(|faults| {
+        let told: Vec<String> = faults.iter().take(4).map(ToString::to_string).collect();
+        let what = format!("stage {} does not pass its check: {}", stage.name, told.join("; "));
+        Failure::new(Exit::Internal, what)
+    })?;
+    Ok(Stage { name: stage.name, times: stage.times, program, host: stage.generated.host })
+}
+
+impl Forward {
+    /// Appends the sequences of another pass.
+    fn join(&mut self, part: Forward) {
+        self.stream.resize_with(part.stream.len().max(self.stream.len()), Vec::new);
+        self.stream.iter_mut().zip(part.stream).for_each(|(all, more)| all.extend(more));
+        self.logits.extend(part.logits);
+        self.cycles += part.cycles;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_is_two_numbers() {
+        assert_eq!(Grid::parse("8x64"), Ok(Grid { width: 8, height: 64 }));
+        for wrong in ["8", "0x8", "8x", "8x257", "8X8", "-8x8", "8x8x8"] {
+            assert!(Grid::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
