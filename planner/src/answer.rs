@@ -4,14 +4,14 @@ use crate::assumption::{Assumption, of_machine};
 use crate::baseline::{baselines, names};
 use crate::cost::{CostModel, pipeline_share};
 use crate::document::{Candidate, Counts, Inputs, Nearest, PlanDocument, SCHEMA, VERSION};
-use crate::kernels::kernels;
 use crate::plan::{Degrees, GpuPlan};
+use crate::rank::sequence_flops;
 use crate::recipe::Recipe;
 use crate::request::{Batch, DEFAULT_BATCH_TOKENS, PlanError, PlanRequest};
 use crate::search::{Evaluated, Space, Verdict};
 use crate::wafer::price::busy_share;
 use lapidary_hardware::{Bytes, HardwareSpec, Precision};
-use lapidary_models::{Dims, Graph, Mode, ModelSpec};
+use lapidary_models::ModelSpec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How many times as many devices are tried where nothing fits.
@@ -86,7 +86,7 @@ impl<'a> Answer<'a> {
             _ => request.pins.allow(&plan.degrees),
         };
         let allowed = (0..ranked.len()).filter(|index| allows(&ranked[*index])).collect();
-        let (sequence_flops, parameters) = model_work(request.model, batch.seq_len);
+        let (sequence_flops, parameters) = sequence_flops(request.model, batch.seq_len).unwrap_or_default();
         let baselines = baselines(machine, ranked);
         let names = names(ranked);
         Answer {
@@ -328,14 +328,4 @@ fn whole(bytes: Bytes) -> u64 {
 
 fn gib(bytes: Bytes) -> String {
     format!("{:.2} GiB", bytes.0 / 1024f64.powi(3))
-}
-
-/// Operations of training on one sequence, and parameters. Forward contractions of kernels times three: one
-/// backward pass is two forward passes (arXiv 2104.04473, appendix), hidden keys are not counted.
-fn model_work(model: &ModelSpec, seq_len: u64) -> (f64, u64) {
-    let dims = Dims { batch: 1, seq: seq_len, cached: 0 };
-    let Ok(graph) = Graph::build(model, Mode::Forward, dims) else { return (0.0, 0) };
-    let flops = |function| kernels(&graph, function).iter().map(|kernel| kernel.flops).sum::<f64>();
-    let forward = flops(graph.layer()) * graph.n_layers as f64 + flops(graph.main());
-    (3.0 * forward, graph.parameters())
 }

@@ -1,10 +1,8 @@
-//! What the backward pass of a forward kernel costs, and what it needs kept: the rule until graphs are
-//! differentiated.
+//! What a wafer's backward pass costs beside its forward pass: the rule of the wafer's first-order account.
 //!
-//! A matmul has two of its size behind it (gradients of input and weight). Attention recomputes its scores
-//! and has five contractions for two (FlashAttention-2, arXiv 2307.08691, section 2.3: 2.5 times). Row kernels read
-//! input and gradient and write one, beside the residual's gradient: twice the traffic. This file is
-//! the only place that knows these factors.
+//! Attention recomputes its scores and has five contractions for two (FlashAttention-2, arXiv 2307.08691, section
+//! 2.3: 2.5 times). Row kernels read input and gradient and write one, beside the residual's gradient: twice the
+//! traffic. GPU plans are priced from the differentiated graph instead ([`crate::rank`], [`crate::step::work`]).
 
 use crate::kernels::{Anchor, Kernel, border};
 use lapidary_models::op::Op;
@@ -15,45 +13,6 @@ use std::collections::BTreeSet;
 pub const ATTENTION_BACKWARD: f64 = 2.5;
 /// Traffic of a backward kernel over its forward kernel, for attention, rows and gathers.
 pub const TRAFFIC_BACKWARD: f64 = 2.0;
-
-/// One launch: what it computes and moves.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Launch {
-    /// What it is built around.
-    pub anchor: Anchor,
-    /// Operations of its contractions.
-    pub flops: f64,
-    /// Bytes it moves.
-    pub bytes: f64,
-}
-
-/// The launch of a forward kernel.
-pub fn forward(kernel: &Kernel) -> Launch {
-    Launch { anchor: kernel.anchor, flops: kernel.flops, bytes: kernel.bytes }
-}
-
-/// The launches of its backward pass.
-pub fn backward(kernel: &Kernel) -> Vec<Launch> {
-    let own = forward(kernel);
-    let mut launches = match kernel.anchor {
-        Anchor::Matmul => vec![own, own],
-        Anchor::Attention => {
-            vec![Launch { flops: own.flops * ATTENTION_BACKWARD, bytes: own.bytes * TRAFFIC_BACKWARD, ..own }]
-        }
-        Anchor::Row | Anchor::Pointwise => vec![Launch { bytes: own.bytes * TRAFFIC_BACKWARD, ..own }],
-    };
-    if kernel.epilogue_gradient_bytes > 0.0 {
-        let bytes = kernel.epilogue_gradient_bytes;
-        launches.push(Launch { anchor: Anchor::Pointwise, flops: 0.0, bytes });
-    }
-    launches
-}
-
-/// Cross entropy over the logits, forward and backward in one: reads them twice (maximum and sum, then
-/// gradient) and writes the gradient once.
-pub fn loss(logits_bytes: f64) -> Launch {
-    Launch { anchor: Anchor::Row, flops: 0.0, bytes: 3.0 * logits_bytes }
-}
 
 /// What one layer keeps for its backward pass, by whether it is cheap to compute again.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -3,6 +3,10 @@
 //! Matmuls that read the same value become one; pointwise ops join the matmul that feeds them (its
 //! epilogue); attention from scores to values is one kernel without a score tensor in memory; norms and
 //! gathers stand alone. Traffic is what crosses a kernel's border.
+//!
+//! Backward functions follow the same rules: a weight gradient is one kernel with the sum it is added to, a norm's
+//! derivatives are one kernel with the residual's sum, and attention's backward core is one kernel that computes its
+//! scores again.
 
 use lapidary_models::op::Op;
 use lapidary_models::{Function, Graph, Node, ValueId};
@@ -21,7 +25,7 @@ pub enum Anchor {
     Pointwise,
 }
 
-/// One kernel of the forward pass.
+/// One kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kernel {
     /// Name of its first node.
@@ -32,8 +36,6 @@ pub struct Kernel {
     pub flops: f64,
     /// Bytes that cross its border.
     pub bytes: f64,
-    /// Bytes that a separate kernel for its pointwise gradients would move; 0 without such ops.
-    pub epilogue_gradient_bytes: f64,
     /// Its nodes, as indices into the function.
     pub nodes: Vec<usize>,
 }
@@ -75,19 +77,54 @@ enum Home {
 /// Where a node goes; `None` for parameters and repeats, which are no work of their own.
 fn home(function: &Function, node: &Node, groups: &[Group], owner: &[Option<usize>]) -> Option<Home> {
     match &node.op {
-        Op::Param { .. } | Op::Repeat { .. } => None,
+        Op::Param { .. } | Op::Repeat { .. } | Op::Save { .. } | Op::Saved { .. } => None,
         Op::Linear => {
             Some(shared_input(function, node, groups).map_or(Home::Opens(Anchor::Matmul), Home::Joins))
         }
-        Op::Scores { .. } => Some(Home::Opens(Anchor::Attention)),
-        Op::Norm { .. } => Some(Home::Opens(Anchor::Row)),
-        Op::Embed | Op::KvAppend { .. } | Op::LastToken => Some(Home::Opens(Anchor::Pointwise)),
+        Op::LinearDx | Op::LinearDw => Some(Home::Opens(Anchor::Matmul)),
+        Op::Scores { .. } | Op::Values { .. } | Op::ValuesDv { .. } | Op::SoftmaxDx => {
+            Some(core(groups).map_or(Home::Opens(Anchor::Attention), Home::Joins))
+        }
+        Op::Norm { .. } | Op::NormDx { .. } | Op::CrossEntropy => Some(Home::Opens(Anchor::Row)),
+        Op::NormDw { .. } => {
+            Some(derived_norm(function, node, groups).map_or(Home::Opens(Anchor::Row), Home::Joins))
+        }
+        Op::Embed
+        | Op::KvAppend { .. }
+        | Op::LastToken
+        | Op::ColumnSum
+        | Op::EmbedDw { .. }
+        | Op::PositionDw { .. } => Some(Home::Opens(Anchor::Pointwise)),
+        Op::Gradient { .. } => {
+            Some(owner[node.inputs[0].0].map_or(Home::Opens(Anchor::Pointwise), Home::Joins))
+        }
         _ => {
             let feeding = node.inputs.iter().filter_map(|input| owner[input.0]).max();
-            let joined = feeding.filter(|at| groups[*at].anchor != Anchor::Row);
+            let joined = feeding.filter(|at| takes_pointwise(function, &groups[*at]));
             Some(joined.map_or(Home::Opens(Anchor::Pointwise), Home::Joins))
         }
     }
+}
+
+/// The kernel of attention's core, forward or backward: a function has one.
+fn core(groups: &[Group]) -> Option<usize> {
+    groups.iter().position(|group| group.anchor == Anchor::Attention)
+}
+
+/// The derivative by the input of the same norm.
+fn derived_norm(function: &Function, node: &Node, groups: &[Group]) -> Option<usize> {
+    let same = |index: &usize| {
+        let other = &function.nodes[*index];
+        matches!(other.op, Op::NormDx { .. }) && other.inputs[0] == node.inputs[0]
+    };
+    groups.iter().position(|group| group.nodes.iter().any(same))
+}
+
+/// Whether pointwise ops join a kernel: rows do not take any, but for a norm's derivative, which takes the residual's,
+/// and the loss, which takes its own.
+fn takes_pointwise(function: &Function, group: &Group) -> bool {
+    let first = &function.nodes[group.nodes[0]].op;
+    group.anchor != Anchor::Row || matches!(first, Op::NormDx { .. } | Op::CrossEntropy)
 }
 
 /// The matmul kernel of the same half-block that reads the same value.
@@ -112,7 +149,6 @@ fn kernel(graph: &Graph, function: &Function, group: &Group) -> Kernel {
         anchor: group.anchor,
         flops,
         bytes: border_bytes(graph, function, &group.nodes),
-        epilogue_gradient_bytes: epilogue_gradient_bytes(function, &group.nodes),
         nodes: group.nodes.clone(),
     }
 }
@@ -120,15 +156,15 @@ fn kernel(graph: &Graph, function: &Function, group: &Group) -> Kernel {
 fn contraction_flops(graph: &Graph, function: &Function, node: &Node) -> f64 {
     let flops = function.node_work(node, graph).matmul_flops as f64;
     match node.op {
-        Op::Scores { .. } | Op::Values { .. } => flops * visible_share(function, graph),
+        Op::Scores { .. } | Op::Values { .. } | Op::ValuesDv { .. } => flops * visible_share(function, graph),
         _ => flops,
     }
 }
 
 /// Share of the score matrix that causal attention within its window computes.
-fn visible_share(function: &Function, graph: &Graph) -> f64 {
+pub(crate) fn visible_share(function: &Function, graph: &Graph) -> f64 {
     let mask = function.nodes.iter().find_map(|node| match node.op {
-        Op::Mask { causal, window, .. } => Some((causal, window)),
+        Op::Mask { causal, window, .. } | Op::MaskDx { causal, window, .. } => Some((causal, window)),
         _ => None,
     });
     let (seq, cached) = (graph.dims.seq as f64, graph.dims.cached as f64);
@@ -152,7 +188,19 @@ fn border_bytes(graph: &Graph, function: &Function, nodes: &[usize]) -> f64 {
         return own.bytes() as f64;
     }
     let (entering, leaving) = border(function, nodes);
-    entering.iter().chain(&leaving).map(|value| function.ty(*value).bytes() as f64).sum()
+    let values: f64 = entering.iter().chain(&leaving).map(|value| function.ty(*value).bytes() as f64).sum();
+    values + sums(function, nodes)
+}
+
+/// Sums that gradients are added to, in 32 bits: read and written; the gradient itself does not leave. A table's rows
+/// are added to where a token reads them.
+fn sums(function: &Function, nodes: &[usize]) -> f64 {
+    let all = || nodes.iter().map(|index| &function.nodes[*index]);
+    let scattered = all().find(|node| matches!(node.op, Op::EmbedDw { .. }));
+    let gradients = all().filter(|node| matches!(node.op, Op::Gradient { .. }));
+    let added =
+        |node: &Node| function.ty(scattered.map_or(node.output, |scatter| scatter.inputs[1])).elements();
+    gradients.map(|node| 8.0 * added(node) as f64).sum()
 }
 
 /// Values read from outside, and values that are used outside or returned.
@@ -167,22 +215,4 @@ pub(crate) fn border(function: &Function, nodes: &[usize]) -> (BTreeSet<ValueId>
         .collect();
     let leaving = made.into_iter().filter(|value| used.contains(value)).collect();
     (entering, leaving)
-}
-
-/// Traffic of the gradients of pointwise ops inside a kernel: non-linear ones read their inputs and the
-/// incoming gradient and write one per input; a rotation reads one and writes one; sums and factors are free.
-fn epilogue_gradient_bytes(function: &Function, nodes: &[usize]) -> f64 {
-    let curved: Vec<usize> = nodes
-        .iter()
-        .copied()
-        .filter(|index| matches!(function.nodes[*index].op, Op::Activation(_) | Op::Mul))
-        .collect();
-    let (inputs, outputs) = border(function, &curved);
-    let bytes = |values: &BTreeSet<ValueId>| -> f64 {
-        values.iter().map(|value| function.ty(*value).bytes() as f64).sum()
-    };
-    let rotated = nodes.iter().map(|index| &function.nodes[*index]);
-    let rotated = rotated.filter(|node| matches!(node.op, Op::Rope { .. }));
-    let rotated: f64 = rotated.map(|node| 2.0 * function.ty(node.output).bytes() as f64).sum();
-    2.0 * bytes(&inputs) + bytes(&outputs) + rotated
 }

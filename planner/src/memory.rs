@@ -65,7 +65,7 @@ fn of_stage(
             Bytes(activations(work, plan.recompute, layers) * stage.in_flight + one_layer(work, plan)),
         ),
         ("logits", Bytes(logits)),
-        ("workspace", Bytes(recipe.context + 2.0 * work.kept.largest)),
+        ("workspace", Bytes(recipe.context + 2.0 * work.largest)),
     ]))
 }
 
@@ -97,19 +97,15 @@ fn activations(work: &RankWork, recompute: Recompute, layers: f64) -> f64 {
 }
 
 fn layer_bytes(work: &RankWork, recompute: Recompute) -> f64 {
-    let (kept, tp) = (&work.kept, work.tp as f64);
-    match recompute {
-        Recompute::None => kept.wide / tp + kept.split,
-        Recompute::Selective => (kept.wide - kept.wide_cheap) / tp + kept.split - kept.split_cheap,
-        Recompute::Full => kept.input / tp,
-    }
+    let kept = work.kept(recompute);
+    kept.stream / work.tp as f64 + kept.split
 }
 
 /// While a layer is recomputed, everything it keeps is there once.
 fn one_layer(work: &RankWork, plan: &GpuPlan) -> f64 {
     match plan.recompute {
         Recompute::None => 0.0,
-        Recompute::Selective => work.kept.wide_cheap / work.tp as f64 + work.kept.split_cheap,
+        Recompute::Selective => layer_bytes(work, Recompute::None) - layer_bytes(work, Recompute::Selective),
         Recompute::Full => layer_bytes(work, Recompute::None),
     }
 }

@@ -1,11 +1,12 @@
 //! Looks at every plan there is, prices and ranks it, and keeps the reasons.
 
-use crate::cost::{Cost, CostModel, GpuCase, data};
-use crate::memory::{Memory, memory};
+use crate::cost::{Cost, CostModel, GpuCase};
+use crate::memory::Memory;
 use crate::plan::{Degrees, GpuPlan, Recompute, Sharding, WaferMode, WaferPlan};
-use crate::rank::RankWork;
+use crate::rank::{RankWork, RankWorks};
 use crate::recipe::Recipe;
 use crate::request::{Batch, Objective};
+use crate::step::Work;
 use crate::wafer::memory::SERVER_BYTES;
 use crate::wafer::{WaferCase, WaferWork};
 use lapidary_hardware::{Bytes, HardwareSpec, Wafer};
@@ -72,15 +73,21 @@ impl Space<'_> {
 
     fn gpu_plans(&self) -> Vec<Evaluated> {
         let world = self.machine.devices();
-        let mut works: BTreeMap<(u64, u64), Result<RankWork, String>> = BTreeMap::new();
         let mut found = Vec::new();
         for tp in divisors(world) {
+            let rank = self.rank(tp);
             for pp in divisors(world / tp) {
-                let dp = world / tp / pp;
-                self.gpu_degrees(tp, pp, dp, &mut works, &mut found);
+                self.gpu_degrees(tp, pp, world / tp / pp, &rank, &mut found);
             }
         }
         found
+    }
+
+    /// What a rank does, whatever the micro-batch.
+    fn rank(&self, tp: u64) -> Result<(RankWorks, Option<Work>), String> {
+        let seq_len = self.batch.seq_len;
+        let works = RankWorks::new(self.model, tp, seq_len)?;
+        Ok((works, self.cost_model.account(self.model, tp, seq_len)?))
     }
 
     fn gpu_degrees(
@@ -88,7 +95,7 @@ impl Space<'_> {
         tp: u64,
         pp: u64,
         dp: u64,
-        works: &mut BTreeMap<(u64, u64), Result<RankWork, String>>,
+        rank: &Result<(RankWorks, Option<Work>), String>,
         found: &mut Vec<Evaluated>,
     ) {
         let impossible = |reason: String| {
@@ -100,25 +107,20 @@ impl Space<'_> {
             found.push(impossible(reason));
             return;
         }
+        let (works, account) = match rank {
+            Ok(rank) => rank,
+            Err(reason) => {
+                found.push(impossible(reason.clone()));
+                return;
+            }
+        };
         let local = self.batch.global / dp;
         for micro_batch in divisors(local) {
-            let work = works
-                .entry((tp, micro_batch))
-                .or_insert_with(|| RankWork::new(self.model, tp, micro_batch, self.batch.seq_len));
-            match work {
-                Ok(work) => {
-                    for (sharding, recompute) in self.variants(tp, pp, dp) {
-                        let accumulation = local / micro_batch;
-                        let plan = GpuPlan { tp, pp, dp, micro_batch, accumulation, sharding, recompute };
-                        found.push(self.gpu_plan(plan, work));
-                    }
-                }
-                Err(reason) => {
-                    if micro_batch == 1 {
-                        found.push(impossible(reason.clone()));
-                    }
-                    return;
-                }
+            let work = works.at(micro_batch);
+            for (sharding, recompute) in self.variants(tp, pp, dp) {
+                let accumulation = local / micro_batch;
+                let plan = GpuPlan { tp, pp, dp, micro_batch, accumulation, sharding, recompute };
+                found.push(self.gpu_plan(plan, &work, account.as_ref()));
             }
         }
     }
@@ -146,13 +148,11 @@ impl Space<'_> {
         shardings.flat_map(|sharding| Recompute::ALL.map(|recompute| (sharding, recompute))).collect()
     }
 
-    fn gpu_plan(&self, plan: GpuPlan, work: &RankWork) -> Evaluated {
+    fn gpu_plan(&self, plan: GpuPlan, work: &RankWork, account: Option<&Work>) -> Evaluated {
         let (machine, model, recipe) = (self.machine, self.model, self.recipe);
-        let case = GpuCase { machine, model, batch: self.batch, plan, work, recipe };
+        let case = GpuCase { machine, model, batch: self.batch, plan, work, account, recipe };
         let cost = self.cost_model.gpu(&case);
-        let shard_ranks = data::shard_ranks(machine, &plan);
-        let memory = memory(work, &plan, model.n_layers, shard_ranks, recipe);
-        Evaluated::priced(Degrees::Gpu(plan), cost, memory, machine.device.memory())
+        Evaluated::priced(Degrees::Gpu(plan), cost, self.cost_model.memory(&case), machine.device.memory())
     }
 
     fn wafer_plans(&self, wafer: &Wafer) -> Vec<Evaluated> {

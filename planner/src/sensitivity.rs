@@ -1,5 +1,6 @@
 //! What a plan's time owes to each assumption: the step priced again with one number moved at a time.
 
+use crate::cost::CostModel;
 use crate::cost::physical::Physical;
 use crate::plan::GpuPlan;
 use crate::request::{PlanError, PlanRequest};
@@ -53,8 +54,9 @@ pub fn sensitivity(
     plan: &GpuPlan,
 ) -> Result<Vec<Sensitivity>, PlanError> {
     let (machine, batch) = request.resolve()?;
+    let Ok(Some(work)) = model.account(request.model, plan.tp, batch.seq_len) else { return Ok(Vec::new()) };
     let time = |physical: &Physical, machine: &HardwareSpec| {
-        estimate(&physical.job(request.model, machine, batch, plan)).map_or(0.0, |found| found.step_s)
+        estimate(&physical.job(request.model, machine, batch, plan, &work)).map_or(0.0, |found| found.step_s)
     };
     let base = time(model, &machine);
     let percent = |moved: f64| (moved / base - 1.0) * 100.0;

@@ -2,11 +2,11 @@
 //!
 //! What a publication leaves out is filled in by a rule that is the same for every row, and listed.
 
-use super::errata::{corrected, errata};
+use super::campaign::Campaigns;
 use super::row::{Metric, Row};
 use crate::plan::{Recompute, Sharding};
 use crate::request::Batch;
-use crate::step::{AttentionKernel, Job, Layout, Physics, Schedule, Shape, Stack, estimate};
+use crate::step::{AttentionKernel, Job, Layout, Physics, Schedule, Shape, Stack, Work, estimate};
 use lapidary_hardware::{BytesPerSecond, HardwareSpec, LinkTopology, builtin};
 use lapidary_models::spec::{Activation, Attention, Bias, Block, Head, Mlp, Multipliers, Norm, NormKind};
 use lapidary_models::spec::{Pairing, Position, Residual, Rope, RopeScaling, Tokens, Weights};
@@ -21,6 +21,8 @@ pub struct Skip(pub String);
 pub struct Case {
     /// The model.
     pub model: ModelSpec,
+    /// What one rank does for one sequence.
+    pub work: Work,
     /// The machine.
     pub machine: HardwareSpec,
     /// Work of a step.
@@ -44,13 +46,27 @@ pub struct Case {
 }
 
 impl Case {
-    /// Makes a row ready.
+    /// Makes a row ready; `campaigns` decide what its columns only infer.
     ///
     /// # Errors
     /// [`Skip`] where a size is missing that no rule fills in.
-    pub fn new(row: &Row) -> Result<Case, Skip> {
-        let (row, mut assumed) = corrected(row, &errata());
-        let row = &row;
+    pub fn new(row: &Row, campaigns: &Campaigns) -> Result<Case, Skip> {
+        let mut case = Case::as_printed(row)?;
+        if campaigns.spare(row) && case.layout.recompute != Recompute::None {
+            case.layout.recompute = Recompute::None;
+            case.assumed.push(
+                "nothing recomputed: the column is inferred, and every run of its source fits without".into(),
+            );
+        }
+        Ok(case)
+    }
+
+    /// A row with every column as it is printed.
+    ///
+    /// # Errors
+    /// As [`Case::new`].
+    pub fn as_printed(row: &Row) -> Result<Case, Skip> {
+        let mut assumed = Vec::new();
         let stack = stack(row, &mut assumed);
         let model = model(row, &mut assumed)?;
         let gpus = need(row, "gpus")?;
@@ -92,13 +108,28 @@ impl Case {
             stack.fused_norm || row.word("flash_attention").to_lowercase().contains("fused rmsnorm");
         let offload = text.contains("cpu_offload=true");
         let half = row.word("precision").starts_with("fp16");
-        Ok(Case { model, machine, batch, layout, attention, fused_norm, offload, half, stack, assumed, open })
+        let work = Work::new(&model, tensor, batch.seq_len, stack, attention, fused_norm).map_err(Skip)?;
+        Ok(Case {
+            model,
+            work,
+            machine,
+            batch,
+            layout,
+            attention,
+            fused_norm,
+            offload,
+            half,
+            stack,
+            assumed,
+            open,
+        })
     }
 
     /// The job under some constants.
     pub fn job<'a>(&'a self, physics: &'a Physics, stack: &'a Stack) -> Job<'a> {
         Job {
             shape: Shape::of(&self.model),
+            work: &self.work,
             batch: self.batch,
             layout: self.layout,
             attention: self.attention,
@@ -161,7 +192,7 @@ fn need(row: &Row, column: &'static str) -> Result<u64, Skip> {
 
 fn stack(row: &Row, assumed: &mut Vec<String>) -> &'static Stack {
     let printed = row.word("framework");
-    Stack::of_framework(printed).unwrap_or_else(|| {
+    Stack::of_framework(&format!("{printed} {}", row.word("precision"))).unwrap_or_else(|| {
         let name = if row.word("sharding").starts_with("fsdp") { "fsdp-eager" } else { "megatron-2022" };
         assumed.push(format!("software like {name}; `{printed}` is not known"));
         Stack::named(name).unwrap_or(&Stack::builtin()[0])

@@ -4,11 +4,12 @@
 //! The measure is the mean over groups of the group's mean absolute error, on scored times. Each constant moves
 //! within its range, one after the other, by steps that shrink; the same table gives the same constants.
 
+use super::campaign::Campaigns;
 use super::case::Case;
 use super::document::LeftOut;
 use super::row::{Metric, Row};
 use super::score::scored;
-use crate::step::physics::table;
+use crate::step::physics::{Constant, table};
 use crate::step::{Physics, Stack, estimate};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +26,9 @@ pub struct Constants {
 const ROWS_OF_A_GROUP: usize = 60;
 /// Weight of the root mean square beside the mean absolute error.
 const SQUARES: f64 = 0.5;
+/// Percent of error that a constant must gain to go from its prior to the other end of its range: a constant that the
+/// rows say little about stays where measurements outside of training put it.
+const RIDGE: f64 = 1.0;
 /// First step, as a part of the range, and the factor by which steps shrink.
 const STEPS: [f64; 4] = [0.2, 0.08, 0.03, 0.012];
 
@@ -50,7 +54,11 @@ struct Sample {
 }
 
 /// The measurements of a table that a fit may use.
-pub struct Samples(Vec<Sample>);
+pub struct Samples {
+    rows: Vec<Sample>,
+    /// Constants with a prior: name, its value, width of the range.
+    priors: Vec<(String, f64, f64)>,
+}
 
 impl Samples {
     /// Scored times of a table, large groups thinned.
@@ -59,26 +67,28 @@ impl Samples {
         for row in rows.iter().filter(|row| row.metric.timed() && scored(row) && row.measured.is_some()) {
             groups.entry(row.word("group")).or_default().push(row);
         }
-        let mut samples = Vec::new();
+        let (mut samples, campaigns) = (Vec::new(), Campaigns::of(rows));
         for (group, rows) in groups {
             let every = rows.len().div_ceil(ROWS_OF_A_GROUP);
             for row in rows.iter().step_by(every) {
-                let (Ok(mut case), Some(measured)) = (Case::new(row), row.measured) else { continue };
+                let (Ok(mut case), Some(measured)) = (Case::new(row, &campaigns), row.measured) else {
+                    continue;
+                };
                 case.close(&Physics::builtin());
                 samples.push(Sample { group: group.to_string(), case, metric: row.metric, measured });
             }
         }
-        Samples(samples)
+        Samples { rows: samples, priors: priors() }
     }
 
     /// Names of the groups.
     pub fn groups(&self) -> BTreeSet<&str> {
-        self.0.iter().map(|sample| sample.group.as_str()).collect()
+        self.rows.iter().map(|sample| sample.group.as_str()).collect()
     }
 
     fn group_errors(&self, constants: &Constants, only: impl Fn(&Sample) -> bool) -> BTreeMap<&str, f64> {
         let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-        for sample in self.0.iter().filter(|sample| only(sample)) {
+        for sample in self.rows.iter().filter(|sample| only(sample)) {
             let sum = sums.entry(&sample.group).or_default();
             *sum = (sum.0 + sample.error_pct(constants), sum.1 + 1.0);
         }
@@ -89,13 +99,22 @@ impl Samples {
     /// square.
     fn loss(&self, constants: &Constants, without: Option<&str>) -> f64 {
         let mut sums: BTreeMap<&str, (f64, f64, f64)> = BTreeMap::new();
-        for sample in self.0.iter().filter(|sample| Some(sample.group.as_str()) != without) {
+        for sample in self.rows.iter().filter(|sample| Some(sample.group.as_str()) != without) {
             let error = sample.error_pct(constants);
             let sum = sums.entry(&sample.group).or_default();
             *sum = (sum.0 + error, sum.1 + error * error, sum.2 + 1.0);
         }
         let of = |(sum, squares, count): &(f64, f64, f64)| sum / count + SQUARES * (squares / count).sqrt();
-        sums.values().map(of).sum::<f64>() / sums.len().max(1) as f64
+        sums.values().map(of).sum::<f64>() / sums.len().max(1) as f64 + self.surprise(constants)
+    }
+
+    /// What leaving the priors costs: [`RIDGE`] for a constant at the other end of its range.
+    fn surprise(&self, constants: &Constants) -> f64 {
+        let of = |(name, prior, width): &(String, f64, f64)| {
+            let value = constants.physics.get(name).unwrap_or(*prior);
+            ((value - prior) / width).powi(2)
+        };
+        RIDGE * self.priors.iter().map(of).sum::<f64>()
     }
 
     /// The constants of least loss near `start`, the group `without` not looked at. A stack that only this
@@ -106,7 +125,7 @@ impl Samples {
             ranges.iter().filter_map(|(name, constant)| Some((name.as_str(), constant.range?))).collect();
         let seen = |name: &str| {
             let used = |sample: &&Sample| sample.case.stack.name == name;
-            self.0.iter().filter(|sample| Some(sample.group.as_str()) != without).any(|sample| used(&sample))
+            self.rows.iter().filter(|sample| Some(sample.group.as_str()) != without).any(|sample| used(&sample))
         };
         let mut best = start.clone();
         for (name, pace) in &mut best.paces {
@@ -182,6 +201,14 @@ impl Samples {
 /// The value of a stack's number that means nothing special.
 fn neutral(name: &str) -> f64 {
     Stack::named(name).map_or(1.0, |stack| stack.constant_range().1)
+}
+
+fn priors() -> Vec<(String, f64, f64)> {
+    let of = |(name, constant): (String, Constant)| {
+        let (low, high) = constant.range?;
+        Some((name, constant.prior?.value, high - low))
+    };
+    table().into_iter().filter_map(of).collect()
 }
 
 impl Sample {

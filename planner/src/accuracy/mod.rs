@@ -1,14 +1,15 @@
 //! Holds the step-time model against published measurements: a table in, predictions and their errors out.
 
+pub mod campaign;
 pub mod case;
 pub mod csv;
 pub mod document;
-pub mod errata;
 pub mod fault;
 pub mod fit;
 pub mod row;
 pub mod score;
 
+pub use campaign::Campaigns;
 pub use case::{Case, Skip};
 pub use document::{Check, Document, LeftOut};
 pub use fault::{Fault, TableError};

@@ -89,13 +89,6 @@ impl Row {
         self.number(column).map(|number| number as u64)
     }
 
-    /// The same row with another text in a column.
-    pub(super) fn reword(&mut self, column: &str, text: &str) {
-        if let Some(word) = self.words.get_mut(column) {
-            *word = text.to_string();
-        }
-    }
-
     /// Its name.
     pub fn id(&self) -> &str {
         self.word("id")

@@ -1,5 +1,6 @@
 //! Errors of predictions: by row, by group, overall, and the report.
 
+use super::campaign::Campaigns;
 use super::case::{Case, Skip};
 use super::row::{Metric, Row};
 use crate::step::{Physics, Stack, estimate, memory, occupied};
@@ -114,8 +115,9 @@ pub struct Report {
 /// Predicts every row.
 pub fn score(rows: &[Row], physics: &Physics, stack_of: impl Fn(&'static Stack) -> Stack) -> Report {
     let mut report = Report { rows: Vec::new(), skipped: Vec::new() };
+    let campaigns = Campaigns::of(rows);
     for row in rows {
-        match predict(row, physics, &stack_of) {
+        match predict(row, &campaigns, physics, &stack_of) {
             Ok(prediction) => report.rows.push(prediction),
             Err(Skip(why)) => report.skipped.push(Skipped {
                 id: row.id().to_string(),
@@ -148,11 +150,12 @@ fn machine_bytes(case: &Case) -> f64 {
 
 fn predict(
     row: &Row,
+    campaigns: &Campaigns,
     physics: &Physics,
     stack_of: &impl Fn(&'static Stack) -> Stack,
 ) -> Result<Prediction, Skip> {
     let measured = row.measured.ok_or_else(|| Skip("step_s_equiv is not given".into()))?;
-    let mut case = Case::new(row)?;
+    let mut case = Case::new(row, campaigns)?;
     case.close(physics);
     let stack = stack_of(case.stack);
     let job = case.job(physics, &stack);

@@ -1,9 +1,8 @@
 //! Arithmetic and memory-bound kernels of the slowest stage.
 
 use super::GpuCase;
-use crate::backward::Launch;
 use crate::kernels::Anchor;
-use crate::plan::Recompute;
+use crate::rank::Launch;
 use lapidary_hardware::price::kernel::{Roof, kernel};
 use lapidary_hardware::{Bytes, Flops, FlopsPerSecond, Gpu, Precision, Seconds};
 
@@ -29,11 +28,7 @@ pub fn recompute(case: &GpuCase<'_>) -> Seconds {
 
 /// What one layer computes again for one micro-batch.
 pub(super) fn layer_recompute(case: &GpuCase<'_>) -> Seconds {
-    match case.plan.recompute {
-        Recompute::None => Seconds::ZERO,
-        Recompute::Selective => all(case, &case.work.layer_selective),
-        Recompute::Full => all(case, &case.work.layer_forward),
-    }
+    all(case, case.work.again(case.plan.recompute))
 }
 
 /// One layer forward for one micro-batch.

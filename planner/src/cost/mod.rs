@@ -9,10 +9,12 @@ pub mod roofline;
 pub mod tensor;
 
 use crate::assumption::Assumption;
+use crate::memory::{Memory, memory};
 use crate::plan::GpuPlan;
 use crate::rank::RankWork;
 use crate::recipe::Recipe;
 use crate::request::Batch;
+use crate::step::Work;
 use crate::wafer::WaferCase;
 use indexmap::IndexMap;
 use lapidary_hardware::{HardwareSpec, Seconds};
@@ -88,6 +90,8 @@ pub struct GpuCase<'a> {
     pub plan: GpuPlan,
     /// What one rank computes for one micro-batch.
     pub work: &'a RankWork,
+    /// What one rank does for one sequence under the model's software, where the cost model reads that.
+    pub account: Option<&'a Work>,
     /// Bytes a parameter.
     pub recipe: &'a Recipe,
 }
@@ -110,8 +114,20 @@ pub trait CostModel {
     fn name(&self) -> &'static str;
     /// What it takes for granted on a machine, beside the machine's own numbers and the recipe.
     fn assumptions(&self, machine: &HardwareSpec) -> Vec<Assumption>;
+    /// What one rank among `tp` does for one sequence, for models that price more than kernels at their roofs.
+    ///
+    /// # Errors
+    /// What does not divide, as a sentence.
+    fn account(&self, _model: &ModelSpec, _tp: u64, _seq_len: u64) -> Result<Option<Work>, String> {
+        Ok(None)
+    }
     /// Time of a step on GPUs.
     fn gpu(&self, case: &GpuCase<'_>) -> Cost;
+    /// Memory of the fullest GPU.
+    fn memory(&self, case: &GpuCase<'_>) -> Memory {
+        let shard_ranks = data::shard_ranks(case.machine, &case.plan);
+        memory(case.work, &case.plan, case.model.n_layers, shard_ranks, case.recipe)
+    }
     /// Time of a step on wafers.
     fn wafer(&self, case: &WaferCase<'_>) -> Cost;
 }

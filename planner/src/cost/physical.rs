@@ -3,11 +3,13 @@
 use super::{Bound, Cost, CostModel, GpuCase};
 use crate::assumption::Assumption;
 use crate::cost::roofline::Roofline;
+use crate::memory::Memory;
 use crate::plan::GpuPlan;
+use crate::request::Batch;
 use crate::step::physics::table;
-use crate::step::{Job, Layout, Physics, Schedule, Shape, Stack, estimate};
+use crate::step::{Job, Layout, Physics, Schedule, Shape, Stack, Work, estimate, occupied};
 use crate::wafer::WaferCase;
-use lapidary_hardware::{HardwareSpec, Seconds};
+use lapidary_hardware::{Bytes, HardwareSpec, Seconds};
 use lapidary_models::ModelSpec;
 
 /// Prices plans by kernels, launches and collectives, as one software stack runs them.
@@ -44,16 +46,18 @@ impl Physical {
         Some(Physical { physics: Physics::builtin(), stack, offload: false })
     }
 
-    /// The job of a plan.
+    /// The job of a plan; `work` is what a rank of its tensor-parallel degree does.
     pub fn job<'a>(
         &'a self,
         model: &ModelSpec,
         machine: &'a HardwareSpec,
-        batch: crate::request::Batch,
+        batch: Batch,
         plan: &GpuPlan,
+        work: &'a Work,
     ) -> Job<'a> {
         Job {
             shape: Shape::of(model),
+            work,
             batch,
             layout: Layout {
                 tensor: plan.tp,
@@ -102,8 +106,20 @@ impl CostModel for Physical {
         list
     }
 
+    fn account(&self, model: &ModelSpec, tp: u64, seq_len: u64) -> Result<Option<Work>, String> {
+        let stack = &self.stack;
+        Work::new(model, tp, seq_len, stack, stack.attention, stack.fused_norm).map(Some)
+    }
+
+    fn memory(&self, case: &GpuCase<'_>) -> Memory {
+        let Some(work) = case.account else { return Memory::default() };
+        let held = occupied(&self.job(case.model, case.machine, case.batch, &case.plan, work));
+        Memory(held.classes().into_iter().map(|(name, bytes)| (name, Bytes(bytes))).collect())
+    }
+
     fn gpu(&self, case: &GpuCase<'_>) -> Cost {
-        let job = self.job(case.model, case.machine, case.batch, &case.plan);
+        let Some(work) = case.account else { return Cost::default() };
+        let job = self.job(case.model, case.machine, case.batch, &case.plan, work);
         let Some(found) = estimate(&job) else { return Cost::default() };
         let bound = |name: &str| {
             BOUNDS.iter().find(|(known, _)| *known == name).map_or(Bound::Compute, |(_, bound)| *bound)

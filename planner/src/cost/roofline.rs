@@ -62,9 +62,10 @@ impl CostModel for Roofline {
     }
 
     fn assumptions(&self, machine: &HardwareSpec) -> Vec<Assumption> {
-        let mut list = backward_assumptions();
-        list.extend(if machine.wafer().is_some() { wafer_assumptions() } else { gpu_assumptions() });
-        list
+        match machine.wafer() {
+            Some(_) => wafer_backward_assumptions().into_iter().chain(wafer_assumptions()).collect(),
+            None => gpu_assumptions(),
+        }
     }
 
     fn gpu(&self, case: &GpuCase<'_>) -> Cost {
@@ -77,7 +78,7 @@ impl CostModel for Roofline {
     }
 }
 
-fn backward_assumptions() -> Vec<Assumption> {
+fn wafer_backward_assumptions() -> Vec<Assumption> {
     let flash = "FlashAttention-2 (arXiv 2307.08691): five contractions behind two";
     let rows = "reads input and gradient, writes one, and passes the residual's gradient on";
     vec![

@@ -70,13 +70,12 @@ impl Stage {
     /// Adds passes that run one behind the other.
     fn add(&mut self, forward: Pass, backward: Pass, again: Pass, job: &Job<'_>) {
         let host = job.physics.host_launch * job.stack.host;
-        let (serial, skew) =
-            (job.stack.serial, job.physics.skew * job.tp().min(job.machine.node.devices as f64));
+        let skew = job.physics.skew * job.tp().min(job.machine.node.devices as f64);
         self.forward = self.forward + forward;
         self.backward = self.backward + backward;
         self.again = self.again + again;
-        self.seconds.0 += forward.seconds(host, serial, skew);
-        self.seconds.1 += (backward + again).seconds(host, serial, skew);
+        self.seconds.0 += forward.seconds(host, skew);
+        self.seconds.1 += (backward + again).seconds(host, skew);
     }
 
     fn device(&self) -> f64 {

@@ -3,6 +3,7 @@
 use super::physics::Physics;
 use super::shape::Shape;
 use super::stack::Stack;
+use super::work::{Work, vocabulary_rows};
 use crate::plan::{Recompute, Sharding};
 use crate::request::Batch;
 use lapidary_hardware::HardwareSpec;
@@ -89,6 +90,8 @@ pub struct Layout {
 pub struct Job<'a> {
     /// Sizes of the model.
     pub shape: Shape,
+    /// What one rank does for one sequence.
+    pub work: &'a Work,
     /// Work of a step.
     pub batch: Batch,
     /// How it is spread.
@@ -132,12 +135,7 @@ impl Job<'_> {
 
     /// Rows of the vocabulary on one rank, padded as the stack does.
     pub fn vocab_rows(&self) -> f64 {
-        let whole = self.shape.vocab;
-        let unit = 128.0 * self.tp();
-        if self.layout.tensor == 1 && !self.stack.pads_whole_vocab {
-            return whole;
-        }
-        (whole / unit).ceil() * unit / self.tp()
+        vocabulary_rows(self.shape.vocab as u64, self.layout.tensor, self.stack) as f64
     }
 
     /// Layers of the fullest stage, and of the first and of the last. Layers that do not divide are counted with

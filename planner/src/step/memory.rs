@@ -1,7 +1,6 @@
 //! Memory of the fullest GPU by class: state, activations by what is recomputed, logits, buffers, allocator.
 
 use super::job::Job;
-use super::layer::stream_split;
 use crate::plan::{Recompute, Sharding};
 use indexmap::IndexMap;
 
@@ -160,29 +159,13 @@ fn kept(job: &Job<'_>) -> f64 {
     layer_bytes(job, job.layout.recompute) * share + plain * (1.0 - share)
 }
 
-/// Bytes a layer keeps of one micro-batch: the account of Korthikanti et al. (arXiv 2205.05198, section 4), with the
-/// model's own widths: `10 h / t_rows + (24 h + 5 a s) / t` a token for GPT.
+/// Bytes a layer keeps of one micro-batch: the slots of its differentiated graph, and what the framework keeps beside
+/// them. For GPT that is the account of Korthikanti et al. (arXiv 2205.05198, section 4).
 fn layer_bytes(job: &Job<'_>, recompute: Recompute) -> f64 {
-    let (shape, tokens, tp) = (&job.shape, job.tokens(), job.tp());
-    let masks = job.stack.memory.dropout;
-    if recompute == Recompute::Full {
-        return 2.0 * tokens * shape.width / stream_split(job);
-    }
-    let norm = if job.fused_norm { 0.0 } else { job.stack.memory.unfused_norm };
-    let stream = (8.0 + 2.0 * masks + 2.0 * norm) * shape.width / job.row_split();
-    let inner = if shape.gated { job.stack.memory.gated } else { 4.0 };
-    let split = 2.0 * (2.0 * shape.query_width() + 2.0 * shape.key_width()) + inner * shape.inner;
-    // FlashAttention 1 works on packed copies of queries and output.
-    let packed =
-        if job.attention == super::AttentionKernel::Flash1 { 4.0 * shape.query_width() } else { 0.0 };
-    let statistics = 4.0 * shape.heads + packed;
-    let scores = match (job.attention.flash(), recompute) {
-        (true, _) => statistics,
-        (false, Recompute::Selective) => 0.0,
-        (false, _) => {
-            let each = if job.attention == super::AttentionKernel::Unfused { 8.0 } else { 4.0 + masks };
-            each * shape.heads * job.batch.seq_len as f64
-        }
-    };
-    tokens * (stream + (split + scores) / tp)
+    let kept = job.work.kept[match recompute {
+        Recompute::None => 0,
+        Recompute::Selective => 1,
+        Recompute::Full => 2,
+    }];
+    (kept.stream / job.row_split() + kept.split) * job.layout.micro_batch as f64
 }

@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod rates;
 pub mod shape;
 pub mod stack;
+pub mod work;
 
 pub use estimate::{Estimate, estimate};
 pub use job::{AttentionKernel, Job, Layout, Schedule};
@@ -22,3 +23,4 @@ pub use memory::{Occupied, occupied};
 pub use physics::Physics;
 pub use shape::Shape;
 pub use stack::{Stack, StackError};
+pub use work::Work;

@@ -16,6 +16,19 @@ pub struct Constant {
     /// Where a fit may look for it; absent for constants that are not fitted.
     #[serde(default)]
     pub range: Option<(f64, f64)>,
+    /// What is measured of it outside training steps, which a fit leaves only for what it gains.
+    #[serde(default)]
+    pub prior: Option<Prior>,
+}
+
+/// What is known of a constant before any step is looked at.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prior {
+    /// Its value.
+    pub value: f64,
+    /// Where it comes from.
+    pub source: String,
 }
 
 macro_rules! constants {
@@ -66,7 +79,7 @@ constants! {
     flash = "flash";
     /// The same of the Triton kernel, whose published rate is of another version.
     flash_triton = "flash-triton";
-    /// Part of a flash kernel's work that is forward.
+    /// Rate of a forward flash kernel over that of a backward one.
     flash_forward = "flash-forward";
     /// Seconds between two kernels on a busy device.
     gap = "kernel-gap";

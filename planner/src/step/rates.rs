@@ -1,6 +1,7 @@
 //! Seconds of single kernels and collectives: the shape decides, tables and machine give the rates.
 
 use super::job::Job;
+use super::work::{Contraction, Linear, Side};
 use lapidary_hardware::price::collective::{Group, Ring};
 use lapidary_hardware::price::measured::Measured;
 use lapidary_hardware::{Bytes, Gpu, LinkTopology, Precision};
@@ -24,10 +25,12 @@ const TILES: [(f64, f64, f64); 5] =
 const SPLIT: f64 = 1024.0;
 /// Rows of queries that one block of flash attention owns.
 const FLASH_ROWS: f64 = 128.0;
+/// Time of a product whose result is one head wide, over that of one which contracts over a head.
+const NARROW: f64 = 0.8;
 /// What flash attention reaches of the peak where no table tells.
 const FLASH_OF_PEAK: f64 = 0.45;
 
-/// A matrix product of `count` independent pairs: `[m, k] x [k, n]`.
+/// A matrix product `[m, k] x [k, n]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Rows of the result.
@@ -85,36 +88,55 @@ impl<'a> Rates<'a> {
         TILES.into_iter().map(loss).fold(f64::INFINITY, f64::min)
     }
 
-    /// Seconds of forward product, gradient of the input, gradient of the weight.
-    pub fn linear(&self, tokens: f64, inputs: f64, outputs: f64) -> (f64, f64) {
-        let forward = self.product(Product { m: tokens, n: outputs, k: inputs });
-        let input = self.product(Product { m: tokens, n: inputs, k: outputs });
-        let weight = self.product(Product { m: outputs, n: inputs, k: tokens });
-        (forward, input + weight / self.job.physics.product_weight_gradient)
+    /// Seconds of products of linear layers over `tokens` rows.
+    pub fn linears(&self, linears: &[Linear], tokens: f64) -> f64 {
+        let each = |linear: &Linear| {
+            let time = self.product(linear.product(tokens));
+            if linear.side == Side::Weight { time / self.job.physics.product_weight_gradient } else { time }
+        };
+        linears.iter().map(each).sum()
+    }
+
+    /// Seconds of attention's contractions of `sequences` sequences as batched products. One whose result is only a
+    /// head wide fills tiles about as badly as one that contracts over a head.
+    pub fn contractions(&self, contractions: &[Contraction], sequences: f64) -> f64 {
+        let (head, keys) = (self.job.shape.head_dim, self.job.batch.seq_len as f64);
+        let each = |one: &Contraction| {
+            let (flops, bytes) = (one.flops * sequences, one.bytes * sequences);
+            let over_head = self.batched(flops, head, bytes);
+            if one.over_head { over_head } else { self.batched(flops, keys, bytes).max(over_head * NARROW) }
+        };
+        contractions.iter().map(each).sum()
     }
 
     /// Seconds of a batched product of attention that contracts over `k` and moves `bytes`.
-    pub fn batched(&self, flops: f64, k: f64, bytes: f64) -> f64 {
+    fn batched(&self, flops: f64, k: f64, bytes: f64) -> f64 {
         let physics = self.job.physics;
         let alignment = if k % 8.0 == 0.0 { 1.0 } else { 1.0 / physics.product_unaligned };
         let rate = self.peak * physics.product_peak * k / (k + physics.batched_ramp);
         (flops / rate * alignment).max(bytes / self.stream) + physics.gap
     }
 
-    /// Seconds of causal flash attention, forward and backward.
-    pub fn flash(&self, sequences: f64, heads: f64, head_dim: f64, length: f64) -> (f64, f64) {
-        let physics = self.job.physics;
-        let flops = 3.5 * 2.0 * sequences * heads * head_dim * length * length;
-        let table = self.measured.and_then(|m| m.attention_rate(self.job.attention.name(), head_dim, length));
+    /// Seconds of causal flash attention of `sequences` sequences, forward and backward: the table's rate is that of
+    /// both together, half of the square counted.
+    pub fn flash(&self, forward: &[Contraction], backward: &[Contraction], sequences: f64) -> (f64, f64) {
+        let (physics, shape) = (self.job.physics, &self.job.shape);
+        let length = self.job.batch.seq_len as f64;
+        let flops = |pass: &[Contraction]| 0.5 * sequences * pass.iter().map(|one| one.flops).sum::<f64>();
+        let (forward, backward) = (flops(forward), flops(backward));
+        let table =
+            self.measured.and_then(|m| m.attention_rate(self.job.attention.name(), shape.head_dim, length));
         let factor = match self.job.attention {
             super::AttentionKernel::Flash1Triton => physics.flash_triton,
             _ => physics.flash,
         };
         let rate = table.map_or(self.peak * FLASH_OF_PEAK, |rate| rate / self.job.stack.pace) * factor;
-        let blocks = sequences * heads * (length / FLASH_ROWS).ceil();
+        let blocks = sequences * shape.heads / self.job.tp() * (length / FLASH_ROWS).ceil();
         let slots = (blocks / self.multiprocessors).ceil() * self.multiprocessors;
-        let time = flops / rate * if blocks < self.multiprocessors { slots / blocks } else { 1.0 };
-        (time * physics.flash_forward + physics.gap, time * (1.0 - physics.flash_forward) + physics.gap)
+        let time =
+            (forward + backward) / rate * if blocks < self.multiprocessors { slots / blocks } else { 1.0 };
+        let share = forward / (forward + physics.flash_forward * backward);
+        (time * share + physics.gap, time * (1.0 - share) + physics.gap)
     }
 
     /// Seconds of row kernels that move `bytes`.

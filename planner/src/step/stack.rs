@@ -4,7 +4,9 @@
 //! of its kernels over the rates of the tables (library generation, clocks and cooling of its site).
 
 use super::job::AttentionKernel;
+use super::work::KEYS;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 /// Traffic of an op in bytes an element, forward and backward.
@@ -17,30 +19,14 @@ pub struct Traffic {
     pub backward: f64,
 }
 
-/// Row kernels of a layer: bytes an element of what each runs over.
+/// What dropout adds to row kernels, in bytes an element; nothing where a stack runs none.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Rows {
-    /// A norm that is one kernel, over the residual stream.
-    pub norm: Traffic,
-    /// A norm of single ops, where the stack or the run has no fused one.
-    pub norm_unfused: Traffic,
-    /// Bias, dropout and residual add, over the residual stream.
+pub struct Dropout {
+    /// Over the residual stream, twice a layer.
     pub residual: Traffic,
-    /// Bias and activation, over the inner width.
-    pub activation: Traffic,
-    /// Activation and product of a gated MLP, over the inner width.
-    pub gated: Traffic,
-    /// Rotation of queries and keys, over their width.
-    pub rotary: Traffic,
-    /// Splits, transposes and casts around attention, over the width of queries, keys and values.
-    pub layout: Traffic,
-    /// Scale, mask, softmax and dropout as few kernels, over the scores.
-    pub softmax_fused: Traffic,
-    /// The same as single ops in 32 bits.
-    pub softmax_unfused: Traffic,
-    /// Cross entropy, over the logits.
-    pub loss: Traffic,
+    /// Over the scores, where they are in memory.
+    pub scores: Traffic,
 }
 
 /// Launches of a layer.
@@ -75,8 +61,6 @@ pub struct MemoryUse {
     pub dropout: f64,
     /// Bytes an element that an unfused norm keeps more than its input.
     pub unfused_norm: f64,
-    /// Bytes an element of the inner width that a gated MLP keeps.
-    pub gated: f64,
     /// Bytes of a logit and its loss.
     pub logits: f64,
     /// Whether every tensor-parallel rank holds all logits.
@@ -97,8 +81,6 @@ pub enum Fitted {
     Network,
     /// The time of its broadcasts.
     Broadcast,
-    /// The time that a launch holds the device up.
-    Serial,
 }
 
 /// A software stack.
@@ -148,12 +130,22 @@ pub struct Stack {
     pub pipeline_overlap: f64,
     /// Host time of a launch over that of an eager framework in Python.
     pub host: f64,
-    /// Seconds that the device waits for each launch, where launches are not queued ahead.
-    pub serial: f64,
     /// Launches.
     pub launches: Launches,
-    /// Row kernels.
-    pub rows: Rows,
+    /// Whether full recomputation runs the whole forward pass of a layer again, as torch.utils.checkpoint does, and
+    /// selective recomputation the whole core of attention; otherwise only what the backward pass reads.
+    pub repeats_whole_layer: bool,
+    /// Bytes an element that a row kernel moves where that is not what its op reads and writes, by the names of
+    /// [`super::work::KEYS`]: less where it is fused with another, more where it runs as single ops.
+    pub bytes: BTreeMap<String, f64>,
+    /// The same of norms that are not one kernel.
+    pub bytes_unfused_norm: BTreeMap<String, f64>,
+    /// The same of attention that runs as single ops.
+    pub bytes_unfused_attention: BTreeMap<String, f64>,
+    /// What dropout adds.
+    pub dropout: Dropout,
+    /// Splits, transposes and casts around attention, over the width of queries, keys and values.
+    pub layout: Traffic,
     /// What it holds in memory.
     pub memory: MemoryUse,
 }
@@ -168,8 +160,7 @@ pub struct StackError {
     pub message: String,
 }
 
-const FILES: [(&str, &str); 15] = [
-    ("megatron-deepspeed-serial", include_str!("../../stacks/megatron-deepspeed-serial.toml")),
+const FILES: [(&str, &str); 14] = [
     ("deepspeed-pipeline", include_str!("../../stacks/deepspeed-pipeline.toml")),
     ("megatron-2021", include_str!("../../stacks/megatron-2021.toml")),
     ("megatron-2020", include_str!("../../stacks/megatron-2020.toml")),
@@ -193,7 +184,6 @@ impl Stack {
             Fitted::Pace => self.pace,
             Fitted::Network => self.network,
             Fitted::Broadcast => self.broadcast,
-            Fitted::Serial => self.serial,
         }
     }
 
@@ -204,7 +194,6 @@ impl Stack {
             Fitted::Pace => stack.pace = value,
             Fitted::Network => stack.network = value,
             Fitted::Broadcast => stack.broadcast = value,
-            Fitted::Serial => stack.serial = value,
         }
         stack
     }
@@ -215,7 +204,6 @@ impl Stack {
             Fitted::Pace => ((0.8, 1.4), 1.0),
             Fitted::Network => ((0.5, 16.0), 1.0),
             Fitted::Broadcast => ((0.0, 0.01), 0.0),
-            Fitted::Serial => ((0.0, 4e-5), 0.0),
         }
     }
 
@@ -253,11 +241,18 @@ impl Stack {
     /// [`StackError`] with the first fault.
     pub fn from_toml(text: &str, file: &str) -> Result<Stack, StackError> {
         let refused = |message: String| StackError { file: file.to_string(), message };
-        let table = merged(text, 4).map_err(refused)?;
-        table.try_into().map_err(|error: toml::de::Error| StackError {
-            file: file.to_string(),
-            message: error.message().to_string(),
-        })
+        let table = merged(text, 4).map_err(&refused)?;
+        let stack: Stack =
+            table.try_into().map_err(|error: toml::de::Error| refused(error.message().to_string()))?;
+        let kernels = [&stack.bytes, &stack.bytes_unfused_norm, &stack.bytes_unfused_attention];
+        let unknown = kernels.into_iter().flat_map(BTreeMap::keys).find(|key| !KEYS.contains(&key.as_str()));
+        match unknown {
+            None => Ok(stack),
+            Some(key) => Err(refused(format!(
+                "bytes.{key}: no row kernel is called so; there are: {}",
+                KEYS.join(", ")
+            ))),
+        }
     }
 }
 

@@ -1,0 +1,76 @@
+//! Fits the constants of `planner/physics.toml` and the number of each software stack to a table of published runs,
+//! and prints them: `cargo run --release -p lapidary-planner --example fit -- published.csv`.
+//!
+//! The fit starts from the constants that stand, so running it again changes nothing. With `rows` behind the path it
+//! prints each scored time with its terms instead, with `left-out` what each group's error is when it is left out.
+
+use lapidary_planner::accuracy::{Constants, Document, Samples, read, score};
+
+fn main() {
+    let path = std::env::args().nth(1).expect("the path of a table");
+    let text = std::fs::read_to_string(&path).expect("a table that can be read");
+    let rows = read(&text, &path).unwrap_or_else(|error| panic!("{error}"));
+    let samples = Samples::new(&rows);
+    let mut constants = Constants::builtin();
+    let show = |constants: &Constants| {
+        let document =
+            Document::new("a100-training", score(&rows, &constants.physics, |stack| constants.stack(stack)));
+        println!(
+            "mean of groups {:.2} %, of rows {:.2} %, 95th percentile {:.2} %, covered {:.1} %, memory {:.2} %, wrong fits {} {}",
+            document.mean_of_groups_pct,
+            document.mape_pct,
+            document.p95_pct,
+            document.covered_pct,
+            document.memory.mape_pct,
+            document.fits.wrong_fits,
+            document.fits.wrong_does_not_fit,
+        );
+        document
+    };
+    let document = show(&constants);
+    match std::env::args().nth(2).as_deref() {
+        Some("rows") => {
+            for row in document.rows.iter().filter(|row| row.scored && matches!(row.unit, "s" | "ms")) {
+                let terms: Vec<String> =
+                    row.terms_s.iter().map(|(name, s)| format!("{name}={s:.4}")).collect();
+                println!(
+                    "{},{},{},{:.4},{:.1},{}",
+                    row.group,
+                    row.id,
+                    row.measured,
+                    row.predicted,
+                    row.error_pct,
+                    terms.join(";")
+                );
+            }
+            return;
+        }
+        Some("left-out") => {
+            let left_out = samples.left_out(&constants);
+            for (group, both) in &left_out {
+                println!("{group:16} {:5.1} {:5.1}", both.fitted_pct, both.left_out_pct);
+            }
+            let mean = left_out.values().map(|both| both.left_out_pct).sum::<f64>() / left_out.len() as f64;
+            println!("mean left out {mean:.2} %");
+            return;
+        }
+        _ => {}
+    }
+    constants = samples.fit(&constants, None);
+    let document = show(&constants);
+    for (name, errors) in &document.groups {
+        println!(
+            "{name:16} {:4} mean {:5.1} bias {:5.1} 95th {:5.1}",
+            errors.rows, errors.mape_pct, errors.bias_pct, errors.p95_pct
+        );
+    }
+    for (name, constant) in lapidary_planner::step::physics::table() {
+        let value = constants.physics.get(&name).unwrap_or(constant.value);
+        if constant.range.is_some() {
+            println!("{name} = {value:.4e}");
+        }
+    }
+    for (name, value) in &constants.paces {
+        println!("{name} = {value:.4}");
+    }
+}
