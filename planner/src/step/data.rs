@@ -105,9 +105,11 @@ fn sharded(job: &Job<'_>, rates: &Rates<'_>, sizes: (f64, f64), compute: (f64, f
     let (ranks, stride) = (state_ranks(job), job.layout.tensor);
     let stack = job.stack;
     let count = job.stage_layers(0).max(1.0);
-    let layer = rates.all_reduce(ranks, stride, stack.gather_bytes * sizes.0 / count) / 2.0;
-    let ends = rates.all_reduce(ranks, stride, stack.gather_bytes * sizes.1) / 2.0;
-    let passes = [(layer, compute.0 / count), (2.0 * layer, compute.1 / count)];
+    let half = |bytes: f64| rates.all_reduce(ranks, stride, bytes) / 2.0;
+    let (gather, scatter) =
+        (half(stack.gather_bytes * sizes.0 / count), half(stack.scatter_bytes * sizes.0 / count));
+    let ends = half(stack.gather_bytes * sizes.1);
+    let passes = [(gather, compute.0 / count), (gather + scatter, compute.1 / count)];
     let exposed = passes.map(|(traffic, beside)| {
         let behind = (traffic * stack.gather_overlap).min(beside);
         traffic - behind + behind * job.physics.contention
@@ -116,7 +118,7 @@ fn sharded(job: &Job<'_>, rates: &Rates<'_>, sizes: (f64, f64), compute: (f64, f
     let copies = job.layout.data / ranks.max(1);
     if copies > 1 {
         let across =
-            rates.all_reduce(copies, stride * ranks, stack.gather_bytes * (sizes.0 + sizes.1) / ranks as f64);
+            rates.all_reduce(copies, stride * ranks, stack.scatter_bytes * (sizes.0 + sizes.1) / ranks as f64);
         found.step = across - (across * stack.data_overlap).min(compute.1);
     }
 }

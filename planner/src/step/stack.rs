@@ -81,6 +81,8 @@ pub enum Fitted {
     Network,
     /// The time of its broadcasts.
     Broadcast,
+    /// None: it is known by its causes alone.
+    Nothing,
 }
 
 /// A software stack.
@@ -114,8 +116,10 @@ pub struct Stack {
     pub gradient_bytes_fp16: f64,
     /// Time of its collectives between nodes over what the machine's rates say.
     pub network: f64,
-    /// Bytes of a gathered weight and of a scattered gradient of sharded data parallelism.
+    /// Bytes of a gathered weight of sharded data parallelism.
     pub gather_bytes: f64,
+    /// Bytes of a scattered gradient of sharded data parallelism.
+    pub scatter_bytes: f64,
     /// Bytes an optimizer step moves for a parameter it owns.
     pub optimizer_traffic: f64,
     /// Bytes that each micro-batch moves for a parameter to add its gradient up.
@@ -160,7 +164,7 @@ pub struct StackError {
     pub message: String,
 }
 
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 15] = [
     ("deepspeed-pipeline", include_str!("../../stacks/deepspeed-pipeline.toml")),
     ("megatron-2021", include_str!("../../stacks/megatron-2021.toml")),
     ("megatron-2020", include_str!("../../stacks/megatron-2020.toml")),
@@ -173,6 +177,7 @@ const FILES: [(&str, &str); 14] = [
     ("gpt-neox", include_str!("../../stacks/gpt-neox.toml")),
     ("llm-foundry", include_str!("../../stacks/llm-foundry.toml")),
     ("fsdp-eager", include_str!("../../stacks/fsdp-eager.toml")),
+    ("lightning-fabric", include_str!("../../stacks/lightning-fabric.toml")),
     ("torch-compile", include_str!("../../stacks/torch-compile.toml")),
     ("lapidary", include_str!("../../stacks/lapidary.toml")),
 ];
@@ -184,6 +189,7 @@ impl Stack {
             Fitted::Pace => self.pace,
             Fitted::Network => self.network,
             Fitted::Broadcast => self.broadcast,
+            Fitted::Nothing => 1.0,
         }
     }
 
@@ -194,6 +200,7 @@ impl Stack {
             Fitted::Pace => stack.pace = value,
             Fitted::Network => stack.network = value,
             Fitted::Broadcast => stack.broadcast = value,
+            Fitted::Nothing => {}
         }
         stack
     }
@@ -204,6 +211,7 @@ impl Stack {
             Fitted::Pace => ((0.8, 1.4), 1.0),
             Fitted::Network => ((0.5, 16.0), 1.0),
             Fitted::Broadcast => ((0.0, 0.01), 0.0),
+            Fitted::Nothing => ((1.0, 1.0), 1.0),
         }
     }
 
@@ -301,6 +309,7 @@ mod tests {
         assert_eq!(name("DeepSpeed ZeRO-3 in Megatron-LM 2021"), Some("deepspeed-zero-3"));
         assert_eq!(name("Megatron-DeepSpeed 2022"), Some("deepspeed-pipeline"));
         assert_eq!(name("NeMo-Megatron 2022-03-08"), Some("nemo"));
+        assert_eq!(name("Lightning Fabric FSDP (lit-llama), HF-style LLaMA"), Some("lightning-fabric"));
         assert_eq!(name("an abacus"), None);
     }
 
