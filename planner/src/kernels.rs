@@ -8,7 +8,7 @@
 //! derivatives are one kernel with the residual's sum, and attention's backward core is one kernel that computes its
 //! scores again.
 
-use lapidary_models::op::Op;
+use lapidary_models::op::{Backward, Op};
 use lapidary_models::{Function, Graph, Node, ValueId};
 use std::collections::BTreeSet;
 
@@ -77,25 +77,35 @@ enum Home {
 /// Where a node goes; `None` for parameters and repeats, which are no work of their own.
 fn home(function: &Function, node: &Node, groups: &[Group], owner: &[Option<usize>]) -> Option<Home> {
     match &node.op {
-        Op::Param { .. } | Op::Repeat { .. } | Op::Save { .. } | Op::Saved { .. } => None,
+        Op::Param { .. }
+        | Op::Repeat { .. }
+        | Op::Backward(Backward::Save { .. })
+        | Op::Backward(Backward::Saved { .. }) => None,
         Op::Linear => {
             Some(shared_input(function, node, groups).map_or(Home::Opens(Anchor::Matmul), Home::Joins))
         }
-        Op::LinearDx | Op::LinearDw => Some(Home::Opens(Anchor::Matmul)),
-        Op::Scores { .. } | Op::Values { .. } | Op::ValuesDv { .. } | Op::SoftmaxDx => {
+        Op::Backward(Backward::LinearDx) | Op::Backward(Backward::LinearDw) => {
+            Some(Home::Opens(Anchor::Matmul))
+        }
+        Op::Scores { .. }
+        | Op::Values { .. }
+        | Op::Backward(Backward::ValuesDv { .. })
+        | Op::Backward(Backward::SoftmaxDx) => {
             Some(core(groups).map_or(Home::Opens(Anchor::Attention), Home::Joins))
         }
-        Op::Norm { .. } | Op::NormDx { .. } | Op::CrossEntropy => Some(Home::Opens(Anchor::Row)),
-        Op::NormDw { .. } => {
+        Op::Norm { .. } | Op::Backward(Backward::NormDx { .. }) | Op::Backward(Backward::CrossEntropy) => {
+            Some(Home::Opens(Anchor::Row))
+        }
+        Op::Backward(Backward::NormDw { .. }) => {
             Some(derived_norm(function, node, groups).map_or(Home::Opens(Anchor::Row), Home::Joins))
         }
         Op::Embed
         | Op::KvAppend { .. }
         | Op::LastToken
-        | Op::ColumnSum
-        | Op::EmbedDw { .. }
-        | Op::PositionDw { .. } => Some(Home::Opens(Anchor::Pointwise)),
-        Op::Gradient { .. } => {
+        | Op::Backward(Backward::ColumnSum)
+        | Op::Backward(Backward::EmbedDw { .. })
+        | Op::Backward(Backward::PositionDw { .. }) => Some(Home::Opens(Anchor::Pointwise)),
+        Op::Backward(Backward::Gradient { .. }) => {
             Some(owner[node.inputs[0].0].map_or(Home::Opens(Anchor::Pointwise), Home::Joins))
         }
         _ => {
@@ -115,7 +125,7 @@ fn core(groups: &[Group]) -> Option<usize> {
 fn derived_norm(function: &Function, node: &Node, groups: &[Group]) -> Option<usize> {
     let same = |index: &usize| {
         let other = &function.nodes[*index];
-        matches!(other.op, Op::NormDx { .. }) && other.inputs[0] == node.inputs[0]
+        matches!(other.op, Op::Backward(Backward::NormDx { .. })) && other.inputs[0] == node.inputs[0]
     };
     groups.iter().position(|group| group.nodes.iter().any(same))
 }
@@ -124,7 +134,8 @@ fn derived_norm(function: &Function, node: &Node, groups: &[Group]) -> Option<us
 /// and the loss, which takes its own.
 fn takes_pointwise(function: &Function, group: &Group) -> bool {
     let first = &function.nodes[group.nodes[0]].op;
-    group.anchor != Anchor::Row || matches!(first, Op::NormDx { .. } | Op::CrossEntropy)
+    group.anchor != Anchor::Row
+        || matches!(first, Op::Backward(Backward::NormDx { .. }) | Op::Backward(Backward::CrossEntropy))
 }
 
 /// The matmul kernel of the same half-block that reads the same value.
@@ -156,7 +167,9 @@ fn kernel(graph: &Graph, function: &Function, group: &Group) -> Kernel {
 fn contraction_flops(graph: &Graph, function: &Function, node: &Node) -> f64 {
     let flops = function.node_work(node, graph).matmul_flops as f64;
     match node.op {
-        Op::Scores { .. } | Op::Values { .. } | Op::ValuesDv { .. } => flops * visible_share(function, graph),
+        Op::Scores { .. } | Op::Values { .. } | Op::Backward(Backward::ValuesDv { .. }) => {
+            flops * visible_share(function, graph)
+        }
         _ => flops,
     }
 }
@@ -164,7 +177,9 @@ fn contraction_flops(graph: &Graph, function: &Function, node: &Node) -> f64 {
 /// Share of the score matrix that causal attention within its window computes.
 pub(crate) fn visible_share(function: &Function, graph: &Graph) -> f64 {
     let mask = function.nodes.iter().find_map(|node| match node.op {
-        Op::Mask { causal, window, .. } | Op::MaskDx { causal, window, .. } => Some((causal, window)),
+        Op::Mask { causal, window, .. } | Op::Backward(Backward::MaskDx { causal, window, .. }) => {
+            Some((causal, window))
+        }
         _ => None,
     });
     let (seq, cached) = (graph.dims.seq as f64, graph.dims.cached as f64);
@@ -196,8 +211,8 @@ fn border_bytes(graph: &Graph, function: &Function, nodes: &[usize]) -> f64 {
 /// are added to where a token reads them.
 fn sums(function: &Function, nodes: &[usize]) -> f64 {
     let all = || nodes.iter().map(|index| &function.nodes[*index]);
-    let scattered = all().find(|node| matches!(node.op, Op::EmbedDw { .. }));
-    let gradients = all().filter(|node| matches!(node.op, Op::Gradient { .. }));
+    let scattered = all().find(|node| matches!(node.op, Op::Backward(Backward::EmbedDw { .. })));
+    let gradients = all().filter(|node| matches!(node.op, Op::Backward(Backward::Gradient { .. })));
     let added =
         |node: &Node| function.ty(scattered.map_or(node.output, |scatter| scatter.inputs[1])).elements();
     gradients.map(|node| 8.0 * added(node) as f64).sum()

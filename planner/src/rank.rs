@@ -10,7 +10,7 @@ use crate::step::work::Kept;
 use lapidary_models::autodiff::work::Phase;
 use lapidary_models::autodiff::{self, Policy, Training, training};
 use lapidary_models::graph::Slot;
-use lapidary_models::op::Op;
+use lapidary_models::op::{Backward, Op};
 use lapidary_models::{Dims, Function, Graph, ModelSpec, Node, Param};
 
 /// One launch: what it computes and moves.
@@ -206,7 +206,11 @@ fn read(core: &Training, full: &Training, tp: u64, tied: bool) -> RankWork {
     let table = elements(&graph.params, |param| param.name == "embed.weight");
     let after = elements(&graph.params, |param| !param.per_layer && !before_layers(param));
     let slots = &graph.slots;
-    let logits = main.nodes.iter().find(|node| node.op == Op::CrossEntropy).map(|node| node.inputs[0]);
+    let logits = main
+        .nodes
+        .iter()
+        .find(|node| node.op == Op::Backward(Backward::CrossEntropy))
+        .map(|node| node.inputs[0]);
     RankWork {
         tp,
         layer_backward: launches(&kernels(graph, &graph.functions[1])),
@@ -235,9 +239,16 @@ fn launch(kernel: &Kernel) -> Launch {
 }
 
 fn of_embedding(node: &Node) -> bool {
-    let gradient = |name: &str| node.name.starts_with(name) && matches!(node.op, Op::Gradient { .. });
-    matches!(node.op, Op::Embed | Op::Position { .. } | Op::EmbedDw { .. } | Op::PositionDw { .. })
-        || gradient("embed.")
+    let gradient = |name: &str| {
+        node.name.starts_with(name) && matches!(node.op, Op::Backward(Backward::Gradient { .. }))
+    };
+    matches!(
+        node.op,
+        Op::Embed
+            | Op::Position { .. }
+            | Op::Backward(Backward::EmbedDw { .. })
+            | Op::Backward(Backward::PositionDw { .. })
+    ) || gradient("embed.")
         || gradient("position.")
 }
 

@@ -104,6 +104,8 @@ impl Samples {
             let sum = sums.entry(&sample.group).or_default();
             *sum = (sum.0 + error, sum.1 + error * error, sum.2 + 1.0);
         }
+        // A constant that a single run is fitted by would explain nothing.
+        sums.retain(|_, (_, _, count)| *count > 1.0);
         let of = |(sum, squares, count): &(f64, f64, f64)| sum / count + SQUARES * (squares / count).sqrt();
         sums.values().map(of).sum::<f64>() / sums.len().max(1) as f64 + self.surprise(constants)
     }
@@ -125,7 +127,10 @@ impl Samples {
             ranges.iter().filter_map(|(name, constant)| Some((name.as_str(), constant.range?))).collect();
         let seen = |name: &str| {
             let used = |sample: &&Sample| sample.case.stack.name == name;
-            self.rows.iter().filter(|sample| Some(sample.group.as_str()) != without).any(|sample| used(&sample))
+            self.rows
+                .iter()
+                .filter(|sample| Some(sample.group.as_str()) != without)
+                .any(|sample| used(&sample))
         };
         let mut best = start.clone();
         for (name, pace) in &mut best.paces {

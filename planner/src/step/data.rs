@@ -117,8 +117,11 @@ fn sharded(job: &Job<'_>, rates: &Rates<'_>, sizes: (f64, f64), compute: (f64, f
     found.micro_batch = count * (exposed[0] + exposed[1]) + ends;
     let copies = job.layout.data / ranks.max(1);
     if copies > 1 {
-        let across =
-            rates.all_reduce(copies, stride * ranks, stack.scatter_bytes * (sizes.0 + sizes.1) / ranks as f64);
+        let across = rates.all_reduce(
+            copies,
+            stride * ranks,
+            stack.scatter_bytes * (sizes.0 + sizes.1) / ranks as f64,
+        );
         found.step = across - (across * stack.data_overlap).min(compute.1);
     }
 }

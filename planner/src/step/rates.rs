@@ -21,8 +21,9 @@ pub struct Rates<'a> {
 /// Sides of the tiles that a product is cut into, and their rate over the largest one's.
 const TILES: [(f64, f64, f64); 5] =
     [(256.0, 128.0, 1.0), (128.0, 256.0, 1.0), (128.0, 128.0, 0.95), (128.0, 64.0, 0.82), (64.0, 64.0, 0.62)];
-/// A contraction this long may be split over multiprocessors.
-const SPLIT: f64 = 1024.0;
+/// A contraction is split over multiprocessors in parts of this length: hardware/data/a100/gemm.csv shows no gain of
+/// finer ones.
+const SPLIT: f64 = 4096.0;
 /// Rows of queries that one block of flash attention owns.
 const FLASH_ROWS: f64 = 128.0;
 /// Time of a product whose result is one head wide, over that of one which contracts over a head.

@@ -12,7 +12,7 @@ use crate::rank::rank_spec;
 use lapidary_models::autodiff::work::Phase;
 use lapidary_models::autodiff::{Policy, Recompute, Training, training};
 use lapidary_models::graph::Slot;
-use lapidary_models::op::Op;
+use lapidary_models::op::{Backward, Op};
 use lapidary_models::{Dims, Function, Graph, ModelSpec, Node};
 use std::collections::BTreeMap;
 
@@ -255,23 +255,26 @@ impl Reading<'_> {
     fn row(&self, graph: &Graph, function: &Function, node: &Node, backward: bool, pass: &mut PassWork) {
         let of_scores = function.ty(node.output).shape.len() == 4;
         let Some(key) = self.key(&node.op, backward, of_scores) else { return };
-        let of_norm = matches!(node.op, Op::ColumnSum) && node.name.contains("norm");
+        let of_norm = matches!(node.op, Op::Backward(Backward::ColumnSum)) && node.name.contains("norm");
         if of_norm {
             return;
         }
         let elements = match node.op {
-            Op::ColumnSum | Op::CrossEntropy | Op::PositionDw { .. } => {
-                function.ty(node.inputs[0]).elements()
-            }
-            Op::NormDw { .. } => function.ty(node.inputs[0]).elements(),
+            Op::Backward(Backward::ColumnSum)
+            | Op::Backward(Backward::CrossEntropy)
+            | Op::Backward(Backward::PositionDw { .. }) => function.ty(node.inputs[0]).elements(),
+            Op::Backward(Backward::NormDw { .. }) => function.ty(node.inputs[0]).elements(),
             _ => function.ty(node.output).elements(),
         } as f64;
         let own = function.node_work(node, graph).bytes() as f64;
         let bytes = self.bytes(key).map_or(own, |each| each * elements);
         match node.op {
             _ if of_scores => pass.score_bytes += bytes,
-            Op::Norm { .. } | Op::NormDx { .. } | Op::NormDw { .. } | Op::Add => pass.stream_bytes += bytes,
-            Op::Bias | Op::ColumnSum
+            Op::Norm { .. }
+            | Op::Backward(Backward::NormDx { .. })
+            | Op::Backward(Backward::NormDw { .. })
+            | Op::Add => pass.stream_bytes += bytes,
+            Op::Bias | Op::Backward(Backward::ColumnSum)
                 if node.name.starts_with("attn.out") || node.name.starts_with("mlp.down") =>
             {
                 pass.stream_bytes += bytes;
@@ -293,33 +296,33 @@ impl Reading<'_> {
     fn key(&self, op: &Op, backward: bool, of_scores: bool) -> Option<&'static str> {
         Some(match (op, backward) {
             (Op::Norm { .. }, _) => "norm",
-            (Op::NormDx { .. }, _) => "norm-dx",
-            (Op::NormDw { .. }, _) => "norm-dw",
+            (Op::Backward(Backward::NormDx { .. }), _) => "norm-dx",
+            (Op::Backward(Backward::NormDw { .. }), _) => "norm-dw",
             (Op::Add, false) => "add",
             (Op::Add, true) => "add-sum",
             (Op::Bias, _) => "bias",
-            (Op::ColumnSum, _) => "column-sum",
+            (Op::Backward(Backward::ColumnSum), _) => "column-sum",
             (Op::Activation(_), _) if self.gated => "gate",
-            (Op::ActivationDx(_), _) if self.gated => "gate-dx",
+            (Op::Backward(Backward::ActivationDx(_)), _) if self.gated => "gate-dx",
             (Op::Activation(_), _) => "activation",
-            (Op::ActivationDx(_), _) => "activation-dx",
+            (Op::Backward(Backward::ActivationDx(_)), _) => "activation-dx",
             (Op::Mul, false) => "mul",
             (Op::Mul, true) => "mul-dx",
             (Op::Rope { .. }, _) => "rope",
-            (Op::RopeDx { .. }, _) => "rope-dx",
+            (Op::Backward(Backward::RopeDx { .. }), _) => "rope-dx",
             (Op::Scale { .. }, _) if !of_scores => "multiplier",
             (Op::Scale { .. }, false) => "scale",
             (Op::Scale { .. }, true) => "scale-dx",
             (Op::Mask { .. }, _) => "mask",
-            (Op::MaskDx { .. }, _) => "mask-dx",
+            (Op::Backward(Backward::MaskDx { .. }), _) => "mask-dx",
             (Op::Softmax, _) => "softmax",
-            (Op::SoftmaxDx, _) => "softmax-dx",
+            (Op::Backward(Backward::SoftmaxDx), _) => "softmax-dx",
             (Op::Embed, _) => "embed",
-            (Op::EmbedDw { .. }, _) => "embed-dw",
+            (Op::Backward(Backward::EmbedDw { .. }), _) => "embed-dw",
             (Op::Position { .. }, _) => "position",
-            (Op::PositionDw { .. }, _) => "position-dw",
-            (Op::CrossEntropy, _) => "cross-entropy",
-            (Op::CrossEntropyDx, _) => "cross-entropy-dx",
+            (Op::Backward(Backward::PositionDw { .. }), _) => "position-dw",
+            (Op::Backward(Backward::CrossEntropy), _) => "cross-entropy",
+            (Op::Backward(Backward::CrossEntropyDx), _) => "cross-entropy-dx",
             _ => return None,
         })
     }
@@ -415,8 +418,12 @@ impl Reading<'_> {
         let main = graph.main();
         let forward =
             self.pass(graph, main, false, |node| matches!(node.op, Op::Embed | Op::Position { .. }));
-        let mut backward = self
-            .pass(graph, main, true, |node| matches!(node.op, Op::EmbedDw { .. } | Op::PositionDw { .. }));
+        let mut backward = self.pass(graph, main, true, |node| {
+            matches!(
+                node.op,
+                Op::Backward(Backward::EmbedDw { .. }) | Op::Backward(Backward::PositionDw { .. })
+            )
+        });
         let mut forward = forward;
         let elements = graph.dims.tokens() as f64 * self.width as f64;
         forward.split_bytes += self.stack.dropout.residual.forward * elements;
@@ -427,9 +434,19 @@ impl Reading<'_> {
     fn head(&self, graph: &Graph) -> (PassWork, PassWork) {
         let main = graph.main();
         let ends = |node: &Node| {
-            !matches!(node.op, Op::Embed | Op::Position { .. } | Op::EmbedDw { .. } | Op::PositionDw { .. })
+            !matches!(
+                node.op,
+                Op::Embed
+                    | Op::Position { .. }
+                    | Op::Backward(Backward::EmbedDw { .. })
+                    | Op::Backward(Backward::PositionDw { .. })
+            )
         };
-        let loss = main.nodes.iter().position(|node| node.op == Op::CrossEntropy).unwrap_or(main.nodes.len());
+        let loss = main
+            .nodes
+            .iter()
+            .position(|node| node.op == Op::Backward(Backward::CrossEntropy))
+            .unwrap_or(main.nodes.len());
         let place = |wanted: &Node| main.nodes.iter().position(|node| node.name == wanted.name).unwrap_or(0);
         let forward = self.pass(graph, main, false, |node| ends(node) && place(node) <= loss);
         let backward = self.pass(graph, main, true, |node| ends(node) && place(node) > loss);
@@ -448,8 +465,8 @@ fn linear(function: &Function, node: &Node) -> Option<Linear> {
     let shape = |operand: usize| &function.ty(node.inputs[operand]).shape;
     let (side, outputs, inputs) = match node.op {
         Op::Linear => (Side::Forward, shape(1)[0], shape(1)[1]),
-        Op::LinearDx => (Side::Input, shape(1)[0], shape(1)[1]),
-        Op::LinearDw => (Side::Weight, *shape(0).last()?, *shape(1).last()?),
+        Op::Backward(Backward::LinearDx) => (Side::Input, shape(1)[0], shape(1)[1]),
+        Op::Backward(Backward::LinearDw) => (Side::Weight, *shape(0).last()?, *shape(1).last()?),
         _ => return None,
     };
     Some(Linear { side, inputs: inputs as f64, outputs: outputs as f64 })
@@ -461,7 +478,7 @@ fn attends(layer: &Function, node: &Node) -> bool {
 }
 
 fn contracts(op: &Op) -> bool {
-    matches!(op, Op::Scores { .. } | Op::Values { .. } | Op::ValuesDv { .. })
+    matches!(op, Op::Scores { .. } | Op::Values { .. } | Op::Backward(Backward::ValuesDv { .. }))
 }
 
 fn contraction(graph: &Graph, function: &Function, node: &Node) -> Contraction {

@@ -9,7 +9,7 @@ use lapidary_planner::{Degrees, Physical, Pins, PlanRequest, plan};
 const AMBER: f64 = 582.4e3;
 
 fn prices() -> Physical {
-    Physical { offload: true, ..Physical::of("fsdp-eager").expect("a built-in stack") }
+    Physical { offload: true, ..Physical::of("lightning-fabric").expect("a built-in stack") }
 }
 
 #[test]
