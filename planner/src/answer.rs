@@ -255,14 +255,12 @@ impl<'a> Answer<'a> {
         if !matches!(plan.verdict, Verdict::Over(_)) {
             return None;
         }
-        let own = plan.degrees.settings();
         let feasible = self.allowed.iter().map(|index| &self.ranked[*index]).filter(|other| other.feasible());
-        let changes = |other: &Evaluated| -> Vec<String> {
-            let pairs = own.iter().zip(other.degrees.settings());
-            let differ = pairs.filter(|((_, from), (_, to))| from != to);
-            differ.map(|((name, from), (_, to))| format!("{name} {to} instead of {from}")).collect()
-        };
-        feasible.map(changes).min_by_key(Vec::len).map(|changes| changes.join(", "))
+        let nearest = feasible.min_by_key(|other| plan.degrees.distance(&other.degrees))?;
+        let settings = plan.degrees.settings().into_iter().zip(nearest.degrees.settings());
+        let differ = settings.filter(|((_, from), (_, to))| from != to);
+        let changes = differ.map(|((name, from), (_, to))| format!("{name} {to} instead of {from}"));
+        Some(changes.collect::<Vec<_>>().join(", "))
     }
 
     fn pin_loss(&self, index: usize) -> Option<f64> {

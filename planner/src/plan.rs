@@ -176,6 +176,30 @@ impl Degrees {
         }
     }
 
+    /// How many decisions differ from those of another plan.
+    pub fn distance(&self, other: &Degrees) -> usize {
+        let count = |differences: &[bool]| differences.iter().filter(|differs| **differs).count();
+        match (self, other) {
+            (Degrees::Gpu(a), Degrees::Gpu(b)) => count(&[
+                a.tp != b.tp,
+                a.pp != b.pp,
+                a.dp != b.dp,
+                a.micro_batch != b.micro_batch,
+                a.sharding != b.sharding,
+                a.recompute != b.recompute,
+            ]),
+            (Degrees::Wafer(a), Degrees::Wafer(b)) => count(&[
+                a.systems != b.systems,
+                a.micro_batch != b.micro_batch,
+                a.accumulation != b.accumulation,
+                a.mode != b.mode,
+                a.recompute != b.recompute,
+                a.checkpoint_every != b.checkpoint_every,
+            ]),
+            _ => usize::MAX,
+        }
+    }
+
     /// Every decision as a key and its value, in the order of the table.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         match self {

@@ -136,9 +136,6 @@ pub fn scored(row: &Row) -> bool {
 }
 
 const GIB: f64 = 1073741824.0;
-/// A run is said to fit only with this much room: a wrong `fits` costs a job, a wrong `does not` a try. With it 3 of
-/// 207 overflowing and 8 of 174 running layouts of aleph-main are judged wrongly.
-const FIT_MARGIN: f64 = 1.09;
 /// Half of the interval of a memory prediction, as a part of it.
 const MEMORY_SPREAD: f64 = 0.16;
 /// What each filled-in field adds to the interval.
@@ -172,7 +169,7 @@ fn predict(
         Metric::ActivationShare => {
             100.0 * memory::kept_in_flight(&job) / memory::kept_by_tensor_parallelism_alone(&job)
         }
-        Metric::Fits => f64::from(u8::from(held.total() * FIT_MARGIN <= machine_bytes(&case))),
+        Metric::Fits => f64::from(u8::from(held.total() * memory::ROOM <= machine_bytes(&case))),
     };
     let spread = match row.metric {
         Metric::Fits => 0.0,

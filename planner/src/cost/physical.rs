@@ -6,6 +6,7 @@ use crate::cost::roofline::Roofline;
 use crate::memory::Memory;
 use crate::plan::GpuPlan;
 use crate::request::Batch;
+use crate::step::memory::ROOM;
 use crate::step::physics::table;
 use crate::step::{Job, Layout, Physics, Schedule, Shape, Stack, Work, estimate, occupied};
 use crate::wafer::WaferCase;
@@ -97,6 +98,8 @@ impl CostModel for Physical {
             let value = self.physics.get(&name).unwrap_or(constant.value);
             list.push(Assumption::new(&name, value, &constant.unit, &constant.source));
         }
+        let room = "layouts of published runs that overflowed or ran (planner/README.md)";
+        list.push(Assumption::new("memory-room", ROOM, "ratio", room));
         let stack = &self.stack;
         let about = |name: &str| format!("software.{}.{name}", stack.name);
         list.push(Assumption::new(&about("pace"), stack.pace, "ratio", &stack.fitted_on));
@@ -114,7 +117,9 @@ impl CostModel for Physical {
     fn memory(&self, case: &GpuCase<'_>) -> Memory {
         let Some(work) = case.account else { return Memory::default() };
         let held = occupied(&self.job(case.model, case.machine, case.batch, &case.plan, work));
-        Memory(held.classes().into_iter().map(|(name, bytes)| (name, Bytes(bytes))).collect())
+        let room = held.total() * (ROOM - 1.0);
+        let classes = held.classes().into_iter().chain([("room", room)]);
+        Memory(classes.map(|(name, bytes)| (name, Bytes(bytes))).collect())
     }
 
     fn gpu(&self, case: &GpuCase<'_>) -> Cost {

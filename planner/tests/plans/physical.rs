@@ -29,6 +29,21 @@ fn the_run_that_trained_amber_is_predicted_and_beaten() {
     assert!((sum / first.step_time_s.unwrap() - 1.0).abs() < 1e-9);
 }
 
+/// "Up to 15 %" (arXiv 2312.06550, section 4.1.2): what the same software gains by leaving full sharding.
+#[test]
+fn a_plan_of_several_degrees_beats_full_sharding_by_what_the_paper_says() {
+    let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
+    let request = PlanRequest { global_batch: Some(2240), ..PlanRequest::new(&model, &cluster) };
+    let document = plan(&request, &Physical::of("lightning-fabric").expect("a built-in stack")).unwrap();
+    let (first, fsdp) = (document.chosen().unwrap(), document.find("pure-fsdp").unwrap());
+    assert!(matches!(first.degrees, Degrees::Gpu(plan) if plan.tp > 1), "{}", first.name);
+    let gain = fsdp.step_time_s.unwrap() / first.step_time_s.unwrap() - 1.0;
+    assert!((0.10..0.16).contains(&gain), "{gain}");
+    // The gathers are what is gained, the all-reduces of tensor parallelism what is paid.
+    let more = |term: &str| fsdp.terms_s[term] - first.terms_s[term];
+    assert!(more("dp_comm") > 1.0 && more("tp_comm") < -0.4);
+}
+
 #[test]
 fn every_number_that_matters_moves_the_step_the_right_way() {
     let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
