@@ -152,9 +152,26 @@ pub struct Compile {
     /// Tokens of a sequence; the model's longest when absent.
     #[arg(long, value_name = "N")]
     pub seq_len: Option<u64>,
-    /// Compile the training forward pass: muP's multipliers stay, and its table is written.
+    /// Compile the training forward pass: muP's multipliers stay, and its table is written. On wafers the report
+    /// says what training takes: plan, rate, days, and what binds.
     #[arg(long)]
     pub train: bool,
+    /// Training on wafers: systems; those of the published run, or all, when absent.
+    #[arg(long, value_name = "N", requires = "train")]
+    pub systems: Option<u64>,
+    /// Training on wafers: sequences of an optimizer step; those of the published run when absent.
+    #[arg(long, value_name = "N", requires = "train")]
+    pub global_batch: Option<u64>,
+    /// Training on wafers: tokens of each phase, as 345e9,927e9; those of the published run when absent.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "train")]
+    pub tokens: Vec<f64>,
+    /// Training on wafers: the software release whose kernels run, such as R1.9, or none for this compiler's own; that of
+    /// the published run when absent.
+    #[arg(long, value_name = "NAME", requires = "train")]
+    pub release: Option<String>,
+    /// Training on wafers: decisions that are made already, as `micro-batch=66,recompute=full`.
+    #[arg(long, value_name = "KEY=VALUE,..", requires = "train")]
+    pub pin: Vec<String>,
     /// What the graph computes; prefill on GPUs and forward on wafers when absent.
     #[arg(long, value_enum, conflicts_with = "train")]
     pub mode: Option<GraphMode>,
@@ -251,6 +268,12 @@ pub struct Explain {
 pub enum AccuracyTable {
     /// Training steps and memory on A100 clusters.
     A100Training,
+    /// Cycles of collectives and of kernels in the SDK's simulator.
+    WaferMicrobench,
+    /// Throughput of training on CS-2 systems.
+    WaferTraining,
+    /// Prefill and decode on a wafer.
+    WaferInference,
 }
 
 /// Arguments of `accuracy`.

@@ -40,7 +40,8 @@ fn space<'a>(
     cost_model: &'a dyn CostModel,
 ) -> Space<'a> {
     let all_devices = request.devices.is_some();
-    Space { machine, model: request.model, batch, cost_model, recipe: &Recipe::MIXED, all_devices }
+    let (model, release) = (request.model, request.release);
+    Space { machine, model, batch, cost_model, recipe: &Recipe::MIXED, all_devices, release }
 }
 
 /// The arithmetic that a plan's peak and prices are taken from.
@@ -148,8 +149,9 @@ impl<'a> Answer<'a> {
         }
         list.extend(self.cost_model.assumptions(self.machine));
         list.extend(Recipe::MIXED.state_assumptions());
-        if self.machine.gpu().is_some() {
-            list.extend(Recipe::MIXED.traffic_assumptions());
+        match self.machine.gpu() {
+            Some(_) => list.extend(Recipe::MIXED.traffic_assumptions()),
+            None => list.push(self.request.release.assumption()),
         }
         let wanted = precision(self.machine, self.request.model);
         let peak = format!("device.peak.{}", wanted.name());

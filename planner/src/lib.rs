@@ -33,3 +33,4 @@ pub use explain::{Difference, Explanation, explain};
 pub use plan::{Degrees, GpuPlan, Recompute, Sharding, WaferMode, WaferPlan};
 pub use recipe::Recipe;
 pub use request::{Objective, Pins, PlanError, PlanRequest};
+pub use wafer::release::{RELEASES, Release};

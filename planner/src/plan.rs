@@ -140,6 +140,10 @@ pub struct WaferPlan {
     pub recompute: Recompute,
     /// Layers between kept inputs under full recomputation; 1 otherwise.
     pub checkpoint_every: u64,
+    /// Groups of columns with tokens of their own.
+    pub replicas: u64,
+    /// Whether kept layer inputs leave the wafer and come back, instead of staying in its memory.
+    pub outside: bool,
 }
 
 impl WaferPlan {
@@ -153,7 +157,13 @@ impl WaferPlan {
 impl fmt::Display for WaferPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-recompute-{}", self.tag(), self.recompute.name())?;
-        if self.checkpoint_every > 1 { write!(f, "-every{}", self.checkpoint_every) } else { Ok(()) }
+        if self.checkpoint_every > 1 {
+            write!(f, "-every{}", self.checkpoint_every)?;
+        }
+        if self.outside {
+            f.write_str("-outside")?;
+        }
+        write!(f, "-replicas{}", self.replicas)
     }
 }
 
@@ -218,6 +228,8 @@ impl Degrees {
                 ("mode", plan.mode.name().to_string()),
                 ("recompute", plan.recompute.name().to_string()),
                 ("checkpoint-every", plan.checkpoint_every.to_string()),
+                ("kept", if plan.outside { "outside" } else { "wafer" }.to_string()),
+                ("replicas", plan.replicas.to_string()),
             ],
         }
     }

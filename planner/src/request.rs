@@ -1,6 +1,7 @@
 //! What is asked of the planner, and why it may refuse.
 
 use crate::plan::Degrees;
+use crate::wafer::release::{OWN, Release};
 use lapidary_hardware::{HardwareSpec, MachineError};
 use lapidary_models::ModelSpec;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,8 @@ pub struct PlanRequest<'a> {
     pub top: Option<usize>,
     /// What to rank by.
     pub objective: Objective,
+    /// Whose kernels run on wafers.
+    pub release: Release,
 }
 
 impl<'a> PlanRequest<'a> {
@@ -57,6 +60,7 @@ impl<'a> PlanRequest<'a> {
             pins: Pins::default(),
             top: Some(10),
             objective: Objective::StepTime,
+            release: OWN,
         }
     }
 
@@ -105,8 +109,9 @@ impl Batch {
 pub struct Pins(BTreeMap<String, String>);
 
 const GPU_PINS: [&str; 6] = ["tp", "pp", "dp", "micro-batch", "sharding", "recompute"];
-const WAFER_PINS: [&str; 6] =
-    ["systems", "micro-batch", "accumulation", "mode", "recompute", "checkpoint-every"];
+const WAFER_PINS: [&str; 8] =
+    ["systems", "micro-batch", "accumulation", "mode", "recompute", "checkpoint-every", "kept", "replicas"];
+const KEPT_WORDS: [&str; 2] = ["wafer", "outside"];
 const SHARDING_WORDS: [&str; 4] = ["none", "optimizer", "full", "hybrid"];
 const RECOMPUTE_WORDS: [&str; 3] = ["none", "selective", "full"];
 const MODE_WORDS: [&str; 2] = ["weight-streaming", "layer-pipelined"];
@@ -156,7 +161,7 @@ impl Pins {
     }
 
     fn check(&self, wafer: bool) -> Result<(), PlanError> {
-        let known = if wafer { WAFER_PINS } else { GPU_PINS };
+        let known: &[&str] = if wafer { &WAFER_PINS } else { &GPU_PINS };
         match self.0.keys().find(|key| !known.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => Err(PlanError::Pin {
@@ -192,6 +197,7 @@ fn check_pin(key: &str, value: &str) -> Result<(), PlanError> {
         "sharding" => &SHARDING_WORDS,
         "recompute" => &RECOMPUTE_WORDS,
         "mode" => &MODE_WORDS,
+        "kept" => &KEPT_WORDS,
         _ if GPU_PINS.contains(&key) || WAFER_PINS.contains(&key) => {
             return match value.parse::<u64>() {
                 Ok(1..) => Ok(()),

@@ -8,7 +8,8 @@ use crate::recipe::Recipe;
 use crate::request::{Batch, Objective};
 use crate::step::Work;
 use crate::wafer::memory::SERVER_BYTES;
-use crate::wafer::{WaferCase, WaferWork};
+use crate::wafer::release::Release;
+use crate::wafer::{REPLICAS, WaferCase, WaferWork};
 use lapidary_hardware::{Bytes, HardwareSpec, Wafer};
 use lapidary_models::ModelSpec;
 use std::cmp::Ordering;
@@ -58,6 +59,8 @@ pub(crate) struct Space<'a> {
     pub recipe: &'a Recipe,
     /// Whether wafer plans must use every device.
     pub all_devices: bool,
+    /// Whose kernels run on wafers.
+    pub release: Release,
 }
 
 impl Space<'_> {
@@ -156,53 +159,28 @@ impl Space<'_> {
     }
 
     fn wafer_plans(&self, wafer: &Wafer) -> Vec<Evaluated> {
-        let mut works: BTreeMap<u64, Result<WaferWork, String>> = BTreeMap::new();
-        let mut found = Vec::new();
         let devices = self.machine.devices();
+        let work = match WaferWork::new(self.model, self.batch.seq_len) {
+            Ok(work) => work,
+            Err(reason) => return vec![Evaluated::impossible(Degrees::Wafer(first_plan(devices)), reason)],
+        };
         let counts = divisors(self.batch.global).into_iter().filter(|systems| *systems <= devices);
         let counts: Vec<u64> = counts.filter(|systems| !self.all_devices || *systems == devices).collect();
         if counts.is_empty() {
-            let plan = wafer_plan(devices, 1, 1, WaferMode::WeightStreaming, Recompute::None, 1);
             let reason =
                 format!("a global batch of {} does not divide by {devices} systems", self.batch.global);
-            found.push(Evaluated::impossible(Degrees::Wafer(plan), reason));
+            return vec![Evaluated::impossible(Degrees::Wafer(first_plan(devices)), reason)];
         }
+        let mut found = Vec::new();
         for systems in counts {
             let local = self.batch.global / systems;
             for micro_batch in divisors(local) {
-                let work = works
-                    .entry(micro_batch)
-                    .or_insert_with(|| WaferWork::new(self.model, micro_batch, self.batch.seq_len));
-                match work {
-                    Ok(work) => {
-                        for plan in self.wafer_variants(systems, micro_batch, local / micro_batch) {
-                            found.push(self.wafer_plan(plan, work, wafer));
-                        }
-                    }
-                    Err(reason) if micro_batch == 1 => {
-                        let plan =
-                            wafer_plan(systems, 1, local, WaferMode::WeightStreaming, Recompute::None, 1);
-                        found.push(Evaluated::impossible(Degrees::Wafer(plan), reason.clone()));
-                        break;
-                    }
-                    Err(_) => break,
+                for plan in wafer_plans(self.model, systems, micro_batch, local / micro_batch) {
+                    found.push(self.wafer_plan(plan, &work, wafer));
                 }
             }
         }
         found
-    }
-
-    fn wafer_variants(&self, systems: u64, micro_batch: u64, accumulation: u64) -> Vec<WaferPlan> {
-        let plan =
-            |mode, recompute, every| wafer_plan(systems, micro_batch, accumulation, mode, recompute, every);
-        let segments = std::iter::successors(Some(1u64), |every| Some(every * 2));
-        let segments = segments.take_while(|every| *every <= self.model.n_layers);
-        let streaming = WaferMode::WeightStreaming;
-        let mut plans: Vec<WaferPlan> =
-            segments.map(|every| plan(streaming, Recompute::Full, every)).collect();
-        plans.extend([Recompute::None, Recompute::Selective].map(|recompute| plan(streaming, recompute, 1)));
-        plans.extend(Recompute::ALL.map(|recompute| plan(WaferMode::LayerPipelined, recompute, 1)));
-        plans
     }
 
     fn wafer_plan(&self, plan: WaferPlan, work: &WaferWork, wafer: &Wafer) -> Evaluated {
@@ -211,7 +189,8 @@ impl Space<'_> {
             return Evaluated::impossible(degrees, reason);
         }
         let (machine, model, recipe) = (self.machine, self.model, self.recipe);
-        let case = WaferCase { machine, wafer, model, batch: self.batch, plan, work, recipe };
+        let (batch, release) = (self.batch, self.release);
+        let case = WaferCase { machine, wafer, model, batch, plan, work, recipe, release };
         let cost = self.cost_model.wafer(&case);
         Evaluated::priced(degrees, cost, case.memory(), wafer.sram())
     }
@@ -231,15 +210,40 @@ impl Space<'_> {
     }
 }
 
-fn wafer_plan(
+/// Every way to keep or compute again what a backward pass needs, on one replica or more, in both modes.
+pub(crate) fn wafer_plans(
+    model: &ModelSpec,
     systems: u64,
     micro_batch: u64,
     accumulation: u64,
-    mode: WaferMode,
-    recompute: Recompute,
-    checkpoint_every: u64,
-) -> WaferPlan {
-    WaferPlan { systems, micro_batch, accumulation, mode, recompute, checkpoint_every }
+) -> Vec<WaferPlan> {
+    let base = WaferPlan { micro_batch, accumulation, ..first_plan(systems) };
+    let segments = std::iter::successors(Some(1u64), |every| Some(every * 2));
+    let segments = segments.take_while(|every| *every <= model.n_layers);
+    let full = WaferPlan { recompute: Recompute::Full, ..base };
+    let mut plans: Vec<WaferPlan> =
+        segments.map(|checkpoint_every| WaferPlan { checkpoint_every, ..full }).collect();
+    plans.push(WaferPlan { outside: true, ..full });
+    plans.push(base);
+    let wide = plans.iter().flat_map(|plan| REPLICAS.map(|replicas| WaferPlan { replicas, ..*plan }));
+    let mut all: Vec<WaferPlan> = wide.collect();
+    let pipelined = WaferPlan { mode: WaferMode::LayerPipelined, ..base };
+    all.extend([pipelined, WaferPlan { recompute: Recompute::Full, ..pipelined }]);
+    all
+}
+
+/// One sequence at a time on this many systems, everything kept.
+fn first_plan(systems: u64) -> WaferPlan {
+    WaferPlan {
+        systems,
+        micro_batch: 1,
+        accumulation: 1,
+        mode: WaferMode::WeightStreaming,
+        recompute: Recompute::None,
+        checkpoint_every: 1,
+        replicas: 1,
+        outside: false,
+    }
 }
 
 /// Feasible plans by the objective, then rejected ones by what they are over, then impossible ones; names last,

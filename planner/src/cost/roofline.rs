@@ -4,9 +4,9 @@
 
 use super::{Bound, Cost, CostModel, GpuCase, compute, data, optimizer, pipeline, tensor};
 use crate::assumption::Assumption;
-use crate::backward::{ATTENTION_BACKWARD, TRAFFIC_BACKWARD};
 use crate::wafer::memory::{CODE_BYTES, SERVER_BYTES};
-use crate::wafer::{WaferCase, price};
+use crate::wafer::{REPLICAS, WaferCase, price};
+use lapidary_hardware::price::wafer::FUNCTION_CYCLES;
 use lapidary_hardware::{HardwareSpec, Seconds};
 
 /// A named part of a step on GPUs.
@@ -62,10 +62,7 @@ impl CostModel for Roofline {
     }
 
     fn assumptions(&self, machine: &HardwareSpec) -> Vec<Assumption> {
-        match machine.wafer() {
-            Some(_) => wafer_backward_assumptions().into_iter().chain(wafer_assumptions()).collect(),
-            None => gpu_assumptions(),
-        }
+        if machine.wafer().is_some() { wafer_assumptions() } else { gpu_assumptions() }
     }
 
     fn gpu(&self, case: &GpuCase<'_>) -> Cost {
@@ -76,16 +73,6 @@ impl CostModel for Roofline {
     fn wafer(&self, case: &WaferCase<'_>) -> Cost {
         price::step(case)
     }
-}
-
-fn wafer_backward_assumptions() -> Vec<Assumption> {
-    let flash = "FlashAttention-2 (arXiv 2307.08691): five contractions behind two";
-    let rows = "reads input and gradient, writes one, and passes the residual's gradient on";
-    vec![
-        Assumption::new("matmul-backward", 2.0, "ratio", "gradients of input and of weight"),
-        Assumption::new("attention-backward", ATTENTION_BACKWARD, "ratio", flash),
-        Assumption::new("row-backward-traffic", TRAFFIC_BACKWARD, "ratio", rows),
-    ]
 }
 
 fn gpu_assumptions() -> Vec<Assumption> {
@@ -102,15 +89,27 @@ fn gpu_assumptions() -> Vec<Assumption> {
 }
 
 fn wafer_assumptions() -> Vec<Assumption> {
-    let account = "first-order account: broadcast, multiply-accumulate and chain reduce do not overlap";
-    let attention = "no printed rate: attention at the peak of 16-bit products with 32-bit sums";
-    let code = "assumed, until the placer counts it";
+    let forms = "closed forms of this compiler's kernels, op by op of the differentiated graph";
+    let functions = "assumed: no figure is printed for exp; log, sqrt and the like beside it";
+    let floor =
+        "fitted on usc_bert-b-128_128 and usc_bert-l-128_128 of wafer-training.csv (arXiv 2409.00287)";
+    let replicas = "assumed: the fan-out of a weight; rows of narrow models in wafer-training.csv agree";
+    let overlap = "an op's weights enter, its gradients leave while it computes; none are held in advance";
+    let optimizer = "assumed: MemoryX updates a weight at the rate at which its gradient arrives";
+    let tree = "assumed: SwarmX broadcasts and sums at the rate of a system's links";
+    let outside =
+        "activation servers take kept inputs over the same links (ALCF user guides, ai-testbed/cerebras)";
+    let code = "assumed, as by the placer";
     let server = "weight, gradient and both moments in 32 bits";
     vec![
-        Assumption::new("streamed-linear-overlap", 0.0, "ratio", account),
-        Assumption::new("attention-of-peak", 1.0, "ratio", attention),
-        Assumption::new("ingress-overlap", 1.0, "ratio", "weights of the next pass enter while one computes"),
-        Assumption::new("release-factor", 1.0, "ratio", "no factor for a software release is applied"),
+        Assumption::new("kernel-overlap", 0.0, "ratio", forms),
+        Assumption::new("exp-cycles", f64::from(FUNCTION_CYCLES.exp), "cycles/element", functions),
+        Assumption::new("pass-floor", price::PASS_FLOOR, "s/layer", floor),
+        Assumption::new("replicas", REPLICAS[REPLICAS.len() - 1] as f64, "count", replicas),
+        Assumption::new("ingress-overlap", 1.0, "ratio", overlap),
+        Assumption::new("optimizer-overlap", 1.0, "ratio", optimizer),
+        Assumption::new("swarmx-overlap", 1.0, "ratio", tree),
+        Assumption::new("kept-outside", 1.0, "ratio", outside),
         Assumption::new("code-bytes", CODE_BYTES, "B/PE", code),
         Assumption::new("weight-server-bytes", SERVER_BYTES, "B/parameter", server),
     ]

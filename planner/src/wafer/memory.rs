@@ -1,36 +1,50 @@
-//! What lies in the memory of one wafer.
+//! What lies in the memory of one wafer: the bytes of its fullest processing element, times the elements there are.
 
 use super::WaferCase;
+use super::ops::StepOps;
 use crate::memory::Memory;
 use crate::plan::{Recompute, WaferMode};
 use indexmap::IndexMap;
 use lapidary_hardware::Bytes;
+use lapidary_hardware::price::wafer::Area;
 
-/// Code and stack of one processing element: assumed, until the placer counts it.
-pub const CODE_BYTES: f64 = 2048.0;
+/// Code and stack of one processing element: assumed, as the placer does.
+pub const CODE_BYTES: f64 = 4096.0;
 
 /// Parameters of training state that the weight server holds: weight, gradient and both moments in 32 bits.
 pub const SERVER_BYTES: f64 = 16.0;
 
+/// Bytes of an activation.
+const VALUE_BYTES: f64 = 2.0;
+
+/// Bytes of a sum.
+const SUM_BYTES: f64 = 4.0;
+
 /// Memory of one wafer by class. Streamed weights need no place of their own; attention and loss are
-/// computed without score or logits tensors.
+/// computed without score tensors.
 pub fn memory(case: &WaferCase<'_>) -> Memory {
     let resident = case.plan.mode == WaferMode::LayerPipelined;
+    let pes = case.wafer.fabric.usable.pes() as f64;
     let state = |bytes: f64| if resident { Bytes(case.work.parameters * bytes) } else { Bytes::ZERO };
     Memory(IndexMap::from([
         ("weights", state(case.recipe.weights)),
         ("gradients", state(case.recipe.gradients)),
         ("optimizer", state(case.recipe.optimizer)),
-        ("activations", Bytes(activations(case))),
-        ("working_set", Bytes(working_set(case))),
-        ("code", Bytes(CODE_BYTES * case.wafer.fabric.usable.pes() as f64)),
+        ("activations", Bytes(kept(case) * pes)),
+        ("working_set", Bytes(working_set(case) * pes)),
+        ("code", Bytes(CODE_BYTES * pes)),
     ]))
 }
 
+/// Bytes that values of these features take in the fullest processing element.
+fn bytes(area: &Area, features: impl IntoIterator<Item = u64>) -> f64 {
+    features.into_iter().map(|features| area.elements(features) * VALUE_BYTES).sum()
+}
+
 /// What all layers keep. A pipeline has as many micro-batches in flight as it has layers, or all there are.
-fn activations(case: &WaferCase<'_>) -> f64 {
+fn kept(case: &WaferCase<'_>) -> f64 {
     let layers = case.model.n_layers as f64;
-    let kept = &case.work.kept;
+    let one = bytes(&case.area(), case.ops().kept.iter().copied());
     let copies = match case.plan.mode {
         WaferMode::WeightStreaming => layers,
         WaferMode::LayerPipelined => {
@@ -39,25 +53,29 @@ fn activations(case: &WaferCase<'_>) -> f64 {
             flight * (layers - flight) + flight * (flight + 1.0) / 2.0
         }
     };
-    match case.plan.recompute {
-        Recompute::None => copies * (kept.wide + kept.split),
-        Recompute::Selective => copies * lean(case),
-        Recompute::Full => {
+    match (case.plan.recompute, case.plan.outside) {
+        // The one that leaves and the one that has come back.
+        (Recompute::Full, true) => 2.0 * one,
+        (Recompute::Full, false) => {
             let every = case.plan.checkpoint_every as f64;
-            ((copies / every).ceil() + every - 1.0) * kept.input
+            let inputs = if case.plan.mode == WaferMode::WeightStreaming { layers } else { copies };
+            ((inputs / every).ceil() + every - 1.0) * one
         }
+        _ => copies * one,
     }
 }
 
-/// What is there of the layer at work: what it needs kept and the gradients of its widest value. Norms and
-/// pointwise ops are local to a processing element and recomputed in place.
+/// What is there of the layer at work: the values alive at its fullest op, the sums of a linear, and what attention
+/// needs; or the logits with their gradient. A pipeline has every layer at work at once, on its share of the wafer.
 fn working_set(case: &WaferCase<'_>) -> f64 {
-    let layer = if case.plan.recompute == Recompute::Full { lean(case) } else { 0.0 };
-    let one = layer + 2.0 * case.work.kept.largest;
-    if case.plan.mode == WaferMode::LayerPipelined { one * case.model.n_layers as f64 } else { one }
+    let (area, heads, ops) = (case.area(), case.heads(), case.ops());
+    let sums = area.tokens as f64 * SUM_BYTES;
+    let backward = fullest(&area, ops) + sums;
+    let attention = heads.scratch_bytes(true) + bytes(&area, [case.model.d_model; 6]);
+    let loss = bytes(&area, [ops.vocabulary, case.model.d_model, case.model.d_model]) + sums;
+    backward.max(attention).max(loss)
 }
 
-fn lean(case: &WaferCase<'_>) -> f64 {
-    let kept = &case.work.kept;
-    kept.wide - kept.wide_cheap + kept.split - kept.split_cheap
+fn fullest(area: &Area, ops: &StepOps) -> f64 {
+    ops.alive.iter().map(|alive| bytes(area, alive.iter().copied())).fold(0.0, f64::max)
 }

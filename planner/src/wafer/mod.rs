@@ -1,90 +1,52 @@
 //! Plans for wafers: what a wafer computes for one micro-batch, its memory and its time.
 
 pub mod memory;
+pub mod ops;
 pub mod price;
+pub mod published;
+pub mod release;
+pub mod training;
 
-use crate::backward::{Kept, kept};
-use crate::kernels::kernels;
 use crate::memory::Memory;
-use crate::plan::WaferPlan;
+use crate::plan::{Recompute, WaferPlan};
 use crate::recipe::Recipe;
 use crate::request::Batch;
-use lapidary_hardware::price::wafer::StreamedLinear;
+use lapidary_hardware::price::wafer::{Area, HeadTile};
 use lapidary_hardware::{HardwareSpec, Wafer};
-use lapidary_models::op::Op;
-use lapidary_models::{Dims, Function, Graph, Mode, ModelSpec};
+use lapidary_models::autodiff::Recompute as Again;
+use lapidary_models::{Dims, Graph, Mode, ModelSpec};
+use ops::StepOps;
+use release::Release;
 
-/// Work of one micro-batch on one wafer.
+/// Groups of columns that a wafer may be cut into, each with all weights passing it and tokens of its own. More would
+/// want a weight at more columns at once than links enter the wafer; assumed.
+pub const REPLICAS: [u64; 2] = [1, 2];
+
+/// Work of a training step on one wafer: what does not depend on the batch.
 #[derive(Clone, Debug)]
 pub struct WaferWork {
-    /// One layer.
-    pub layer: Part,
-    /// Embedding, final norm, head and loss.
-    pub ends: Part,
-    /// What one layer keeps.
-    pub kept: Kept,
+    /// With everything kept but the inside of attention, whose scores no memory holds.
+    pub keeping: StepOps,
+    /// With layers computed again from their inputs.
+    pub again: StepOps,
     /// Parameters of the model.
     pub parameters: f64,
 }
 
-/// Forward work of a part of the model.
-#[derive(Clone, Debug, Default)]
-pub struct Part {
-    /// Linears.
-    pub linears: Vec<StreamedLinear>,
-    /// Operations of attention; hidden keys are not counted.
-    pub attention_flops: f64,
-    /// Elements of row and pointwise ops.
-    pub vector_elements: f64,
-    /// Parameters that stream in for it.
-    pub parameters: f64,
-}
-
 impl WaferWork {
-    /// The work of `micro_batch` sequences.
+    /// The work on sequences of `seq_len`.
     ///
     /// # Errors
     /// The dimension that a graph refuses, as a sentence.
-    pub fn new(spec: &ModelSpec, micro_batch: u64, seq_len: u64) -> Result<WaferWork, String> {
-        let dims = Dims { batch: micro_batch, seq: seq_len, cached: 0 };
+    pub fn new(spec: &ModelSpec, seq_len: u64) -> Result<WaferWork, String> {
+        let dims = Dims { batch: 1, seq: seq_len, cached: 0 };
         let graph = Graph::build(spec, Mode::Forward, dims).map_err(|error| error.to_string())?;
-        let layer_kernels = kernels(&graph, graph.layer());
-        let mut layer = part(&graph, graph.layer());
-        let mut ends = part(&graph, graph.main());
-        for param in &graph.params {
-            let elements = param.ty.elements() as f64;
-            if param.per_layer { layer.parameters += elements } else { ends.parameters += elements }
-        }
-        let logits: u64 = graph.main().results.iter().map(|value| graph.main().ty(*value).elements()).sum();
-        ends.vector_elements += 3.0 * logits as f64;
         Ok(WaferWork {
-            kept: kept(&graph, graph.layer(), &layer_kernels),
+            keeping: StepOps::new(spec, seq_len, Again::Selective)?,
+            again: StepOps::new(spec, seq_len, Again::Full)?,
             parameters: graph.parameters() as f64,
-            layer,
-            ends,
         })
     }
-}
-
-fn part(graph: &Graph, function: &Function) -> Part {
-    let attention = kernels(graph, function);
-    let attention = attention.iter().filter(|kernel| kernel.anchor == crate::kernels::Anchor::Attention);
-    let mut part = Part { attention_flops: attention.map(|kernel| kernel.flops).sum(), ..Part::default() };
-    for node in &function.nodes {
-        match node.op {
-            Op::Linear => {
-                let weight = function.ty(node.inputs[1]);
-                part.linears.push(StreamedLinear {
-                    inputs: weight.shape[1],
-                    outputs: weight.shape[0],
-                    tokens: graph.dims.tokens(),
-                });
-            }
-            Op::Repeat { .. } => {}
-            _ => part.vector_elements += function.node_work(node, graph).vector_flops as f64,
-        }
-    }
-    part
 }
 
 /// A wafer plan with everything a price may ask for.
@@ -100,15 +62,44 @@ pub struct WaferCase<'a> {
     pub batch: Batch,
     /// The decisions.
     pub plan: WaferPlan,
-    /// Work of one micro-batch.
+    /// The ops of a step.
     pub work: &'a WaferWork,
     /// Bytes a parameter.
     pub recipe: &'a Recipe,
+    /// Whose kernels run.
+    pub release: Release,
 }
 
 impl WaferCase<'_> {
     /// Memory of one wafer by class.
     pub fn memory(&self) -> Memory {
         memory::memory(self)
+    }
+
+    /// The ops under the plan's recomputation.
+    pub fn ops(&self) -> &StepOps {
+        if self.plan.recompute == Recompute::Full { &self.work.again } else { &self.work.keeping }
+    }
+
+    /// The rectangle of a replica. Sequences get whole rows; where two of them would not get two rows each, they follow
+    /// one another over the rows without a gap.
+    pub fn area(&self) -> Area {
+        let usable = &self.wafer.fabric.usable;
+        let replicas = self.plan.replicas.max(1);
+        let (columns, rows) = ((usable.width / replicas).max(1), usable.height.saturating_mul(replicas));
+        let (sequences, length) = (self.plan.micro_batch.max(1), self.batch.seq_len);
+        let each = rows / sequences;
+        let tokens = match each {
+            0 | 1 => sequences.saturating_mul(length).div_ceil(rows.max(1)),
+            _ => length.div_ceil(each.min(length.max(1))),
+        };
+        Area { columns, rows: usable.height, tokens: tokens.max(1) }
+    }
+
+    /// How heads lie over a replica.
+    pub fn heads(&self) -> HeadTile {
+        let (model, area) = (self.model, self.area());
+        let (heads, kv_heads) = (model.n_heads, model.n_kv_heads);
+        HeadTile::new(area.columns, heads, kv_heads, model.head_dim, area.tokens, self.batch.seq_len)
     }
 }

@@ -1,50 +1,173 @@
-//! Time of a step on wafers, as named terms.
+//! Time of a step on wafers, as named terms: every op of the differentiated graph by the closed form of its kernel.
 //!
-//! Weight streaming: each layer's weights enter for every pass over a micro-batch while it computes; what
-//! takes longer is waited for. Layer-pipelined: every layer owns a rectangle in proportion to its work, so one
-//! micro-batch takes each stage as long as the whole wafer would take for all of it.
+//! Weight streaming: the weights of an op enter while it computes, gradients leave while theirs are made, over links
+//! that carry both ways at once; what takes longer is waited for, op by op, since nothing on the wafer holds weights in
+//! advance. Layer-pipelined: every layer owns a rectangle in proportion to its work, so one micro-batch takes each
+//! stage as long as the whole wafer would take for all of it.
 
-use super::{Part, WaferCase};
-use crate::backward::{ATTENTION_BACKWARD, TRAFFIC_BACKWARD};
+use super::WaferCase;
+use super::ops::{Kernel, WaferOp};
 use crate::cost::{Bound, Cost};
 use crate::plan::{Recompute, WaferMode};
 use indexmap::IndexMap;
-use lapidary_hardware::price::wafer::{ingress, streamed_linear};
-use lapidary_hardware::{Bytes, Flops, FlopsPerSecond, Precision, Seconds};
+use lapidary_hardware::price::wafer::{Rates, ingress};
+use lapidary_hardware::{Bytes, Seconds};
+use lapidary_models::autodiff::work::Phase;
 
-/// Products in 16 bits, sums in 32.
-const MATMUL: Precision = Precision::Mixed;
-/// Row and pointwise work.
-const VECTOR: Precision = Precision::Fp32;
+/// The least time of a pass over a layer, in seconds: programs, routes and first words of the next one. No figure is
+/// printed; fitted on the two rows whose batch is too small for anything else to bind (usc_bert-b-128_128 and
+/// usc_bert-l-128_128 of `wafer-training.csv`, 24 and 48 passes in 56 and 123 ms).
+pub const PASS_FLOOR: f64 = 2.45e-3;
+
+/// Bytes of a value of the residual stream that leaves the wafer and comes back.
+const VALUE_BYTES: f64 = 2.0;
+
+/// One op with its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Priced<'a> {
+    /// The op.
+    pub op: &'a WaferOp,
+    /// Cycles of this compiler's kernel.
+    pub cycles: f64,
+    /// Time on the wafer, by the release's kernels.
+    pub computes: Seconds,
+    /// What its weights or gradients are behind that.
+    pub waits: Seconds,
+    /// Time of its weights on the links.
+    pub enters: Seconds,
+}
+
+/// The ops of a layer and of the ends for one micro-batch, priced.
+pub fn ops<'a>(case: &WaferCase<'a>) -> (Vec<Priced<'a>>, Vec<Priced<'a>>) {
+    let work = case.work;
+    let ops = if case.plan.recompute == Recompute::Full { &work.again } else { &work.keeping };
+    let price = |ops: &'a [WaferOp]| ops.iter().map(|op| priced(case, op)).collect();
+    (price(&ops.layer), price(&ops.ends))
+}
+
+fn priced<'a>(case: &WaferCase<'_>, op: &'a WaferOp) -> Priced<'a> {
+    let rates = Rates::of(case.wafer, true);
+    let cycles = rates.map_or(f64::INFINITY, |rates| op.kernel.cycles(&rates, &case.area(), &case.heads()));
+    let computes = Seconds(cycles * case.release.factor / case.wafer.clock().0);
+    let waits = match case.plan.mode {
+        WaferMode::WeightStreaming => links(case, op.weights.max(op.gradients)) - computes,
+        WaferMode::LayerPipelined => Seconds::ZERO,
+    };
+    Priced { op, cycles, computes, waits: waits.max(Seconds::ZERO), enters: links(case, op.weights) }
+}
+
+/// Time for parameters to enter, or their gradients to leave.
+fn links(case: &WaferCase<'_>, parameters: f64) -> Seconds {
+    let per_parameter =
+        case.machine.weight_server.as_ref().map_or(4.0, |server| server.bytes_per_parameter.0);
+    bytes_in(case, parameters * per_parameter)
+}
+
+fn bytes_in(case: &WaferCase<'_>, bytes: f64) -> Seconds {
+    case.wafer.ingress.as_ref().map_or(Seconds::ZERO, |links| ingress(links, Bytes(bytes)))
+}
+
+/// The term that an op counts to.
+fn term(op: &WaferOp) -> &'static str {
+    let backward = op.phase == Phase::Backward;
+    match op.kernel {
+        _ if op.phase == Phase::Recompute => "recompute",
+        Kernel::Linear { .. } if backward => "linear_dx",
+        Kernel::Linear { .. } => "linear",
+        Kernel::Outer { .. } => "linear_dw",
+        Kernel::Attention { backward: true } => "attention_backward",
+        Kernel::Attention { .. } => "attention",
+        _ if backward => "vector_backward",
+        _ => "vector",
+    }
+}
+
+/// Terms of arithmetic, in the order of the table.
+const TERMS: [&str; 8] = [
+    "linear",
+    "attention",
+    "vector",
+    "linear_dx",
+    "linear_dw",
+    "attention_backward",
+    "vector_backward",
+    "recompute",
+];
 
 /// Time of a step.
 pub fn step(case: &WaferCase<'_>) -> Cost {
     let micro_batches = case.plan.accumulation as f64;
     let layers = case.model.n_layers as f64;
-    let total = |price: fn(&WaferCase<'_>, &Part) -> Seconds| {
-        (price(case, &case.work.layer) * layers + price(case, &case.work.ends)) * micro_batches
+    let (layer, ends) = ops(case);
+    let mut terms: IndexMap<&'static str, (Bound, Seconds)> =
+        TERMS.into_iter().map(|name| (name, (Bound::Compute, Seconds::ZERO))).collect();
+    let mut add = |name: &'static str, bound: Bound, time: Seconds| {
+        terms.entry(name).or_insert((bound, Seconds::ZERO)).1 += time * micro_batches;
     };
-    let mut terms: IndexMap<&'static str, (Bound, Seconds)> = IndexMap::from([
-        ("linear", (Bound::Compute, total(linear) * 3.0)),
-        ("attention", (Bound::Compute, total(attention) * (1.0 + ATTENTION_BACKWARD))),
-        ("vector", (Bound::Compute, total(vector) * (1.0 + TRAFFIC_BACKWARD))),
-        ("recompute", (Bound::Compute, recompute(case) * (layers * micro_batches))),
-    ]);
+    for (ops, times) in [(&layer, layers), (&ends, 1.0)] {
+        for priced in ops.iter() {
+            add(term(priced.op), Bound::Compute, priced.computes * times);
+        }
+    }
+    let forward = pass(&layer, |phase| phase == Phase::Forward);
+    let backward = pass(&layer, |phase| phase != Phase::Forward);
+    add("recompute", Bound::Compute, forward.computes * (reruns(case) * layers));
     match case.plan.mode {
         WaferMode::WeightStreaming => {
-            let waits = ingress_wait(case, &case.work.layer, reruns(case)) * layers
-                + ingress_wait(case, &case.work.ends, 0.0);
-            terms.insert("ingress_wait", (Bound::Ingress, waits * micro_batches));
-            terms.insert("first_weights", (Bound::Ingress, enters(case, &case.work.layer)));
+            let passes = [(&forward, layers * (1.0 + reruns(case))), (&backward, layers)];
+            let of_ends: Seconds = ends.iter().map(|priced| priced.waits).sum();
+            let waits: Seconds = passes.iter().map(|(pass, times)| pass.waits * *times).sum();
+            let kept: Seconds = passes.iter().map(|(pass, _)| pass.behind(kept_outside(case)) * layers).sum();
+            let floor: Seconds =
+                passes.iter().map(|(pass, times)| pass.below(Seconds(PASS_FLOOR)) * *times).sum();
+            add("ingress_wait", Bound::Ingress, waits + of_ends + kept);
+            add("layer_switch", Bound::Host, floor);
         }
         WaferMode::LayerPipelined => {
             let busy: Seconds = terms.values().map(|(_, seconds)| *seconds).sum();
             let one = busy / micro_batches;
-            terms.insert("pipeline_fill", (Bound::Pipeline, one * (layers - 1.0)));
+            terms.insert("pipeline_fill", (Bound::Pipeline, one * (layers - 1.0) / layers));
             terms.insert("gradient_exchange", (Bound::Ingress, exchange(case)));
         }
     }
     Cost { terms }
+}
+
+/// Ops of a layer that run one behind the other.
+struct Pass {
+    computes: Seconds,
+    waits: Seconds,
+    /// What its weights take on the links.
+    weights: Seconds,
+}
+
+impl Pass {
+    /// By how much the links are behind with these bytes beside the weights.
+    fn behind(&self, more: Seconds) -> Seconds {
+        (self.weights + more - self.computes - self.waits).max(Seconds::ZERO)
+    }
+
+    fn below(&self, floor: Seconds) -> Seconds {
+        (floor - self.computes - self.waits).max(Seconds::ZERO)
+    }
+}
+
+fn pass(layer: &[Priced<'_>], of: impl Fn(Phase) -> bool) -> Pass {
+    let ops = || layer.iter().filter(|priced| of(priced.op.phase));
+    Pass {
+        computes: ops().map(|priced| priced.computes).sum(),
+        waits: ops().map(|priced| priced.waits).sum(),
+        weights: ops().map(|priced| priced.enters).sum(),
+    }
+}
+
+/// Time on the links of a layer's kept input, where it leaves the wafer.
+fn kept_outside(case: &WaferCase<'_>) -> Seconds {
+    if !case.plan.outside {
+        return Seconds::ZERO;
+    }
+    let tokens = (case.plan.micro_batch * case.batch.seq_len) as f64;
+    bytes_in(case, tokens * case.model.d_model as f64 * VALUE_BYTES)
 }
 
 /// Share of the step in which the wafer computes.
@@ -53,63 +176,13 @@ pub fn busy_share(cost: &Cost) -> f64 {
     busy.sum::<Seconds>() / cost.time()
 }
 
-fn linear(case: &WaferCase<'_>, part: &Part) -> Seconds {
-    let cycles = part.linears.iter().filter_map(|linear| streamed_linear(case.wafer, *linear, MATMUL));
-    cycles.sum::<lapidary_hardware::Cycles>().at(case.wafer.clock())
-}
-
-fn attention(case: &WaferCase<'_>, part: &Part) -> Seconds {
-    Flops(part.attention_flops) / peak(case, MATMUL)
-}
-
-/// Elements at the rate of one multiply-add each.
-fn vector(case: &WaferCase<'_>, part: &Part) -> Seconds {
-    Flops(2.0 * part.vector_elements) / peak(case, VECTOR)
-}
-
-fn peak(case: &WaferCase<'_>, precision: Precision) -> FlopsPerSecond {
-    case.wafer.peak(precision).unwrap_or(FlopsPerSecond(f64::INFINITY))
-}
-
-fn forward(case: &WaferCase<'_>, part: &Part) -> Seconds {
-    linear(case, part) + attention(case, part) + vector(case, part)
-}
-
-/// Forward passes of a layer behind its first one: one from its input, and one from the kept input of its
-/// segment for all but the first layer of each.
+/// Forward passes of a layer beside the first one and the one within the backward pass: where only every n-th input is
+/// kept, from the kept input of its segment for all but the first layer of each.
 fn reruns(case: &WaferCase<'_>) -> f64 {
     match case.plan.recompute {
-        Recompute::Full => 2.0 - 1.0 / case.plan.checkpoint_every as f64,
+        Recompute::Full => 1.0 - 1.0 / case.plan.checkpoint_every as f64,
         Recompute::None | Recompute::Selective => 0.0,
     }
-}
-
-fn recompute(case: &WaferCase<'_>) -> Seconds {
-    match case.plan.recompute {
-        Recompute::None => Seconds::ZERO,
-        Recompute::Selective => vector(case, &case.work.layer),
-        Recompute::Full => forward(case, &case.work.layer) * reruns(case),
-    }
-}
-
-/// Time for the weights of a part to enter, or its gradients to leave; links are full duplex.
-fn enters(case: &WaferCase<'_>, part: &Part) -> Seconds {
-    let per_parameter =
-        case.machine.weight_server.as_ref().map_or(4.0, |server| server.bytes_per_parameter.0);
-    match &case.wafer.ingress {
-        Some(links) => ingress(links, Bytes(part.parameters * per_parameter)),
-        None => Seconds::ZERO,
-    }
-}
-
-/// What forward, repeated forward and backward pass wait for weights or gradients.
-fn ingress_wait(case: &WaferCase<'_>, part: &Part, reruns: f64) -> Seconds {
-    let enters = enters(case, part);
-    let wait = |compute: Seconds| (enters - compute).max(Seconds::ZERO);
-    let backward = linear(case, part) * 2.0
-        + attention(case, part) * ATTENTION_BACKWARD
-        + vector(case, part) * TRAFFIC_BACKWARD;
-    wait(forward(case, part)) * (1.0 + reruns) + wait(backward)
 }
 
 /// Gradients leave and updated weights enter once a step; one system keeps both.
@@ -117,5 +190,5 @@ fn exchange(case: &WaferCase<'_>) -> Seconds {
     if case.plan.systems == 1 {
         return Seconds::ZERO;
     }
-    (enters(case, &case.work.layer) * case.model.n_layers as f64 + enters(case, &case.work.ends)) * 2.0
+    links(case, case.work.parameters) * 2.0
 }

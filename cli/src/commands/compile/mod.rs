@@ -6,6 +6,7 @@ mod front;
 mod gpu;
 mod report;
 mod summary;
+mod training;
 mod wafer;
 
 use crate::args::{Compile, Global, GraphMode, Switch, Target};
@@ -45,9 +46,10 @@ pub struct Emitted {
 /// supported, 7 when PTX or cubin was asked for and NVRTC is missing.
 pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
     let job = job(args, global)?;
-    let mut progress = Progress::new(global, 6);
+    let mut progress = Progress::new(global, 7);
     let mut artifact = Artifact::default();
     let mut report = Report::new(&job);
+    report.training = progress.stage("planning the training", || training::plan(&job))?;
     let stopped = front::run(&job, &mut progress, |module, passes, progress| {
         let emitted = match args.target {
             Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,

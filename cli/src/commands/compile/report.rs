@@ -8,6 +8,7 @@ use lapidary_models::Work;
 use lapidary_models::mup::{ParamRule, parameter_table};
 use lapidary_passes::fusion::Refusal;
 use lapidary_passes::report::{FusionReport, PipelineReport};
+use lapidary_planner::wafer::training::TrainingAnswer;
 use serde::Serialize;
 
 /// The document.
@@ -56,6 +57,9 @@ pub struct Report {
     /// Placement on the wafer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<serde_json::Value>,
+    /// What training on wafers takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingAnswer>,
     /// muP's rule for every parameter, in training.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mup_table: Vec<ParamRule>,
@@ -130,6 +134,7 @@ impl Report {
             warnings: Vec::new(),
             kernels: None,
             placement: None,
+            training: None,
             mup_table,
         }
     }

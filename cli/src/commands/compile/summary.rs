@@ -2,7 +2,7 @@
 
 use super::super::print_json;
 use super::report::{Fusion, Report};
-use super::{Job, name};
+use super::{Job, name, training};
 use crate::failure::Failure;
 use crate::show;
 use lapidary_passes::report::PipelineReport;
@@ -39,6 +39,9 @@ pub fn print(
         print_placement(placement);
     }
     print_memory(report);
+    if let Some(answer) = &report.training {
+        training::print(answer);
+    }
     for warning in &report.warnings {
         println!("warning: {warning}");
     }

@@ -4,6 +4,12 @@
 //! Every PE has a vector `v` of `words` f32 values, loaded from tensor `v`; the result is stored to tensor `out`.
 //! Programs say what is sent where; nothing in here knows how long it takes.
 
+mod named;
+mod ring;
+
+pub use named::{Collective, word_hops};
+pub use ring::ring_all_reduce;
+
 use crate::program::{
     Affine, Buffer, Class, Colour, Command, Dest, OpKind, Operand, Port, Region, Route, Slice, Stmt,
     TensorMap, Var, VectorOp, WaferProgram, Wire,
@@ -112,21 +118,27 @@ pub fn tree_reduce(pes: u32, words: u32) -> WaferProgram {
     merge(program)
 }
 
-/// Chains inside groups of `group` neighbours, then a chain over the groups' first PEs. `group` divides `pes`.
+/// Chains inside groups of `group` neighbours, then a chain over the groups' first PEs. Of groups that do not divide the
+/// row, the one of the root is smaller, so that no sum travels farther than the row is long.
 pub fn two_phase_reduce(pes: u32, words: u32, group: u32) -> WaferProgram {
     let mut program = empty(pes, 1, words);
+    let groups = pes.div_ceil(group);
+    let first = pes - (groups - 1) * group;
     for x in 0..pes {
         let mut class = member(&program, x, 0, words);
         if x == 0 {
             store(&mut class);
         }
-        let inner = Line { at: x % group, of: group, colour: 0, back: West, ahead: East };
-        chain_link(&mut class, inner, words);
-        if x % group == 0 {
-            let outer = Line { at: x / group, of: pes / group, colour: 2, back: West, ahead: East };
+        let (number, at, of) = match x.checked_sub(first) {
+            None => (0, x, first),
+            Some(beyond) => (1 + beyond / group, beyond % group, group),
+        };
+        chain_link(&mut class, Line { at, of, colour: 0, back: West, ahead: East }, words);
+        if at == 0 {
+            let outer = Line { at: number, of: groups, colour: 2, back: West, ahead: East };
             chain_link(&mut class, outer, words);
-        } else if x / group + 1 < pes / group {
-            let colour = 2 + ((x / group + 1) % 2) as u8;
+        } else if number + 1 < groups {
+            let colour = 2 + ((number + 1) % 2) as u8;
             class.routes.insert(Colour(colour), Route::fixed(East, &[West]));
         }
         program.classes.push(class);

@@ -1,11 +1,14 @@
 //! `lapidary accuracy`: the models' predictions beside published measurements.
 
+mod microbench;
+mod wafer;
+
 use super::print_json;
-use crate::args::{Accuracy, Global};
+use crate::args::{Accuracy, AccuracyTable, Global};
 use crate::failure::{Exit, Failure, Fault};
 use crate::progress::Progress;
 use crate::{input, show};
-use lapidary_planner::accuracy::{Constants, Document, Samples, TableError, read, score};
+use lapidary_planner::accuracy::{Check, Constants, Document, Samples, TableError, read, score};
 use lapidary_planner::step::Physics;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,6 +18,13 @@ const SHOWN: usize = 20;
 
 /// Runs the verb. A gate that fails is exit 6; the report is printed all the same.
 pub fn run(args: &Accuracy, global: &Global) -> Result<(), Failure> {
+    match args.table {
+        AccuracyTable::A100Training => a100(args, global),
+        _ => wafer::run(args, global),
+    }
+}
+
+fn a100(args: &Accuracy, global: &Global) -> Result<(), Failure> {
     let text = input::read(&args.data)?;
     let name = args.data.display().to_string();
     let rows = read(&text, &name).map_err(|error| refused(&error, &args.data, &text))?;
@@ -31,7 +41,7 @@ pub fn run(args: &Accuracy, global: &Global) -> Result<(), Failure> {
         true => print_json(&document)?,
         false => print(&document, args.rows),
     }
-    failed(&document)
+    failed(&document.gate)
 }
 
 fn refused(error: &TableError, path: &Path, text: &str) -> Failure {
@@ -60,9 +70,8 @@ fn refused(error: &TableError, path: &Path, text: &str) -> Failure {
     Failure { exit: Exit::InvalidInput, faults }
 }
 
-fn failed(document: &Document) -> Result<(), Failure> {
-    let missed: Vec<String> = document
-        .gate
+fn failed(gate: &[Check]) -> Result<(), Failure> {
+    let missed: Vec<String> = gate
         .iter()
         .filter(|check| !check.ok)
         .map(|check| format!("{} is {:.2}, the limit {}", check.name, check.value, check.limit))

@@ -1,5 +1,15 @@
 //! What operations on a wafer take, in cycles of its clock.
 
+mod attention;
+mod kernel;
+mod rates;
+
+pub use attention::{HeadTile, attention, attention_backward};
+pub use kernel::{
+    column_sum, linear, norm, norm_backward, outer_product, passing, pointwise, rope, row_exchange,
+};
+pub use rates::{Area, FUNCTION_CYCLES, Functions, Rates};
+
 use crate::gpu::Precision;
 use crate::unit::{Bytes, Cycles, Seconds};
 use crate::wafer::{Ingress, Router, Wafer};
