@@ -9,6 +9,7 @@
 //! attention are the tokens of a row spread over the columns of a head, so that a head's features are local; the linear
 //! layer before it delivers its outputs that way at no cost, because partial sums pass every column anyway.
 
+mod analytic;
 mod channel;
 mod check;
 mod class;
@@ -30,6 +31,7 @@ mod spec;
 mod sram;
 mod tile;
 
+pub use analytic::{OpCycles, cycles};
 pub use channel::{Channel, Colours};
 pub use class::memory_peak;
 pub use data::{Angles, HostData, Packing, Part};

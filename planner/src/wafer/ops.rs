@@ -10,7 +10,7 @@ use lapidary_hardware::price::wafer::{
 };
 use lapidary_models::autodiff::work::Phase;
 use lapidary_models::autodiff::{Policy, Recompute, training};
-use lapidary_models::op::Op;
+use lapidary_models::op::{Backward, Op};
 use lapidary_models::spec::{Activation, NormKind};
 use lapidary_models::{Dims, Function, Graph, ModelSpec, Node};
 
@@ -177,30 +177,37 @@ fn kernel(function: &Function, node: &Node, phase: Phase) -> Option<Kernel> {
         Op::Embed => Some(Kernel::Passing { features }),
         Op::Param { .. } | Op::Repeat { .. } | Op::LastToken | Op::KvAppend { .. } => None,
         Op::Scores { .. } | Op::Mask { .. } | Op::Softmax => None,
-        _ => backward_kernel(&node.op, features, last),
+        Op::Backward(op) => backward_kernel(op, features, last),
     }
 }
 
-fn backward_kernel(op: &Op, features: u64, last: impl Fn(usize) -> u64) -> Option<Kernel> {
+fn backward_kernel(op: &Backward, features: u64, last: impl Fn(usize) -> u64) -> Option<Kernel> {
     let map = |ops: f64, functions: u32| Some(Kernel::Pointwise { features, ops, functions });
     match op {
-        Op::LinearDx => Some(Kernel::Linear { inputs: last(0), outputs: features }),
-        Op::LinearDw => Some(Kernel::Outer { inputs: last(1), outputs: last(0) }),
-        Op::ColumnSum | Op::NormDw { .. } => Some(Kernel::ColumnSum { features }),
-        Op::ActivationDx(function) => activation(*function).map_or(map(3.0, 0), |(ops, cost)| {
+        Backward::LinearDx => Some(Kernel::Linear { inputs: last(0), outputs: features }),
+        Backward::LinearDw => Some(Kernel::Outer { inputs: last(1), outputs: last(0) }),
+        Backward::ColumnSum | Backward::NormDw { .. } => Some(Kernel::ColumnSum { features }),
+        Backward::ActivationDx(function) => activation(*function).map_or(map(3.0, 0), |(ops, cost)| {
             // The function again, its derivative from it, and the product with the gradient.
             map(ops + 4.0, cost)
         }),
-        Op::NormDx { kind, .. } => {
+        Backward::NormDx { kind, .. } => {
             Some(Kernel::Norm { features, means: *kind == NormKind::Layer, backward: true })
         }
-        Op::RopeDx { head_dim, rot_dims, .. } => {
+        Backward::RopeDx { head_dim, rot_dims, .. } => {
             Some(Kernel::Rope { heads: features / (*head_dim).max(1), pairs: rot_dims / 2 })
         }
-        Op::CrossEntropy => Some(Kernel::Loss { vocabulary: last(0) }),
-        Op::CrossEntropyDx => Some(Kernel::Loss { vocabulary: features }),
-        Op::EmbedDw { .. } | Op::PositionDw { .. } => Some(Kernel::Passing { features }),
-        _ => None,
+        Backward::CrossEntropy => Some(Kernel::Loss { vocabulary: last(0) }),
+        Backward::CrossEntropyDx => Some(Kernel::Loss { vocabulary: features }),
+        Backward::EmbedDw { .. } | Backward::PositionDw { .. } => Some(Kernel::Passing { features }),
+        // Inside attention's derivatives, or moved by the memory that an op reads.
+        Backward::MaskDx { .. }
+        | Backward::SoftmaxDx
+        | Backward::ValuesDv { .. }
+        | Backward::LastTokenDx { .. }
+        | Backward::Save { .. }
+        | Backward::Saved { .. }
+        | Backward::Gradient { .. } => None,
     }
 }
 
@@ -239,7 +246,7 @@ fn alive(function: &Function) -> Vec<Vec<u64>> {
 }
 
 fn is_given(op: &Op) -> bool {
-    matches!(op, Op::Saved { .. } | Op::Param { .. })
+    matches!(op, Op::Backward(Backward::Saved { .. }) | Op::Param { .. })
 }
 
 fn in_place(op: &Op) -> bool {
@@ -252,7 +259,10 @@ fn in_place(op: &Op) -> bool {
             | Op::Activation(_)
             | Op::Rope { .. }
             | Op::Norm { .. }
-    ) || matches!(op, Op::ActivationDx(_) | Op::RopeDx { .. } | Op::NormDx { .. })
+    ) || matches!(
+        op,
+        Op::Backward(Backward::ActivationDx(_) | Backward::RopeDx { .. } | Backward::NormDx { .. })
+    )
 }
 
 impl Kernel {

@@ -1,6 +1,6 @@
 //! Published runs on wafers (`training.csv`, each row with its source) against the prices of plans.
 
-use lapidary_planner::wafer::published::{Document, Prediction, Table, training};
+use lapidary_planner::wafer::published::{Document, Prediction, Table, inference, sdk, training};
 
 const TRAINING: &str = include_str!("training.csv");
 
@@ -54,4 +54,64 @@ fn what_cannot_be_predicted_says_why() {
     let unknown = self::document(&unknown);
     let row = unknown.skipped.iter().find(|row| row.id == "gptj_r17").unwrap();
     assert_eq!(row.why, "there is no factor for software release `R9.9`, and none is made up for one row");
+}
+
+const INFERENCE: &str = include_str!("inference.csv");
+
+#[test]
+fn prefill_and_decode_are_predicted_within_ten_percent() {
+    let table = Table::read(INFERENCE, "inference.csv", &inference::COLUMNS).unwrap();
+    let outcomes = table.rows.iter().map(inference::predict).collect();
+    let document = Document::new("wafer-inference", outcomes, inference::LIMITS, inference::fitted());
+    for row in &document.rows {
+        println!("{:28} {:9.1} {:9.1} {:+6.1} %", row.id, row.measured, row.predicted, row.error_pct);
+    }
+    assert_eq!((document.rows.len(), document.skipped.len()), (10, 0));
+    assert!(document.passed(), "{:?}", document.gate);
+}
+
+#[test]
+fn rows_of_other_machines_and_broken_rows_are_skipped_with_a_reason() {
+    let why = |from: &str, to: &str| {
+        let text = INFERENCE.replacen(from, to, 1);
+        let table = Table::read(&text, "inference.csv", &inference::COLUMNS).unwrap();
+        inference::predict(&table.rows[0]).expect_err("it is skipped").why
+    };
+    assert!(why("WSE-2 hw", "A100").contains("WSE-2"));
+    assert!(why("LLaMA3-8B [WaferLLM]", "LLaMA3-8B [T10]").contains("another implementation"));
+    assert!(why("LLaMA3-8B [WaferLLM]", "Falcon-1B [WaferLLM]").contains("sizes"));
+    assert!(why("480x480", "a square").contains("grid"));
+    assert!(why("4096,0,TPR", "many,0,TPR").contains("tokens"));
+}
+
+const MICROBENCH: &str = include_str!("microbench.csv");
+
+#[test]
+fn kernels_of_the_sdk_simulator_are_predicted() {
+    let table = Table::read(MICROBENCH, "microbench.csv", &sdk::COLUMNS).unwrap();
+    let outcomes = table.rows.iter().map(sdk::predict).collect();
+    let document = Document::new("wafer-microbench", outcomes, sdk::LIMITS, sdk::fitted());
+    for (name, errors) in &document.groups {
+        println!("{name:40} {errors:?}");
+        assert!(errors.median_pct < 5.0 && errors.p95_pct < 15.0, "{name}: {errors:?}");
+    }
+    assert_eq!((document.rows.len(), document.skipped.len()), (264, 1));
+    assert!(document.passed(), "{:?}", document.gate);
+    assert!(document.skipped[0].why.contains("cs1_hw"));
+}
+
+/// No row of a kind, a size or a model has a number of its own: a size that no row has is predicted between its
+/// neighbours.
+#[test]
+fn sizes_between_rows_are_predicted_between_their_neighbours() {
+    let cycles = |params: &str| {
+        let text = format!(
+            "id,platform,kernel,params,metric,value,unit\nx,wse2_sdk_sim,2D star stencil,{params},cycles,1,cycles\n"
+        );
+        let table = Table::read(&text, "t.csv", &sdk::COLUMNS).unwrap();
+        sdk::predict(&table.rows[0]).unwrap().predicted
+    };
+    let sides = [(9, 9), (10, 10), (11, 11), (12, 12), (13, 13)];
+    let all: Vec<f64> = sides.iter().map(|(w, h)| cycles(&format!("tile={w}x{h} radius=1"))).collect();
+    assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "{all:?}");
 }

@@ -59,7 +59,10 @@ fn print(document: &Document, rows: bool) {
         line.extend(figures.map(percent));
         line
     });
-    println!("{}\n", show::table(&["group", "rows", "mean", "median", "95th", "most"], &[1, 2, 3, 4, 5], lines));
+    println!(
+        "{}\n",
+        show::table(&["group", "rows", "mean", "median", "95th", "most"], &[1, 2, 3, 4, 5], lines)
+    );
     println!(
         "{} rows: mean {:.2} %, median {:.2} %, 95th percentile {:.2} %, most {:.2} %; {} not predicted",
         document.rows.len(),

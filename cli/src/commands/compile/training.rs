@@ -12,7 +12,8 @@ const SHOWN_TERMS: usize = 9;
 
 /// Plans the training of the job's model on its machine. `None` where the job does not train on wafers.
 pub fn plan(job: &Job<'_>) -> Result<Option<TrainingAnswer>, Failure> {
-    let Some(machine) = job.machine.as_ref().filter(|machine| job.args.train && machine.wafer().is_some()) else {
+    let Some(machine) = job.machine.as_ref().filter(|machine| job.args.train && machine.wafer().is_some())
+    else {
         return Ok(None);
     };
     let question = Question {
@@ -50,7 +51,9 @@ fn release(name: &str) -> Result<Release, Failure> {
 
 fn tokens(given: &[f64]) -> Result<Vec<f64>, Failure> {
     match given.iter().find(|tokens| !(tokens.is_finite() && **tokens > 0.0)) {
-        Some(wrong) => Err(Failure::new(Exit::Usage, format!("--tokens {wrong}: a phase has more than none"))),
+        Some(wrong) => {
+            Err(Failure::new(Exit::Usage, format!("--tokens {wrong}: a phase has more than none")))
+        }
         None => Ok(given.to_vec()),
     }
 }
@@ -81,14 +84,21 @@ pub fn print(answer: &TrainingAnswer) {
         plan.name,
     );
     println!("{}", rate(plan));
-    println!("software release: {} ({}; {})", answer.release.name, answer.release.value, answer.release.source);
+    println!(
+        "software release: {} ({}; {})",
+        answer.release.name, answer.release.value, answer.release.source
+    );
     println!("recomputation: {}", answer.recompute_reason);
     if let Some(run) = &answer.run {
         println!("not asked for, so as in the published run: {run}");
     }
     if !answer.phases.is_empty() {
         let rows = answer.phases.iter().enumerate().map(|(index, phase)| {
-            vec![(index + 1).to_string(), format!("{:.1} B", phase.tokens / 1e9), format!("{:.2}", phase.days)]
+            vec![
+                (index + 1).to_string(),
+                format!("{:.1} B", phase.tokens / 1e9),
+                format!("{:.2}", phase.days),
+            ]
         });
         println!("\n{}", show::table(&["phase", "tokens", "days"], &[1, 2], rows));
         println!("all phases: {:.2} days", answer.phases.iter().map(|phase| phase.days).sum::<f64>());

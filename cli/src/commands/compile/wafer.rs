@@ -28,7 +28,7 @@ pub fn emit(
         Ok(placed) => placed,
         Err(error) => return over(job, machine.wafer(), error),
     };
-    report.placement = Some(account(&placed));
+    report.placement = Some(account(&placed, machine.wafer()));
     let programs = WaferArtifact {
         model: job.spec.name.clone(),
         tokens: Some(job.graph.dims.tokens()),
@@ -93,13 +93,23 @@ fn fitting_batch(job: &Job<'_>, wafer: &Wafer, error: &WaferError) -> Option<u64
     }
 }
 
-/// The placement of every stage, and the same in words.
-fn account(placed: &wafer::WaferArtifact) -> serde_json::Value {
+/// The placement of every stage with its cycles in closed form, and the same in words.
+fn account(placed: &wafer::WaferArtifact, wafer: Option<&Wafer>) -> serde_json::Value {
+    let cycles = |stage: &wafer::Stage| {
+        let ops = wafer.and_then(|wafer| wafer::cycles(&stage.placed, wafer)).unwrap_or_default();
+        (ops.iter().map(|op| op.cycles).sum::<u64>(), ops)
+    };
     let stages = placed.stages.iter().map(|stage| {
-        serde_json::json!({"stage": stage.name, "times": stage.times, "placement": stage.generated.report})
+        let (all, ops) = cycles(stage);
+        let placement = &stage.generated.report;
+        serde_json::json!({
+            "stage": stage.name, "times": stage.times, "placement": placement,
+            "analytic_cycles": all, "analytic_ops": ops,
+        })
     });
     let summary = placed.stages.iter().flat_map(|stage| {
-        let head = format!("stage {}, run {} times:", stage.name, stage.times);
+        let (all, _) = cycles(stage);
+        let head = format!("stage {}, run {} times, {all} cycles in closed form:", stage.name, stage.times);
         let body = stage.generated.report.to_string();
         std::iter::once(head).chain(body.lines().map(str::to_string)).collect::<Vec<_>>()
     });

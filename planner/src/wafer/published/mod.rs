@@ -2,6 +2,7 @@
 
 mod document;
 pub mod inference;
+pub mod sdk;
 mod table;
 pub mod training;
 

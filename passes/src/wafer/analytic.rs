@@ -1,0 +1,200 @@
+//! Level `analytic`: the cycles of placed ops in closed form, by the price rules that planner and simulator share.
+//!
+//! An op takes what its fullest PE spends on it and the latency of its row once; ops follow one another. Queues,
+//! shared links and the ways in which PEs wait for each other within an op are left to levels `flow` and `event`.
+
+use super::placed::{Activation, Layout, OpKind, Path, Placed, PlacedOp, Step};
+use super::tile::Tiles;
+use lapidary_hardware::Wafer;
+use lapidary_hardware::price::wafer::{
+    Area, FUNCTION_CYCLES, HeadTile, Rates, attention, linear, norm, passing, pointwise, rope,
+};
+use lapidary_models::dtype::DType;
+use serde::Serialize;
+
+/// Cycles of one op.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OpCycles {
+    /// Its name.
+    pub name: String,
+    /// Kind of the op.
+    pub kind: &'static str,
+    /// Cycles.
+    pub cycles: u64,
+}
+
+/// Cycles of every op of a placed computation, in order; `None` where the wafer lacks the arithmetic.
+pub fn cycles(placed: &Placed, wafer: &Wafer) -> Option<Vec<OpCycles>> {
+    let narrow = matches!(placed.dtype, DType::F16 | DType::Bf16);
+    let rates = Rates::of(wafer, narrow)?;
+    let tokens = u64::from(placed.tokens.tiles().largest());
+    let area = Area { columns: u64::from(placed.width), rows: u64::from(placed.rows()), tokens };
+    let account = Account { placed, rates, area };
+    let price = |op: &PlacedOp| OpCycles {
+        name: op.name.clone(),
+        kind: op.kind.name(),
+        cycles: account.op(&op.kind).round() as u64,
+    };
+    Some(placed.ops.iter().map(price).collect())
+}
+
+struct Account<'a> {
+    placed: &'a Placed,
+    rates: Rates,
+    area: Area,
+}
+
+impl Account<'_> {
+    fn op(&self, kind: &OpKind) -> f64 {
+        match kind {
+            OpKind::Input { value, path: Path::Stream, .. }
+            | OpKind::Output { value, path: Path::Stream, .. } => {
+                passing(&self.rates, &self.area, self.features(value))
+            }
+            OpKind::Input { .. } | OpKind::Output { .. } => 0.0,
+            OpKind::Linear(op) => {
+                let outputs = op.outputs.iter().map(|segment| self.features(&segment.value)).sum();
+                let biased = op.outputs.iter().filter(|segment| segment.bias.is_some());
+                let biases: f64 = biased
+                    .map(|segment| {
+                        pointwise(&self.rates, &self.area, self.features(&segment.value), 1.0, 0.0)
+                    })
+                    .sum();
+                linear(&self.rates, &self.area, self.own(&op.input), outputs) + biases
+            }
+            OpKind::Norm(op) => {
+                let means = op.kind == super::placed::NormKind::Layer;
+                norm(&self.rates, &self.area, self.features(&op.input), means)
+            }
+            OpKind::Rope(op) => self.heads().map_or(0.0, |tile| {
+                let queries =
+                    self.placed.values.get(&op.value) == Some(&Layout::HeadTokens { queries: true });
+                let heads = tile.kv * if queries { tile.ways } else { 1.0 };
+                rope(&self.rates, heads, tile.tokens, f64::from(op.rotated) / 2.0)
+            }),
+            OpKind::Attention(_) => self.heads().map_or(0.0, |tile| attention(&self.rates, &tile)),
+            OpKind::Map(op) => {
+                let (ops, functions) =
+                    op.steps.iter().map(step).fold((2.0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+                pointwise(&self.rates, &self.area, self.features(&op.input), ops, f64::from(functions))
+            }
+        }
+    }
+
+    /// Features of a value over a whole row.
+    fn features(&self, value: &str) -> u64 {
+        self.placed.values.get(value).map_or(0, |layout| u64::from(self.placed.features(*layout)))
+    }
+
+    /// Features of a value in the fullest column.
+    fn own(&self, value: &str) -> f64 {
+        match (self.placed.values.get(value), self.placed.heads) {
+            (Some(Layout::HeadColumns), Some(heads)) => {
+                f64::from(Tiles::new(heads.query_features(), heads.columns).largest())
+            }
+            _ => self.area.features(self.features(value)),
+        }
+    }
+
+    fn heads(&self) -> Option<HeadTile> {
+        let heads = self.placed.heads?;
+        let row = self.placed.tokens.tiles().largest();
+        Some(HeadTile {
+            columns: f64::from(heads.columns),
+            kv: f64::from(heads.kv),
+            ways: f64::from(heads.ways),
+            dim: f64::from(heads.dim),
+            tokens: f64::from(Tiles::new(row, heads.columns).largest()),
+            rounds: f64::from(self.placed.tokens.rows),
+            sequences: 1.0,
+        })
+    }
+}
+
+/// Vector ops of a step and cycles of its functions, as the kernel writes them.
+fn step(step: &Step) -> (f64, u32) {
+    match step {
+        Step::Scale(_) | Step::Add(_) | Step::Mul(_) | Step::Activation(Activation::Relu) => (1.0, 0),
+        Step::Activation(Activation::Relu2) => (2.0, 0),
+        Step::Activation(Activation::Silu) => (3.0, FUNCTION_CYCLES.exp + FUNCTION_CYCLES.recip),
+        Step::Activation(Activation::Gelu) => (3.0, FUNCTION_CYCLES.erf),
+        Step::Activation(Activation::GeluTanh) => (5.0, FUNCTION_CYCLES.tanh),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wafer::{WaferSpec, Workload, generate, place_layer};
+    use lapidary_hardware::builtin::machine;
+    use lapidary_models::ModelSpec;
+    use lapidary_models::builtin;
+    use lapidary_runtime_sim::{FabricSpec, check, event, flow};
+    use std::collections::BTreeMap;
+
+    /// A built-in model made small; head widths stay even for its rotation.
+    fn small(name: &str, heads: u64, dim: u64, ffn: u64) -> ModelSpec {
+        let base = builtin(name).unwrap();
+        let mut model = ModelSpec { d_model: heads * dim, n_heads: heads, head_dim: dim, d_ff: ffn, ..base };
+        model.n_kv_heads = heads / (model.n_heads / model.n_kv_heads.min(heads)).max(1);
+        if let lapidary_models::spec::Position::Rope(rope) = &mut model.pos {
+            rope.rot_dims = rope.rot_dims.min(dim);
+        }
+        model
+    }
+
+    /// Event, flow and analytic cycles of a layer.
+    fn levels(model: &ModelSpec, (width, height): (u32, u32), sequences: u32, length: u32) -> [f64; 3] {
+        let cs2 = machine("cs2").unwrap();
+        let wafer = cs2.wafer().unwrap();
+        let spec = WaferSpec::of(wafer, wafer.clock());
+        let work = Workload { width, height, sequences, length, dtype: DType::Bf16 };
+        let placed = place_layer(model, work, &spec).unwrap();
+        let program = generate(&placed, &spec).unwrap().program;
+        let checked = check(&program, &FabricSpec::wse2()).unwrap();
+        let event = event::simulate(&checked, BTreeMap::new()).unwrap().report;
+        let flow = flow::time(&checked).unwrap();
+        let ops = cycles(&placed, wafer).unwrap();
+        for op in &ops {
+            let phase = event.phases.iter().find(|phase| phase.name == op.name);
+            println!("  {:12} {:8} {:?}", op.name, op.cycles, phase.map(|phase| (phase.start, phase.end)));
+        }
+        let analytic = ops.iter().map(|op| op.cycles).sum::<u64>();
+        [event.cycles, flow.cycles, analytic].map(|cycles| cycles as f64)
+    }
+
+    /// Event is the judge; flow is within 5 % of it, analytic within 15 %.
+    #[test]
+    fn three_levels_agree_on_layers_that_are_small_enough() {
+        let cases = [
+            (small("crystalcoder", 4, 16, 172), (16, 12), 2, 96),
+            (small("llama-2-7b", 4, 16, 160), (12, 8), 1, 128),
+            (small("gpt3-1.3b", 2, 32, 256), (8, 8), 2, 64),
+            (small("gpt-j-6b", 4, 16, 256), (24, 8), 4, 64),
+        ];
+        for (model, grid, sequences, length) in cases {
+            let [event, flow, analytic] = levels(&model, grid, sequences, length);
+            println!("{} on {grid:?}: event {event}, flow {flow}, analytic {analytic}", model.name);
+            assert!((flow / event - 1.0).abs() < 0.05, "{}: flow {flow}, event {event}", model.name);
+            assert!(
+                (analytic / event - 1.0).abs() < 0.15,
+                "{}: analytic {analytic}, event {event}",
+                model.name
+            );
+        }
+    }
+
+    /// The layer whose cycles at level flow stand in the README: 30,083,144.
+    #[test]
+    fn a_layer_of_crystalcoder_takes_what_level_flow_says() {
+        let cs2 = machine("cs2").unwrap();
+        let wafer = cs2.wafer().unwrap();
+        let spec = WaferSpec::of(wafer, wafer.clock());
+        let work = Workload { width: 750, height: 994, sequences: 66, length: 2048, dtype: DType::Bf16 };
+        let placed = place_layer(&builtin("crystalcoder").unwrap(), work, &spec).unwrap();
+        let ops = cycles(&placed, wafer).unwrap();
+        let all: u64 = ops.iter().map(|op| op.cycles).sum();
+        println!("{ops:?}");
+        assert!((all as f64 / 30_083_144.0 - 1.0).abs() < 0.15, "{all}: {ops:?}");
+    }
+}
