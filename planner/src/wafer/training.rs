@@ -166,7 +166,7 @@ pub fn answer(question: &Question<'_>) -> Result<Result<TrainingAnswer, Box<Plan
         release: release.assumption(),
         global_batch: batch.global,
         seq_len: batch.seq_len,
-        recompute_reason: reason(&document, &chosen, degrees),
+        recompute_reason: reason(&price, &chosen),
         phases: tokens.into_iter().map(phase).collect(),
         changes: price.changes(),
         ops: price.ops(),
@@ -177,31 +177,31 @@ pub fn answer(question: &Question<'_>) -> Result<Result<TrainingAnswer, Box<Plan
 }
 
 /// Why the plan keeps what it keeps.
-fn reason(document: &PlanDocument, chosen: &Candidate, degrees: WaferPlan) -> String {
+fn reason(price: &Price<'_>, chosen: &Candidate) -> String {
     let size = |bytes: f64| format!("{:.1} GiB", bytes / 1024f64.powi(3));
+    let degrees = price.plan;
+    let all = WaferPlan { recompute: Recompute::None, checkpoint_every: 1, outside: false, ..degrees };
+    let needed =
+        Price { plan: all, ..*price }.with(price.question.machine, OWN, |case| case.memory().total().0);
+    let (needed, capacity) = (size(needed.unwrap_or(f64::NAN)), size(chosen.memory_capacity_bytes as f64));
     if degrees.recompute == Recompute::None {
-        return "what the backward pass reads fits the wafer".into();
+        return format!("none: all that the backward pass reads takes {needed} of {capacity}");
     }
-    let kept = chosen.memory_bytes.get("activations").copied().unwrap_or(0) as f64;
-    let capacity = size(chosen.memory_capacity_bytes as f64);
-    let place =
-        if degrees.outside { "they leave through the links and come back" } else { "they stay on the wafer" };
-    let all = document.candidates.iter().find(|other| {
-        matches!(other.degrees, Degrees::Wafer(plan) if plan.recompute == Recompute::None && plan.micro_batch == degrees.micro_batch && plan.mode == degrees.mode)
-    });
-    let needs = all.map_or(String::new(), |all| {
-        format!(" takes {} of {capacity};", size(all.memory_total_bytes as f64))
-    });
+    let kept = size(chosen.memory_bytes.get("activations").copied().unwrap_or(0) as f64);
     let every = match degrees.checkpoint_every {
         1 => "every layer".to_string(),
         every => format!("every {every} layers"),
     };
+    let place = match degrees.outside {
+        true => format!("which leave through the links and come back, {kept} at a time"),
+        false => format!("{kept} that stay on the wafer"),
+    };
     format!(
-        "keeping all that the backward pass reads{needs} layers are computed again from the inputs of {every}, {} at a time; {place}",
-        size(kept)
+        "keeping all that the backward pass reads would take {needed} of {capacity}: layers are computed again from the inputs of {every}, {place}"
     )
 }
 
+#[derive(Clone, Copy)]
 struct Price<'a> {
     question: &'a Question<'a>,
     batch: Batch,
