@@ -207,6 +207,17 @@ mod tests {
         assert_eq!(same, FabricSpec::wse2());
     }
 
+    /// The closed forms of the planner price functions by the same cycles.
+    #[test]
+    fn functions_take_what_closed_forms_say() {
+        let (own, shared) =
+            (FabricSpec::wse2().function_cycles, lapidary_hardware::price::wafer::FUNCTION_CYCLES);
+        let own = [own.exp, own.log, own.recip, own.sqrt, own.rsqrt, own.tanh, own.erf];
+        let shared =
+            [shared.exp, shared.log, shared.recip, shared.sqrt, shared.rsqrt, shared.tanh, shared.erf];
+        assert_eq!(own, shared);
+    }
+
     #[test]
     fn a_wafer_can_be_turned() {
         let wafer = FabricSpec::wse2();
