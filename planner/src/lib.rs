@@ -7,7 +7,6 @@
 pub mod accuracy;
 pub mod answer;
 pub mod assumption;
-pub mod backward;
 mod baseline;
 pub mod cost;
 pub mod document;
