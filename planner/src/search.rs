@@ -13,7 +13,6 @@ use crate::wafer::{REPLICAS, WaferCase, WaferWork};
 use lapidary_hardware::{Bytes, HardwareSpec, Wafer};
 use lapidary_models::ModelSpec;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 
 /// A plan that was looked at.
 #[derive(Clone, Debug)]
