@@ -9,6 +9,7 @@ pub mod collectives;
 pub mod event;
 pub mod fabric;
 pub mod flow;
+pub mod heat;
 mod lower;
 mod network;
 mod parallel;
@@ -16,6 +17,7 @@ mod price;
 pub mod program;
 pub mod report;
 pub mod text;
+pub mod trace;
 
 pub use check::{CheckError, Checked, check, prove};
 pub use fabric::FabricSpec;

@@ -1,5 +1,6 @@
 //! What a simulation found: cycles first, and what they were spent on.
 
+use crate::heat::HeatMap;
 use crate::program::{Coord, Port};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -37,10 +38,15 @@ pub struct Report {
     pub host_cycles: u64,
     /// Cycles of the PE that finished last, by cause; they add up to its time.
     pub terms: BTreeMap<String, u64>,
+    /// Cycles of the chain of work, words and room that ended last, by cause; they add up to `cycles`. Empty where it
+    /// was not asked for.
+    pub critical_path: BTreeMap<String, u64>,
     /// Classes in program order.
     pub classes: Vec<ClassReport>,
     /// Phases in program order: first entry and last exit.
     pub phases: Vec<PhaseReport>,
+    /// Where on the grid.
+    pub heat: HeatMap,
     /// Figures without a printed source that the result depends on.
     pub assumptions: Vec<Assumption>,
 }

@@ -1,57 +1,56 @@
 //! The host's side of the edges: lanes that feed words in tensor order and lanes that collect them.
 
-use super::links::{Content, Links};
+use super::cause::{Cause, Causes};
+use super::flow::Kind;
+use super::links::{Links, control};
 use super::ops::Wait;
 use super::values::{decode, encode};
-use crate::network::HostLane;
-use crate::program::{Affine, HostStream, Var, WaferProgram};
-
-/// Elements of a host stream or tensor map on one lane or PE: `(number of elements, index of element n)`.
-pub struct Walk<'a> {
-    lengths: Vec<u64>,
-    index: &'a Affine,
-    x: u32,
-    y: u32,
-}
-
-impl<'a> Walk<'a> {
-    /// Walks `dims` in row-major order at a place.
-    pub fn new(dims: &[Affine], index: &'a Affine, x: u32, y: u32) -> Self {
-        let at = |var: Var| var.at_place(x, y).unwrap_or(0);
-        Walk { lengths: dims.iter().map(|d| d.eval(at).max(0) as u64).collect(), index, x, y }
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> u64 {
-        self.lengths.iter().product()
-    }
-
-    /// Tensor index of element `n`.
-    pub fn at(&self, n: u64) -> i64 {
-        let mut dims = [0i64; 4];
-        let mut rest = n;
-        for (k, length) in self.lengths.iter().enumerate().rev() {
-            dims[k.min(3)] = (rest % length) as i64;
-            rest /= length;
-        }
-        self.index.eval(|var| match var {
-            Var::Dim(k) => dims.get(usize::from(k)).copied().unwrap_or(0),
-            _ => var.at_place(self.x, self.y).unwrap_or(0),
-        })
-    }
-}
+use super::walk::Walk;
+use crate::network::{HostLane, NONE};
+use crate::program::{HostStream, WaferProgram};
 
 /// State of a lane.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LaneState {
     part: usize,
     element: u64,
+    walk: Option<Walk>,
     /// When the next word can leave (inputs) or when the last one arrived (outputs).
     pub time: u64,
+    /// Why not earlier.
+    pub causes: Causes,
     /// Words so far.
     pub words: u64,
     /// Everything is done.
     pub finished: bool,
+    /// What arrived: tensor, element and value, in order.
+    pub collected: Vec<(u32, u64, f32)>,
+}
+
+impl LaneState {
+    /// The part at work and its elements; none at the end.
+    fn part<'p>(&mut self, lane: &HostLane, program: &'p WaferProgram) -> Option<&'p HostStream> {
+        let part = *lane.parts.get(self.part)?;
+        let host = &program.host[part as usize];
+        if self.walk.is_none() {
+            self.walk = Some(Walk::new(&host.dims, &host.index, lane.at.x, lane.at.y));
+        }
+        Some(host)
+    }
+
+    fn next_part(&mut self) {
+        self.part += 1;
+        self.element = 0;
+        self.walk = None;
+    }
+
+    fn left(&self) -> bool {
+        self.walk.as_ref().is_some_and(|walk| self.element < walk.len())
+    }
+
+    fn index(&self) -> usize {
+        self.walk.as_ref().map_or(0, |walk| walk.at(self.element)) as usize
+    }
 }
 
 /// Feeds words as long as there is room; returns what it waits for.
@@ -62,38 +61,44 @@ pub fn feed(
     tensors: &[(&str, Vec<f32>)],
     links: &mut Links,
 ) -> Option<Wait> {
-    while let Some(&part) = lane.parts.get(state.part) {
-        let host = &program.host[part as usize];
-        let walk = Walk::new(&host.dims, &host.index, lane.at.x, lane.at.y);
-        let (elements, lanes) = (walk.len(), u64::from(host.wire.lanes()));
-        let tensor = tensor(tensors, host);
-        while state.element < elements {
-            let free = links.room(lane.link, 0);
-            let Some(free) = free else { return Some(Wait::Room(lane.link)) };
-            let time = state.time.max(free);
-            let value = |n: u64| tensor.get(walk.at(n) as usize).copied().unwrap_or(0.0);
-            let second = if lanes == 2 { value(state.element + 1) } else { 0.0 };
-            let word = encode(host.wire, value(state.element), second);
-            links.send(lane.link, time, Content::Data(word));
-            state.element += lanes;
+    while let Some(host) = state.part(lane, program) {
+        let tensor = tensors.iter().find(|(name, _)| *name == host.tensor).map_or(&[][..], |(_, v)| v);
+        while state.left() {
+            let Some(free) = links.next_room(lane.link) else { return Some(Wait::Room(lane.link)) };
+            let mut pair = [0.0; 2];
+            for value in pair.iter_mut().take(host.wire.lanes() as usize) {
+                *value = tensor.get(state.index()).copied().unwrap_or(0.0);
+                state.element += 1;
+            }
+            emit(lane.link, state, host, free, encode(host.wire, pair[0], pair[1]), Kind::default(), links);
             state.words += 1;
-            state.time = time + u64::from(host.interval.max(1));
         }
         if let Some(command) = host.then {
-            let Some(free) = links.room(lane.link, 0) else { return Some(Wait::Room(lane.link)) };
-            let time = state.time.max(free);
-            links.send(lane.link, time, Content::Control(command));
-            state.time = time + u64::from(host.interval.max(1));
+            let Some(free) = links.next_room(lane.link) else { return Some(Wait::Room(lane.link)) };
+            emit(lane.link, state, host, free, 0, control(command), links);
         }
-        state.part += 1;
-        state.element = 0;
+        state.next_part();
     }
     state.finished = true;
     None
 }
 
-fn tensor<'t>(tensors: &'t [(&str, Vec<f32>)], host: &HostStream) -> &'t [f32] {
-    tensors.iter().find(|(name, _)| *name == host.tensor).map_or(&[], |(_, values)| values)
+fn emit(
+    stream: u32,
+    state: &mut LaneState,
+    host: &HostStream,
+    free: u64,
+    value: u32,
+    kind: Kind,
+    links: &mut Links,
+) {
+    if free > state.time {
+        state.causes = links.room_causes(stream);
+        state.time = free;
+    }
+    links.send(stream, state.time, value, kind, state.causes);
+    state.time += u64::from(host.interval.max(1));
+    state.causes.add(Cause::Ingress, u64::from(host.interval.max(1)));
 }
 
 /// Collects words as they arrive; returns what it waits for.
@@ -101,31 +106,34 @@ pub fn drain(
     lane: &HostLane,
     state: &mut LaneState,
     program: &WaferProgram,
-    tensors: &mut [(&str, Vec<f32>)],
+    tensors: &[(&str, Vec<f32>)],
     links: &mut Links,
 ) -> Option<Wait> {
-    while let Some(&part) = lane.parts.get(state.part) {
-        let host = &program.host[part as usize];
-        let walk = Walk::new(&host.dims, &host.index, lane.at.x, lane.at.y);
-        while state.element < walk.len() {
-            let Some((arrival, word)) = links.front(lane.link) else { return Some(Wait::Word(lane.link)) };
-            let time = arrival.max(state.time + 1);
-            links.take(lane.link, time);
-            if word.control {
+    if lane.link == NONE {
+        return Some(Wait::Word(NONE));
+    }
+    while let Some(host) = state.part(lane, program) {
+        let tensor = tensors.iter().position(|(name, _)| *name == host.tensor);
+        while state.left() {
+            let Some(word) = links.front(lane.link) else { return Some(Wait::Word(lane.link)) };
+            let time = word.time.max(state.time + 1);
+            let causes = match word.time > state.time {
+                true => links.arrival_causes(lane.link),
+                false => state.causes.and(Cause::Egress, 1),
+            };
+            links.take(lane.link, time, causes);
+            if word.kind.control {
                 continue;
             }
-            let (_, values) = tensors.iter_mut().find(|(name, _)| *name == host.tensor)?;
             for k in 0..host.wire.lanes() {
-                if let Some(place) = values.get_mut(walk.at(state.element) as usize) {
-                    *place = decode(host.wire, word.value, k);
-                }
+                let value = decode(host.wire, word.value, k);
+                state.collected.extend(tensor.map(|t| (t as u32, state.index() as u64, value)));
                 state.element += 1;
             }
-            state.time = time;
+            (state.time, state.causes) = (time, causes);
             state.words += 1;
         }
-        state.part += 1;
-        state.element = 0;
+        state.next_part();
     }
     state.finished = true;
     None

@@ -1,67 +1,29 @@
-//! Words under way: what was sent, when it arrives, and how full the queues are.
+//! Words under way in one strip: who reads and writes which stream, who waits, and what must wait for its time.
 //!
-//! Times obey a max-plus recurrence. Word `i` of a stream arrives a constant after it was sent; it may be sent once
-//! word `i - depth` has been taken at every end. Links shared by several colours are servers of one word per cycle.
+//! PEs run as far ahead as their words allow, in any order. Only two things depend on the order of time, which of
+//! several tasks is ready first and who gets a shared link. They are *decisions*: each is taken when nothing else can go
+//! on and none is earlier, for then nothing can happen any more that would change it.
 
-use crate::fabric::FabricSpec;
-use crate::network::{End, Network, Origin, Target};
+use super::arbiter::Arbiter;
+use super::cause::{Cause, Causes};
+use super::flow::{Flow, Kind};
+use super::plan::Plan;
+use super::trace::Histogram;
+use super::worklist::Worklist;
+use crate::network::{NONE, Network};
 use crate::program::Command;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 
-/// One word in a stream's buffer.
+/// One word at an end.
 #[derive(Clone, Copy, Debug)]
 pub struct Word {
+    /// When it can be read.
+    pub time: u64,
     /// The 32 bits.
     pub value: u32,
-    /// Whether it is a pure control word, which processors do not see as data.
-    pub control: bool,
-    /// What it does to switches.
-    pub command: Option<Command>,
-    /// Ends that have not taken it yet.
-    left: u32,
-}
-
-/// What is sent as one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// 32 bits.
-    Data(u32),
-    /// 32 bits that may also command switches.
-    Last(u32, Option<Command>),
-    /// A command without data.
-    Control(Command),
-}
-
-impl Word {
-    /// The same content, to be sent on.
-    pub fn content(&self) -> Content {
-        match self.command {
-            Some(command) if self.control => Content::Control(command),
-            command => Content::Last(self.value, command),
-        }
-    }
-}
-
-/// Room for one future word.
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    /// Ends that have made room.
-    released: u32,
-    /// When the last of them did.
-    time: u64,
-}
-
-/// State of a stream.
-#[derive(Debug, Default)]
-struct Flow {
-    words: VecDeque<Word>,
-    times: VecDeque<u64>,
-    slots: VecDeque<Slot>,
-    base: u64,
-    sent: u64,
-    waiting_ends: u32,
-    sender_waits: bool,
+    /// What else it is.
+    pub kind: Kind,
 }
 
 /// State of an end.
@@ -71,218 +33,369 @@ struct Reader {
     waits: bool,
 }
 
-/// All words under way and the calendar of who is to act when.
-pub struct Links<'a> {
-    net: &'a Network,
-    flows: Vec<Flow>,
-    readers: Vec<Reader>,
-    /// Depths of the ends of each stream, ascending; parallel to `net.ends`.
-    depths: Vec<u32>,
-    servers: Vec<Server>,
-    per_cycle: u64,
-    calendar: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Time of the entry of the calendar being handled.
-    pub clock: u64,
-}
-
-/// Actors in one numbering: PEs, switches, host inputs, host outputs.
+/// What a strip tells another.
 #[derive(Clone, Copy, Debug)]
-pub struct Actors {
-    /// First switch.
-    pub switches: u32,
-    /// First host input lane.
-    pub host_in: u32,
-    /// First host output lane.
-    pub host_out: u32,
-    /// One past the last.
-    pub end: u32,
+pub enum Message {
+    /// A word was sent.
+    Word { stream: u32, time: u64, value: u32, kind: Kind },
+    /// There is room for one more word at all ends of strip `from`.
+    Room { stream: u32, from: u16, time: u64 },
 }
 
-impl Actors {
-    /// Numbers the actors of a network.
-    pub fn of(net: &Network) -> Actors {
-        let switches = net.class_of.len() as u32;
-        let host_in = switches + net.switches.len() as u32;
-        let host_out = host_in + net.host_in.len() as u32;
-        Actors { switches, host_in, host_out, end: host_out + net.host_out.len() as u32 }
-    }
+/// What must wait for its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Decision {
+    /// A PE chooses a task.
+    Task(u32),
+    /// A shared link takes a word.
+    Link(u32),
+}
 
-    /// The actor that sends for `origin`.
-    pub fn sender(&self, origin: Origin) -> u32 {
-        match origin {
-            Origin::Pe(pe) => pe,
-            Origin::Switch(s, _) => self.switches + s,
-            Origin::Host(h) => self.host_in + h,
-        }
-    }
-
-    /// The actor that receives for `target`.
-    pub fn receiver(&self, target: Target) -> u32 {
-        match target {
-            Target::Pe(pe) => pe,
-            Target::Switch(s, _) => self.switches + s,
-            Target::Host(h) => self.host_out + h,
-        }
-    }
+/// All words under way in a strip.
+pub struct Links<'a> {
+    /// The network.
+    pub net: &'a Network,
+    /// Who is where.
+    pub plan: &'a Plan,
+    own: u16,
+    flows: Vec<Option<Box<Flow>>>,
+    readers: Vec<Reader>,
+    /// Actors that can go on.
+    pub work: Worklist,
+    arbiter: Arbiter,
+    decisions: BinaryHeap<Reverse<(u64, Decision)>>,
+    /// Messages to each strip.
+    pub outbox: Vec<Vec<Message>>,
+    /// Time up to which all decisions are taken.
+    pub clock: u64,
+    /// Whether causes are kept.
+    pub with_causes: bool,
+    /// Words sent over time, if that is wanted.
+    pub histogram: Option<Histogram>,
 }
 
 impl<'a> Links<'a> {
-    /// Empty streams.
-    pub fn new(net: &'a Network, spec: &FabricSpec) -> Self {
-        let mut depths: Vec<u32> = net.ends.iter().map(|e| e.depth).collect();
-        for s in &net.streams {
-            depths[s.first_end as usize..(s.first_end + s.ends) as usize].sort_unstable();
-        }
+    /// Empty streams of strip `own`.
+    pub fn new(net: &'a Network, plan: &'a Plan, own: u16, per_cycle: u64, with_causes: bool) -> Self {
+        let rows = (plan.first_row[usize::from(own)], plan.first_row[usize::from(own) + 1]);
         let mut flows = Vec::new();
-        flows.resize_with(net.streams.len(), Flow::default);
-        let mut servers = Vec::new();
-        servers.resize_with(net.shared_links as usize, Server::default);
-        let readers = vec![Reader::default(); net.ends.len()];
-        let per_cycle = u64::from(spec.link_words_per_cycle.max(1));
-        Links { net, flows, readers, depths, servers, per_cycle, calendar: BinaryHeap::new(), clock: 0 }
-    }
-
-    /// Lets `actor` act at `time`.
-    pub fn schedule(&mut self, time: u64, actor: u32) {
-        self.calendar.push(Reverse((time, actor)));
-    }
-
-    /// The next actor to act; the clock moves to its time.
-    pub fn next(&mut self) -> Option<u32> {
-        let Reverse((time, actor)) = self.calendar.pop()?;
-        self.clock = self.clock.max(time);
-        Some(actor)
-    }
-
-    /// When the `ahead`-th next word of the stream may leave at the earliest; `None` while queues are full.
-    pub fn room(&self, stream: u32, ahead: usize) -> Option<u64> {
-        let s = &self.net.streams[stream as usize];
-        let flow = &self.flows[stream as usize];
-        let depths = &self.depths[s.first_end as usize..(s.first_end + s.ends) as usize];
-        let index = flow.sent + ahead as u64;
-        let needed = match (depths.first(), depths.last()) {
-            (Some(&least), _) if index < u64::from(least) => return Some(0),
-            (_, Some(&most)) if index >= u64::from(most) => s.ends,
-            _ => depths.partition_point(|&d| u64::from(d) <= index) as u32,
-        };
-        match flow.slots.get(ahead) {
-            Some(slot) if slot.released >= needed => Some(slot.time),
-            None if needed == 0 => Some(0),
-            _ => None,
+        flows.resize_with(net.streams.len(), || None);
+        Links {
+            net,
+            plan,
+            own,
+            flows,
+            readers: vec![Reader::default(); net.ends.len()],
+            work: Worklist::new(rows.0, rows.1, plan.actors.end),
+            arbiter: Arbiter::new(net, per_cycle),
+            decisions: BinaryHeap::new(),
+            outbox: vec![Vec::new(); plan.strips()],
+            clock: 0,
+            with_causes,
+            histogram: None,
         }
+    }
+
+    /// Lets an actor of this strip run.
+    pub fn wake(&mut self, actor: u32) {
+        let row = self.plan.actors.place(self.net, actor) / self.net.width.max(1);
+        self.work.add(actor, row);
+    }
+
+    fn home(&self, stream: u32) -> u16 {
+        self.plan.strip_of(self.net, self.plan.actors.sender(self.net.streams[stream as usize].origin))
+    }
+
+    /// The state of a stream, which begins here if it has none yet.
+    pub fn flow_mut(&mut self, stream: u32) -> &mut Flow {
+        let (net, plan, own) = (self.net, self.plan, self.own);
+        if self.flows[stream as usize].is_none() {
+            let strip_of = |end: u32| plan.strip_of(net, plan.actors.receiver(net.ends[end as usize].target));
+            let flow = Flow::new(net, stream, own, self.home(stream), &strip_of, self.with_causes);
+            self.flows[stream as usize] = Some(Box::new(flow));
+        }
+        self.flows[stream as usize].get_or_insert_default()
+    }
+
+    /// The state of a stream, if anything happened on it.
+    pub fn flow(&self, stream: u32) -> Option<&Flow> {
+        self.flows[stream as usize].as_deref()
+    }
+
+    /// Words that may be sent now.
+    pub fn room(&mut self, stream: u32) -> u64 {
+        let flow = self.flow_mut(stream);
+        flow.open - flow.sent()
+    }
+
+    /// When the next word may leave at the earliest; `None` while queues are full.
+    pub fn next_room(&mut self, stream: u32) -> Option<u64> {
+        let flow = self.flow_mut(stream);
+        (flow.open > flow.sent()).then(|| flow.cells[flow.sent() as usize & flow.mask].free)
     }
 
     /// Marks that the sender wants to be woken when there is room.
     pub fn await_room(&mut self, stream: u32) {
-        self.flows[stream as usize].sender_waits = true;
+        self.flow_mut(stream).sender_waits = true;
     }
 
     /// Sends a word that leaves its source at `time`.
-    pub fn send(&mut self, stream: u32, time: u64, content: Content) {
-        let net = self.net;
-        let s = &net.streams[stream as usize];
-        if s.ends == 0 {
-            return;
-        }
-        let flow = &mut self.flows[stream as usize];
-        let (value, control, command) = match content {
-            Content::Data(value) => (value, false, None),
-            Content::Last(value, command) => (value, false, command),
-            Content::Control(command) => (0, true, Some(command)),
-        };
-        flow.words.push_back(Word { value, control, command, left: s.ends });
-        flow.sent += 1;
-        flow.slots.pop_front();
-        let row = flow.times.len();
-        flow.times.push_back(time);
-        for shared in &net.shared[s.first_shared as usize..(s.first_shared + s.shared) as usize] {
-            let (start, before) = match shared.parent {
-                0 => (time, 0),
-                p => (flow.times[row + p as usize], net.shared[(s.first_shared + p - 1) as usize].latency),
-            };
-            let wish = start + u64::from(shared.latency - before);
-            let granted = self.servers[shared.link as usize].grant(wish, self.per_cycle, self.clock);
-            flow.times.push_back(granted);
-        }
-        if flow.waiting_ends > 0 {
-            self.wake_readers(stream);
-        }
+    pub fn send(&mut self, stream: u32, time: u64, value: u32, kind: Kind, causes: Causes) {
+        let flow = self.flow_mut(stream);
+        flow.push(time, value);
+        flow.mark(kind);
+        flow.explain_word(causes);
+        self.publish(stream, 1);
     }
 
-    fn wake_readers(&mut self, stream: u32) {
-        let s = &self.net.streams[stream as usize];
-        let actors = Actors::of(self.net);
-        for end in s.first_end..s.first_end + s.ends {
-            if self.readers[end as usize].waits {
-                self.readers[end as usize].waits = false;
-                let time = self.front(end).map_or(self.clock, |(t, _)| t);
-                self.schedule(time, actors.receiver(self.net.ends[end as usize].target));
+    /// Makes the last `count` words of a stream known.
+    pub fn publish(&mut self, stream: u32, count: u64) {
+        let Some(flow) = self.flows[stream as usize].as_deref() else { return };
+        if let Some(histogram) = &mut self.histogram {
+            let time = |n: u64| flow.cells[n as usize & flow.mask].time;
+            (flow.sent() - count..flow.sent()).for_each(|n| histogram.add(stream, time(n), 1));
+        }
+        for replica in &flow.replicas {
+            for n in flow.sent() - count..flow.sent() {
+                let cell = flow.cells[n as usize & flow.mask];
+                let word = Message::Word { stream, time: cell.time, value: cell.value, kind: flow.kind(n) };
+                self.outbox[usize::from(replica.strip)].push(word);
             }
         }
-        self.flows[stream as usize].waiting_ends = 0;
+        if flow.waiting > 0 {
+            self.wake_readers(stream, 0);
+        }
+        let s = &self.net.streams[stream as usize];
+        for shared in s.first_shared..s.first_shared + s.shared {
+            if self.net.shared[shared as usize].parent == 0 {
+                self.request(shared);
+            }
+        }
     }
 
-    /// The next word at an end and when it is readable there.
-    #[inline]
-    pub fn front(&self, end: u32) -> Option<(u64, Word)> {
-        self.ahead(end, 0)
+    fn wake_readers(&mut self, stream: u32, column: u32) {
+        let s = &self.net.streams[stream as usize];
+        let mut woken = 0;
+        for end in s.first_end..s.first_end + s.ends {
+            let e = &self.net.ends[end as usize];
+            if self.readers[end as usize].waits && e.column == column {
+                self.readers[end as usize].waits = false;
+                woken += 1;
+                self.wake(self.plan.actors.receiver(e.target));
+            }
+        }
+        self.flow_mut(stream).waiting -= woken;
     }
 
-    /// The word after `n` others at an end.
-    #[inline]
-    pub fn ahead(&self, end: u32, n: u64) -> Option<(u64, Word)> {
-        let e: &End = &self.net.ends[end as usize];
-        let flow = &self.flows[e.stream as usize];
-        let place = (self.readers[end as usize].taken + n - flow.base) as usize;
-        let word = *flow.words.get(place)?;
-        let s = &self.net.streams[e.stream as usize];
-        let time = flow.times[place * (1 + s.shared as usize) + e.column as usize];
+    /// Words that have come to an end and are not taken, control words among them.
+    pub fn available(&self, end: u32) -> u64 {
+        let e = &self.net.ends[end as usize];
+        let flow = self.flows[e.stream as usize].as_deref();
+        flow.map_or(0, |flow| flow.passed[e.column as usize] - self.readers[end as usize].taken)
+    }
+
+    /// Cycles from the source, or the last shared link on the way, to an end.
+    pub fn way(&self, end: u32) -> u64 {
+        let e = &self.net.ends[end as usize];
         let before = match e.column {
             0 => 0,
-            c => self.net.shared[(s.first_shared + c - 1) as usize].latency,
+            c => {
+                let first = self.net.streams[e.stream as usize].first_shared;
+                self.net.shared[(first + c - 1) as usize].latency
+            }
         };
-        Some((time + u64::from(e.latency - before), word))
+        u64::from(e.latency - before)
+    }
+
+    /// The next word at an end.
+    pub fn front(&self, end: u32) -> Option<Word> {
+        if self.available(end) == 0 {
+            return None;
+        }
+        let e = &self.net.ends[end as usize];
+        let flow = self.flows[e.stream as usize].as_deref()?;
+        let n = self.readers[end as usize].taken;
+        let at = n as usize & flow.mask;
+        let time = flow.ring(e.column)[at].time + self.way(end);
+        Some(Word { time, value: flow.cells[at].value, kind: flow.kind(n) })
+    }
+
+    /// Causes of the arrival of the next word at an end.
+    pub fn arrival_causes(&self, end: u32) -> Causes {
+        let e = &self.net.ends[end as usize];
+        match (self.flows[e.stream as usize].as_deref(), self.front(end)) {
+            (Some(flow), Some(word)) if self.with_causes => {
+                let causes = flow.word_causes(self.readers[end as usize].taken);
+                causes.arrived(word.time, u64::from(e.latency))
+            }
+            _ => Causes::default(),
+        }
+    }
+
+    /// Causes of the room for the next word of a stream.
+    pub fn room_causes(&self, stream: u32) -> Causes {
+        let flow = self.flows[stream as usize].as_deref().filter(|_| self.with_causes);
+        flow.map_or(Causes::default(), |flow| flow.room_causes(flow.sent()))
     }
 
     /// Takes the next word at an end at `time`.
-    pub fn take(&mut self, end: u32, time: u64) {
+    pub fn take(&mut self, end: u32, time: u64, causes: Causes) {
         let e = self.net.ends[end as usize];
-        let s = &self.net.streams[e.stream as usize];
-        let reader = &mut self.readers[end as usize];
-        let index = reader.taken;
-        reader.taken += 1;
-        let flow = &mut self.flows[e.stream as usize];
-        flow.words[(index - flow.base) as usize].left -= 1;
-        while flow.words.front().is_some_and(|w| w.left == 0) {
-            flow.words.pop_front();
-            flow.times.drain(..1 + s.shared as usize);
-            flow.base += 1;
+        let n = self.readers[end as usize].taken + u64::from(e.depth);
+        self.readers[end as usize].taken += 1;
+        let flow = self.flow_mut(e.stream);
+        flow.release(n, time + 1);
+        flow.explain_room(n, time + 1, causes.and(Cause::Queue, 1));
+        self.released(end);
+    }
+
+    /// Takes `words` words at an end per step, in steps that begin at `starts`.
+    pub fn take_steps(&mut self, end: u32, words: u64, starts: &[u64]) {
+        let e = self.net.ends[end as usize];
+        let mut n = self.readers[end as usize].taken + u64::from(e.depth);
+        self.readers[end as usize].taken += words * starts.len() as u64;
+        let flow = self.flow_mut(e.stream);
+        for start in starts {
+            for _ in 0..words {
+                flow.release(n, start + 1);
+                n += 1;
+            }
         }
-        let place = (index + u64::from(e.depth) - flow.sent) as usize;
-        if flow.slots.len() <= place {
-            flow.slots.resize(place + 1, Slot::default());
+        self.released(end);
+    }
+
+    /// Says why the room behind the last `words` words taken at an end, free from `time` on, is free then.
+    pub fn explain_taken(&mut self, end: u32, words: u64, time: u64, causes: Causes) {
+        let e = self.net.ends[end as usize];
+        let until = self.readers[end as usize].taken + u64::from(e.depth);
+        let flow = self.flow_mut(e.stream);
+        (until - words..until).for_each(|n| flow.explain_room(n, time, causes));
+    }
+
+    /// Tells the sender of the stream behind an end that there may be more room.
+    fn released(&mut self, end: u32) {
+        let e = self.net.ends[end as usize];
+        let until = self.readers[end as usize].taken + u64::from(e.depth);
+        let Some(flow) = self.flows[e.stream as usize].as_deref_mut() else { return };
+        let before = flow.open;
+        flow.reopen(until);
+        if self.plan.strips() > 1 {
+            let (from, home) = (self.own, self.home(e.stream));
+            let Some(flow) = self.flows[e.stream as usize].as_deref().filter(|_| from != home) else {
+                return self.wake_sender(e.stream);
+            };
+            let time = |n: u64| flow.cells[n as usize & flow.mask].free;
+            let rooms = (before..flow.open).map(|n| Message::Room { stream: e.stream, from, time: time(n) });
+            self.outbox[usize::from(home)].extend(rooms);
+            return;
         }
-        let slot = &mut flow.slots[place];
-        slot.released += 1;
-        slot.time = slot.time.max(time + 1);
-        if flow.sender_waits && place <= 1 && self.room(e.stream, 0).is_some() {
-            self.flows[e.stream as usize].sender_waits = false;
-            self.schedule(time + 1, Actors::of(self.net).sender(s.origin));
+        self.wake_sender(e.stream);
+    }
+
+    fn wake_sender(&mut self, stream: u32) {
+        let flow = self.flow_mut(stream);
+        if flow.sender_waits && flow.open > flow.sent() {
+            flow.sender_waits = false;
+            self.wake(self.plan.actors.sender(self.net.streams[stream as usize].origin));
+        }
+    }
+
+    /// Takes note of what another strip says.
+    pub fn receive(&mut self, message: Message) {
+        match message {
+            Message::Word { stream, time, value, kind } => {
+                let flow = self.flow_mut(stream);
+                flow.push(time, value);
+                flow.mark(kind);
+                if flow.waiting > 0 {
+                    self.wake_readers(stream, 0);
+                }
+            }
+            Message::Room { stream, from, time } => {
+                let flow = self.flow_mut(stream);
+                let n = flow.replica_word(from);
+                flow.release(n, time);
+                flow.reopen(n + 1);
+                self.wake_sender(stream);
+            }
         }
     }
 
     /// Marks that the reader wants to be woken when a word comes.
     pub fn await_word(&mut self, end: u32) {
-        let reader = &mut self.readers[end as usize];
-        if !reader.waits {
-            reader.waits = true;
-            self.flows[self.net.ends[end as usize].stream as usize].waiting_ends += 1;
+        if end != NONE && !std::mem::replace(&mut self.readers[end as usize].waits, true) {
+            self.flow_mut(self.net.ends[end as usize].stream).waiting += 1;
+        }
+    }
+
+    /// Asks for a decision at `time`.
+    pub fn decide_at(&mut self, time: u64, decision: Decision) {
+        self.decisions.push(Reverse((time, decision)));
+    }
+
+    /// The time of the next decision.
+    pub fn next_decision(&self) -> Option<u64> {
+        self.decisions.peek().map(|Reverse((time, _))| *time)
+    }
+
+    /// Takes all decisions of time `now`; tasks are chosen by their PEs, which are woken.
+    pub fn decide(&mut self, now: u64) {
+        self.clock = now;
+        while let Some(&Reverse((time, decision))) = self.decisions.peek() {
+            if time > now {
+                return;
+            }
+            self.decisions.pop();
+            match decision {
+                Decision::Task(pe) => self.wake(pe),
+                Decision::Link(link) => self.grant(link, now),
+            }
+        }
+    }
+
+    /// Lets the next word of a stream ask for shared link number `shared`, if there is one and it does not yet.
+    fn request(&mut self, shared: u32) {
+        let node = self.net.shared[shared as usize];
+        let (stream, column) = self.arbiter.place(shared);
+        let Some(flow) = self.flows[stream as usize].as_deref() else { return };
+        let n = flow.passed[column as usize];
+        if n == flow.passed[node.parent as usize] || !self.arbiter.enter(shared) {
+            return;
+        }
+        let before = match node.parent {
+            0 => 0,
+            p => self.net.shared[(self.net.streams[stream as usize].first_shared + p - 1) as usize].latency,
+        };
+        let wish = flow.ring(node.parent)[n as usize & flow.mask].time + u64::from(node.latency - before);
+        self.arbiter.ask(node.link, wish, shared);
+        self.decide_at(wish, Decision::Link(node.link));
+    }
+
+    /// Gives a shared link to all who want it at `now`, in order of their wishes.
+    fn grant(&mut self, link: u32, now: u64) {
+        while let Some((time, shared)) = self.arbiter.grant(link, now) {
+            let (stream, column) = self.arbiter.place(shared);
+            let flow = self.flow_mut(stream);
+            let n = flow.passed[column as usize];
+            let at = (flow.mask + 1) * column as usize + (n as usize & flow.mask);
+            flow.cells[at].time = time;
+            flow.passed[column as usize] += 1;
+            let waiting = flow.waiting > 0;
+            let s = &self.net.streams[stream as usize];
+            for next in s.first_shared..s.first_shared + s.shared {
+                if next == shared || self.net.shared[next as usize].parent == column {
+                    self.request(next);
+                }
+            }
+            if waiting {
+                self.wake_readers(stream, column);
+            }
         }
     }
 
     /// Words sent so far.
     pub fn sent(&self, stream: u32) -> u64 {
-        self.flows[stream as usize].sent
+        self.flow(stream).map_or(0, Flow::sent)
     }
 
     /// Words taken so far at an end.
@@ -291,57 +404,7 @@ impl<'a> Links<'a> {
     }
 }
 
-/// A shared link: grants each word the first free place in time.
-#[derive(Debug, Default)]
-struct Server {
-    /// Occupied places, as disjoint ascending ranges.
-    busy: VecDeque<(u64, u64)>,
-}
-
-impl Server {
-    /// The first free cycle from `wish` on, which is then occupied. Nothing before `horizon` is asked for any more.
-    fn grant(&mut self, wish: u64, per_cycle: u64, horizon: u64) -> u64 {
-        while self.busy.front().is_some_and(|&(_, end)| end < horizon * per_cycle) {
-            self.busy.pop_front();
-        }
-        let mut place = wish * per_cycle;
-        let mut at = self.busy.partition_point(|&(_, end)| end < place);
-        while let Some(&(start, end)) = self.busy.get(at) {
-            if place < start {
-                break;
-            }
-            place = place.max(end);
-            if self.busy.get(at + 1).is_none_or(|&(next, _)| place < next) {
-                self.busy[at].1 = place + 1;
-                self.join(at);
-                return place / per_cycle;
-            }
-            at += 1;
-        }
-        self.busy.insert(at, (place, place + 1));
-        self.join(at);
-        place / per_cycle
-    }
-
-    /// Merges the range at `at` with the one after it if they touch.
-    fn join(&mut self, at: usize) {
-        if let (Some(&(_, end)), Some(&(next, last))) = (self.busy.get(at), self.busy.get(at + 1))
-            && end == next
-        {
-            self.busy[at].1 = last;
-            self.busy.remove(at + 1);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shared_link_gives_each_cycle_once() {
-        let mut server = Server::default();
-        let granted: Vec<u64> = [5, 5, 3, 4, 4, 9, 3].iter().map(|&w| server.grant(w, 1, 0)).collect();
-        assert_eq!(granted, [5, 6, 3, 4, 7, 9, 8]);
-    }
+/// The kind of a pure control word.
+pub fn control(command: Command) -> Kind {
+    Kind { control: true, command: Some(command) }
 }

@@ -1,5 +1,6 @@
 //! Routers with switch positions: they forward from one port until a control word makes them turn.
 
+use super::cause::{Cause, Causes};
 use super::links::Links;
 use super::ops::Wait;
 use crate::network::{NONE, SwitchNode};
@@ -11,6 +12,7 @@ pub struct SwitchState {
     /// Active position.
     pub position: usize,
     next: u64,
+    causes: Causes,
 }
 
 /// Forwards words as long as there are any and there is room; returns what it waits for.
@@ -21,21 +23,26 @@ pub fn forward(node: &SwitchNode, route: &Route, state: &mut SwitchState, links:
         if end == NONE {
             return Wait::Word(NONE);
         }
-        let Some((arrival, word)) = links.front(end) else { return Wait::Word(end) };
-        let mut time = arrival.max(state.next);
+        let Some(word) = links.front(end) else { return Wait::Word(end) };
+        let (mut time, mut causes) = (state.next, state.causes);
+        if word.time > time {
+            (time, causes) = (word.time, links.arrival_causes(end));
+        }
         for port in &position.to {
             let stream = node.streams[*port as usize];
-            match links.room(stream, 0) {
-                Some(free) => time = time.max(free),
+            match links.next_room(stream) {
+                Some(free) if free > time => (time, causes) = (free, links.room_causes(stream)),
+                Some(_) => {}
                 None => return Wait::Room(stream),
             }
         }
-        links.take(end, time);
+        links.take(end, time, causes);
         for port in &position.to {
-            links.send(node.streams[*port as usize], time, word.content());
+            links.send(node.streams[*port as usize], time, word.value, word.kind, causes);
         }
         state.next = time + 1;
-        turn(state, route, word.command);
+        state.causes = causes.and(Cause::Contention, 1);
+        turn(state, route, word.kind.command);
     }
 }
 

@@ -55,6 +55,11 @@ impl Address {
         if high >= i64::from(elements) { Err(high) } else { Ok(()) }
     }
 
+    /// Whether elements lie one behind the other.
+    pub fn is_dense(&self) -> bool {
+        self.dims == 1 && self.step == 1
+    }
+
     /// Index of element `e`.
     #[inline]
     pub fn at(&self, e: usize) -> usize {

@@ -42,6 +42,8 @@ pub fn report(engine: &Engine, rows: &Rows) -> Report {
         host_out_words,
         host_cycles: engine.spec.host_cycles(host_in_words, host_out_words),
         terms: terms(last, cycles),
+        critical_path: BTreeMap::new(),
+        heat: Default::default(),
         classes: classes(engine, rows, exact, &weight),
         phases: phases(engine),
         assumptions: assumptions(engine.spec),
