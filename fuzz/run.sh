@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes one target with the stable compiler and no sanitizer, from seeds of this repository.
-# usage: fuzz/run.sh safetensors|torch|config|model SECONDS
+# usage: fuzz/run.sh safetensors|torch|config|model|wafer SECONDS
 set -euo pipefail
 target=$1 seconds=$2
 cd "$(dirname "$0")"
@@ -25,6 +25,7 @@ case $target in
     done
     ;;
   config) for file in ../tests/data/oracles/*/config.json ../models/tests/data/*.json; do [ -f "$file" ] && seed '' "$file"; done ;;
+  wafer) for file in ../runtime-sim/tests/data/*.wafer; do seed '' "$file"; done ;;
   model) for file in ../models/*.toml; do seed '' "$file"; done ;;
 esac
 

@@ -313,6 +313,9 @@ pub struct Simulate {
     /// How closely to look.
     #[arg(long, value_enum, default_value = "flow")]
     pub level: Level,
+    /// Write what happened when, for Perfetto or Chrome's trace viewer.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,

@@ -224,6 +224,8 @@ pub struct LoweredOp {
     pub sequential: bool,
     /// What it costs.
     pub price: Price,
+    /// Number of its compiled function, from 1; 0 if it is interpreted.
+    pub compiled: u16,
 }
 
 impl LoweredOp {
@@ -309,6 +311,16 @@ impl LoweredClass {
 }
 
 impl Instr {
+    /// Its vector operations.
+    #[cfg(feature = "compiled")]
+    pub fn ops_mut(&mut self) -> &mut [LoweredOp] {
+        match self {
+            Instr::Op(op) => std::slice::from_mut(op),
+            Instr::Par(ops) => ops,
+            _ => &mut [],
+        }
+    }
+
     /// Whether a count or length depends on how often the task ran before.
     pub fn length_varies_by_turn(&self) -> bool {
         match self {
@@ -496,6 +508,7 @@ impl Cx<'_> {
             dims: op.dims.iter().map(Linear::from).collect(),
             sequential,
             price,
+            compiled: 0,
         })
     }
 

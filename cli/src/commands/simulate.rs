@@ -4,12 +4,14 @@ use super::{jobs, print_json};
 use crate::args::{Global, Level, Simulate};
 use crate::failure::{Exit, Failure, Fault};
 use crate::wafer_artifact::{Stage, WaferArtifact};
-use crate::{interrupt, show};
+use crate::{interrupt, output, show};
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::report::HotLink;
+use lapidary_runtime_sim::trace::{self, Trace};
 use lapidary_runtime_sim::{Checked, Report, check, event, flow};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -49,12 +51,18 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
     }
     let start = Instant::now();
     let (shared, level) = (Arc::clone(&artifact), args.level);
-    let done = interrupt::watched(artifact.stages.len(), jobs(global), move |index| {
-        simulate(&shared.stages[index], &shared, level, &name)
+    let (threads, traced) = (jobs(global), args.trace.is_some());
+    let done = interrupt::watched(artifact.stages.len(), threads, move |index| {
+        let looked = Look { level, threads, traced, name: &name };
+        simulate(&shared.stages[index], &shared, &looked)
     })?;
     let wall_s = start.elapsed().as_secs_f64();
-    let reports: Vec<Option<Report>> =
+    let timed: Vec<Option<Timed>> =
         done.results.into_iter().map(Option::transpose).collect::<Result<_, _>>()?;
+    if let Some(path) = &args.trace {
+        write_trace(path, &artifact, &timed)?;
+    }
+    let reports: Vec<Option<Report>> = timed.into_iter().map(|timed| timed.map(|t| t.report)).collect();
     let stages: Vec<(&Stage, &Report)> = finished(&artifact, &reports);
     if let Some((_, longest)) = stages.iter().max_by_key(|(stage, report)| stage.times * report.cycles) {
         show_all(args, &artifact, &stages, longest, wall_s)?;
@@ -127,24 +135,74 @@ fn show_all(
     Ok(())
 }
 
-fn simulate(stage: &Stage, artifact: &WaferArtifact, level: Level, name: &str) -> Result<Report, Failure> {
-    let checked = check(&stage.program, &artifact.fabric).map_err(|errors| Failure {
-        exit: Exit::InvalidInput,
-        faults: errors.iter().map(|error| Fault::new(format!("{name}: {}: {error}", stage.name))).collect(),
-    })?;
-    time(&checked, level, name)
+/// How to look at a program.
+struct Look<'n> {
+    level: Level,
+    threads: usize,
+    traced: bool,
+    name: &'n str,
 }
 
-fn time(checked: &Checked<WaferProgram>, level: Level, name: &str) -> Result<Report, Failure> {
-    let refused = |what: String| Failure::new(Exit::InvalidInput, format!("{name}: {what}"));
-    match level {
+/// What was seen.
+struct Timed {
+    report: Report,
+    trace: Option<Trace>,
+}
+
+/// Largest grid, in PEs, whose critical path is followed unasked: it takes one thread and several times as long.
+const FOLLOWED: u64 = 16_384;
+
+fn simulate(stage: &Stage, artifact: &WaferArtifact, look: &Look) -> Result<Timed, Failure> {
+    let checked = check(&stage.program, &artifact.fabric).map_err(|errors| Failure {
+        exit: Exit::InvalidInput,
+        faults: errors
+            .iter()
+            .map(|error| Fault::new(format!("{}: {}: {error}", look.name, stage.name)))
+            .collect(),
+    })?;
+    time(&checked, look)
+}
+
+fn time(checked: &Checked<WaferProgram>, look: &Look) -> Result<Timed, Failure> {
+    let refused = |what: String| Failure::new(Exit::InvalidInput, format!("{}: {what}", look.name));
+    match look.level {
         Level::Event => {
-            let run =
-                event::simulate(checked, BTreeMap::new()).map_err(|error| refused(error.to_string()))?;
-            Ok(run.report)
+            let pes: u64 = checked.get().classes.iter().map(|class| class.count()).sum();
+            let options = event::Options {
+                threads: look.threads,
+                critical_path: look.traced || pes <= FOLLOWED,
+                trace: look.traced,
+                ..event::Options::default()
+            };
+            let run = event::simulate_with(checked, BTreeMap::new(), &options);
+            let run = run.map_err(|error| refused(error.to_string()))?;
+            Ok(Timed { report: run.report, trace: run.trace })
         }
-        Level::Flow => flow::time(checked).map_err(|error| refused(error.to_string())),
+        Level::Flow => {
+            let (report, trace) = flow::time_traced(checked).map_err(|error| refused(error.to_string()))?;
+            Ok(Timed { report, trace: look.traced.then_some(trace) })
+        }
     }
+}
+
+/// A trace in the JSON format of Chrome's trace viewer.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TraceFile {
+    display_time_unit: &'static str,
+    trace_events: Vec<trace::Event>,
+}
+
+/// Writes what happened when in the stages that were simulated.
+fn write_trace(path: &Path, artifact: &WaferArtifact, timed: &[Option<Timed>]) -> Result<(), Failure> {
+    let stages = (0..).zip(&artifact.stages).zip(timed);
+    let events = stages.filter_map(|((n, stage), timed)| {
+        Some(timed.as_ref()?.trace.as_ref()?.events(n, &stage.name))
+    });
+    let file = TraceFile { display_time_unit: "ns", trace_events: events.flatten().collect() };
+    let text = serde_json::to_string(&file)
+        .map_err(|error| Failure::new(Exit::Internal, format!("no JSON form of the trace: {error}")))?;
+    output::file(path, &text)
 }
 
 fn print(stage: &Stage, report: &Report) {
@@ -167,7 +225,10 @@ fn print(stage: &Stage, report: &Report) {
         );
     }
     print_phases(report);
-    print_terms(report);
+    print_cycles("cause, in the PE that ends last", &report.terms, report.cycles);
+    if !report.critical_path.is_empty() {
+        print_cycles("cause, on the critical path", &report.critical_path, report.cycles);
+    }
 }
 
 fn print_phases(report: &Report) {
@@ -184,14 +245,14 @@ fn print_phases(report: &Report) {
     }
 }
 
-fn print_terms(report: &Report) {
-    let mut terms: Vec<(&String, &u64)> = report.terms.iter().filter(|(_, cycles)| **cycles > 0).collect();
+fn print_cycles(title: &str, by_cause: &BTreeMap<String, u64>, all: u64) {
+    let mut terms: Vec<(&String, &u64)> = by_cause.iter().filter(|(_, cycles)| **cycles > 0).collect();
     terms.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
     let rows = terms.iter().map(|(name, cycles)| {
-        let share = 100.0 * **cycles as f64 / report.cycles.max(1) as f64;
+        let share = 100.0 * **cycles as f64 / all.max(1) as f64;
         vec![name.to_string(), show::count(**cycles), format!("{share:.1} %")]
     });
-    println!("\n{}", show::table(&["cause, in the PE that ends last", "cycles", "share"], &[1, 2], rows));
+    println!("\n{}", show::table(&[title, "cycles", "share"], &[1, 2], rows));
 }
 
 fn print_assumptions(report: &Report) {

@@ -1,6 +1,10 @@
 //! The numbers of a vector op: operands into vectors, the function over them, results back to memory or into words.
 
+use super::jit::Compiled;
+#[cfg(feature = "compiled")]
+use super::jit::Place;
 use super::ops::{CHUNK, OpFault, OpState};
+use super::pe::Cx;
 use super::values::{Address, apply, load, store};
 use crate::lower::{Env, LoweredOp, LoweredSlice, Sink, Source};
 use crate::program::OpKind;
@@ -38,19 +42,30 @@ impl Addresses {
     }
 }
 
-/// Computes all elements of an op on memory, in chunks.
-pub fn compute_all(
-    op: &LoweredOp,
-    state: &OpState,
-    elements: u64,
-    memory: &mut [u8],
-    values: &mut Values,
-    a: &Addresses,
-) {
+/// What ops compute with.
+pub struct Numbers<'n> {
+    memory: &'n mut [u8],
+    values: &'n mut Values,
+    #[cfg_attr(not(feature = "compiled"), expect(dead_code, reason = "there is nothing to call"))]
+    compiled: Option<&'n Compiled>,
+}
+
+impl<'n> Numbers<'n> {
+    /// Those of a PE.
+    pub fn of(cx: &'n mut Cx) -> Self {
+        Numbers { memory: cx.memory, values: &mut cx.scratch.values, compiled: cx.compiled }
+    }
+}
+
+/// Computes all elements of an op on memory.
+pub fn compute_all(op: &LoweredOp, state: &OpState, elements: u64, a: &Addresses, numbers: &mut Numbers) {
+    if run_compiled(op, state, 0, elements as usize, a, numbers) {
+        return;
+    }
     let mut first = 0;
     while first < elements {
         let last = (first + CHUNK).min(elements);
-        compute(op, state, first, last, memory, values, a);
+        compute(op, state, first, last, a, numbers);
         first = last;
     }
 }
@@ -61,11 +76,14 @@ pub fn compute(
     state: &OpState,
     first: u64,
     last: u64,
-    memory: &mut [u8],
-    values: &mut Values,
     a: &Addresses,
+    numbers: &mut Numbers,
 ) {
     let (first, count) = (first as usize, (last - first) as usize);
+    if run_compiled(op, state, first, count, a, numbers) {
+        return;
+    }
+    let Numbers { memory, values, .. } = numbers;
     values.out.clear();
     if op.sequential {
         return one_by_one(op, state, first, count, memory, values, a);
@@ -81,11 +99,63 @@ pub fn compute(
             }
         }
     }
-    let Values { operands: [x, y, z], out } = values;
+    let Values { operands: [x, y, z], out } = &mut **values;
     apply_all(op.kind, op.src.len(), count, [x, y, z], out);
     if let (Sink::Mem(s), Some(address)) = (&op.dst, &a.dst) {
         put_back(s, address, first, out, memory);
     }
+}
+
+/// Nothing is compiled.
+#[cfg(not(feature = "compiled"))]
+fn run_compiled(_: &LoweredOp, _: &OpState, _: usize, _: usize, _: &Addresses, _: &mut Numbers) -> bool {
+    false
+}
+
+/// Computes elements with compiled code, if there is some for the op: row by row where addresses make steps.
+#[cfg(feature = "compiled")]
+fn run_compiled(
+    op: &LoweredOp,
+    state: &OpState,
+    first: usize,
+    count: usize,
+    a: &Addresses,
+    numbers: &mut Numbers,
+) -> bool {
+    let Some((code, shape)) = numbers.compiled.and_then(|compiled| compiled.get(op.compiled)) else {
+        return false;
+    };
+    let Values { operands, out } = &mut *numbers.values;
+    out.clear();
+    if a.dst.is_none() {
+        out.resize(count, 0.0);
+    }
+    let mut done = 0;
+    while done < count {
+        let memory = |address: &Option<Address>| address.as_ref().map(|a| a.row_left(first + done));
+        let rows = a.src.iter().chain([&a.dst]).filter_map(memory);
+        let length = rows.fold(count - done, usize::min);
+        let place = |s: &LoweredSlice, address: &Address| {
+            let size = s.dtype.bytes() as usize;
+            let at = s.buffer_offset as usize + size * address.at(first + done);
+            Place::Memory { at, step: address.step() * size as i64 }
+        };
+        let mut places = [Place::Nowhere; 4];
+        places[0] = match (&op.dst, &a.dst) {
+            (Sink::Mem(s), Some(address)) => place(s, address),
+            _ => Place::Words(done),
+        };
+        for (k, source) in op.src.iter().enumerate() {
+            places[k + 1] = match (source, &a.src[k]) {
+                (Source::Mem(s), Some(address)) => place(s, address),
+                (Source::In { .. }, _) => Place::Words(done),
+                _ => Place::Nowhere,
+            };
+        }
+        code.run(shape, length, places, numbers.memory, operands, out, state.scalars);
+        done += length;
+    }
+    true
 }
 
 /// The function over vectors; frequent ones have loops of their own.

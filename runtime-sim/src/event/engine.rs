@@ -1,6 +1,9 @@
 //! A run from its beginning to its end.
 
 use super::deadlock::{self, Standstill};
+#[cfg(feature = "compiled")]
+use super::emit::Shape;
+use super::jit::Compiled;
 use super::outcome;
 use super::plan::Plan;
 use super::rounds;
@@ -36,13 +39,17 @@ pub struct Options {
     pub critical_path: bool,
     /// Whether what happened when is kept.
     pub trace: bool,
+    /// Whether ops are compiled to machine code where that is known to be possible; otherwise they are interpreted.
+    pub compiled: bool,
+    /// 0 to work row by row; any other number shuffles the order of what can go on.
+    pub shuffle: u64,
 }
 
 impl Default for Options {
-    /// All cores, no critical path, no trace.
+    /// All cores, compiled, row by row, no critical path, no trace.
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        Options { threads, critical_path: false, trace: false }
+        Options { threads, critical_path: false, trace: false, compiled: true, shuffle: 0 }
     }
 }
 
@@ -118,11 +125,12 @@ pub fn simulate_with(
     let Ok(net) = Network::build(program, spec) else {
         return Ok(Run { report: Report::default(), tensors: BTreeMap::new(), trace: None });
     };
-    let classes = lower(program, spec);
+    let mut classes = lower(program, spec);
+    let compiled = options.compiled.then(|| compile(&mut classes)).flatten();
     let alone = options.critical_path || options.trace;
     let plan = Plan::of(&net, if alone { 1 } else { options.threads });
     let setup =
-        Setup { program, spec, net: &net, classes: &classes, plan: &plan, tensors: &tensors, options };
+        Setup { program, spec, net: &net, classes: &classes, plan: &plan, tensors: &tensors, options, compiled };
     let mut strips = rounds::run(&setup);
     refuse(&setup, &mut strips)?;
     Ok(outcome::collect(&setup, strips))
@@ -144,6 +152,30 @@ pub struct Setup<'a> {
     pub tensors: &'a [(&'a str, Vec<f32>)],
     /// How to run.
     pub options: &'a Options,
+    /// Compiled ops.
+    pub compiled: Option<Compiled>,
+}
+
+/// Nothing can be compiled.
+#[cfg(not(feature = "compiled"))]
+fn compile(_: &mut [LoweredClass]) -> Option<Compiled> {
+    None
+}
+
+/// Compiles each distinct shape of op once, and numbers the ops by it.
+#[cfg(feature = "compiled")]
+fn compile(classes: &mut [LoweredClass]) -> Option<Compiled> {
+    let mut shapes: Vec<Shape> = Vec::new();
+    let tasks = classes.iter_mut().flat_map(|class| &mut class.tasks);
+    for op in tasks.flat_map(|task| &mut task.code).flat_map(crate::lower::Instr::ops_mut) {
+        let Some(shape) = Shape::of(op) else { continue };
+        let number = shapes.iter().position(|known| *known == shape).unwrap_or(shapes.len());
+        if number == shapes.len() {
+            shapes.push(shape);
+        }
+        op.compiled = number as u16 + 1;
+    }
+    Compiled::new(shapes)
 }
 
 /// All declared tensors, in name order.

@@ -6,6 +6,7 @@
 
 use super::arbiter::Arbiter;
 use super::cause::{Cause, Causes};
+use super::engine::Options;
 use super::flow::{Flow, Kind};
 use super::plan::Plan;
 use super::trace::Histogram;
@@ -76,7 +77,7 @@ pub struct Links<'a> {
 
 impl<'a> Links<'a> {
     /// Empty streams of strip `own`.
-    pub fn new(net: &'a Network, plan: &'a Plan, own: u16, per_cycle: u64, with_causes: bool) -> Self {
+    pub fn new(net: &'a Network, plan: &'a Plan, own: u16, per_cycle: u64, options: &Options) -> Self {
         let rows = (plan.first_row[usize::from(own)], plan.first_row[usize::from(own) + 1]);
         let mut flows = Vec::new();
         flows.resize_with(net.streams.len(), || None);
@@ -86,12 +87,12 @@ impl<'a> Links<'a> {
             own,
             flows,
             readers: vec![Reader::default(); net.ends.len()],
-            work: Worklist::new(rows.0, rows.1, plan.actors.end),
+            work: Worklist::new(rows.0, rows.1, plan.actors.end, options.shuffle),
             arbiter: Arbiter::new(net, per_cycle),
             decisions: BinaryHeap::new(),
             outbox: vec![Vec::new(); plan.strips()],
             clock: 0,
-            with_causes,
+            with_causes: options.critical_path,
             histogram: None,
         }
     }

@@ -8,10 +8,19 @@ mod arbiter;
 mod cause;
 mod compute;
 mod deadlock;
+#[cfg(feature = "compiled")]
+mod emit;
 mod engine;
 mod flow;
 mod host;
 mod images;
+#[cfg(feature = "compiled")]
+mod jit;
+#[cfg(not(feature = "compiled"))]
+mod jit {
+    /// No compiled ops.
+    pub enum Compiled {}
+}
 mod links;
 mod ops;
 mod outcome;

@@ -1,7 +1,7 @@
 //! One vector op on one PE: as many elements as words and room allow, with their times and their numbers.
 
 use super::cause::{Cause, Causes};
-use super::compute::{Addresses, Values, compute, compute_all};
+use super::compute::{Addresses, Numbers, Values, compute, compute_all};
 use super::flow::{Cell, Flow, Kind};
 use super::pe::{Cx, Pe, Spent};
 use super::values::{decode, encode};
@@ -89,7 +89,7 @@ pub fn run(
         return Ok(stream(op, state, elements, pe, causes, cx, &addresses));
     }
     let cycles = op.price.memory_cycles(elements);
-    compute_all(op, state, elements, cx.memory, &mut cx.scratch.values, &addresses);
+    compute_all(op, state, elements, &addresses, &mut Numbers::of(cx));
     pe.spent.busy += cycles;
     causes.add(Cause::Busy, cycles);
     state.ready += cycles;
@@ -198,7 +198,7 @@ fn stream(
             pace(op, inputs, steps, state, &mut pe.spent, cx);
         }
         state.done = first + done * step;
-        compute(op, state, first, state.done, cx.memory, &mut cx.scratch.values, addresses);
+        compute(op, state, first, state.done, addresses, &mut Numbers::of(cx));
         if let Sink::Out { slot, wire, then } = &op.dst {
             let last = (state.done >= elements).then_some(*then).flatten();
             send(op, *wire, cx.ports.output(*slot), last, *causes, cx);

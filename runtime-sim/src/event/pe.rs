@@ -1,6 +1,7 @@
 //! A PE: the task it runs, and how far it has come.
 
 use super::cause::{Cause, Causes};
+use super::jit::Compiled;
 use super::links::{Decision, Links, control};
 use super::ops::{self, OpFault, OpState, Scratch, Wait};
 use super::trace::Tracer;
@@ -112,6 +113,8 @@ pub struct Cx<'s, 'a> {
     pub causes: &'s mut Causes,
     /// Cycles to start a task.
     pub activation: u64,
+    /// Compiled ops.
+    pub compiled: Option<&'s Compiled>,
     /// Where what it does is noted, if it is.
     pub tracer: Option<&'s mut Tracer>,
 }

@@ -49,7 +49,7 @@ impl<'a> Strip<'a> {
         let explained = setup.options.critical_path;
         let mut strip = Strip {
             setup,
-            links: Links::new(net, plan, own, per_cycle, explained),
+            links: Links::new(net, plan, own, per_cycle, setup.options),
             first_pe: pes.start,
             pes: Vec::with_capacity(pes.len()),
             memory_at: Vec::with_capacity(pes.len() + 1),
@@ -202,6 +202,7 @@ impl<'a> Strip<'a> {
             controls: &mut self.controls,
             causes: &mut self.causes[causes],
             activation: u64::from(self.setup.spec.task_activation),
+            compiled: self.setup.compiled.as_ref(),
             tracer: self.tracer.as_mut().filter(|tracer| tracer.follows(pe)),
         };
         if let Err(fault) = self.pes[index].run(&mut cx) {

@@ -55,6 +55,24 @@ impl Address {
         if high >= i64::from(elements) { Err(high) } else { Ok(()) }
     }
 
+    /// Elements from `e` on that lie at one distance from each other.
+    #[cfg(feature = "compiled")]
+    pub fn row_left(&self, e: usize) -> usize {
+        match self.dims {
+            1 => usize::MAX,
+            dims => {
+                let row = self.lengths[dims - 1].max(1) as usize;
+                row - e % row
+            }
+        }
+    }
+
+    /// That distance.
+    #[cfg(feature = "compiled")]
+    pub fn step(&self) -> i64 {
+        self.step
+    }
+
     /// Whether elements lie one behind the other.
     pub fn is_dense(&self) -> bool {
         self.dims == 1 && self.step == 1

@@ -12,13 +12,15 @@ pub struct Worklist {
     /// Rows with work, each once.
     open: VecDeque<u32>,
     queued: Vec<bool>,
+    /// State of the shuffle; 0 for none.
+    shuffle: u64,
 }
 
 impl Worklist {
-    /// No work yet, for rows `first..end` and actors below `actors`.
-    pub fn new(first: u32, end: u32, actors: u32) -> Self {
+    /// No work yet, for rows `first..end` and actors below `actors`; shuffled if `shuffle` is not 0.
+    pub fn new(first: u32, end: u32, actors: u32, shuffle: u64) -> Self {
         let rows = vec![VecDeque::new(); (end - first).max(1) as usize];
-        Worklist { first_row: first, rows, open: VecDeque::new(), queued: vec![false; actors as usize] }
+        Worklist { first_row: first, rows, open: VecDeque::new(), queued: vec![false; actors as usize], shuffle }
     }
 
     /// Adds an actor at row `y`.
@@ -36,6 +38,18 @@ impl Worklist {
     /// The next actor; the row at work is finished first.
     pub fn next(&mut self) -> Option<u32> {
         while let Some(&row) = self.open.front() {
+            if self.shuffle != 0 {
+                self.shuffle = self.shuffle.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let (row, random) = (&mut self.rows[row as usize], (self.shuffle >> 33) as usize);
+                if !row.is_empty() {
+                    let other = random % row.len();
+                    row.swap(0, other);
+                }
+                if random.is_multiple_of(3) {
+                    self.open.rotate_left(1);
+                    continue;
+                }
+            }
             if let Some(actor) = self.rows[row as usize].pop_front() {
                 self.queued[actor as usize] = false;
                 return Some(actor);
@@ -52,7 +66,7 @@ mod tests {
 
     #[test]
     fn each_actor_is_in_it_once_and_rows_go_one_after_the_other() {
-        let mut work = Worklist::new(3, 5, 10);
+        let mut work = Worklist::new(3, 5, 10, 0);
         [(7, 3), (8, 4), (9, 3), (7, 3)].into_iter().for_each(|(actor, y)| work.add(actor, y));
         assert_eq!(work.next(), Some(7));
         work.add(7, 3);

@@ -14,6 +14,7 @@ use crate::network::{NONE, Network, cover};
 use crate::parallel;
 use crate::program::{Trigger, WaferProgram};
 use crate::report::Report;
+use crate::trace::Trace;
 use std::collections::VecDeque;
 
 /// Why a program cannot be timed at this level.
@@ -40,6 +41,11 @@ pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
     time_sharing(program, Sharing::Rows)
 }
 
+/// As [`time`], with the phases of one PE of each class as tracks.
+pub fn time_traced(program: &Checked<WaferProgram>) -> Result<(Report, Trace), FlowError> {
+    timed(program, Sharing::Rows)
+}
+
 /// What rows of PEs that do the same have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sharing {
@@ -51,12 +57,16 @@ pub(super) enum Sharing {
 }
 
 pub(super) fn time_sharing(program: &Checked<WaferProgram>, sharing: Sharing) -> Result<Report, FlowError> {
+    timed(program, sharing).map(|(report, _)| report)
+}
+
+fn timed(program: &Checked<WaferProgram>, sharing: Sharing) -> Result<(Report, Trace), FlowError> {
     let (program, spec) = (program.get(), program.fabric());
     let classes = lower(program, spec);
-    let Ok(class_of) = cover(program) else { return Ok(Report::default()) };
+    let Ok(class_of) = cover(program) else { return Ok(Default::default()) };
     let rows = rows::choose(program, &class_of, &classes);
     let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
-    let Ok(net) = Network::of_rows(program, spec, class_of, traced) else { return Ok(Report::default()) };
+    let Ok(net) = Network::of_rows(program, spec, class_of, traced) else { return Ok(Default::default()) };
     let leaders = match sharing {
         Sharing::Rows => Leaders::of(&net, &classes),
         #[cfg(test)]
@@ -73,7 +83,8 @@ pub fn finishes(
     classes: &[LoweredClass],
 ) -> Result<(), FlowError> {
     let shape_of = (0..classes.len() as u16).collect();
-    let rows = Rows { chosen: Default::default(), weight: Default::default(), shape_of };
+    let (chosen, weight, like) = Default::default();
+    let rows = Rows { chosen, weight, like, shape_of };
     run(program, spec, net, classes, &rows, &Leaders::of(net, classes)).map(|_| ())
 }
 
@@ -84,7 +95,7 @@ fn run(
     classes: &[LoweredClass],
     rows: &Rows,
     leaders: &Leaders,
-) -> Result<Report, FlowError> {
+) -> Result<(Report, Trace), FlowError> {
     supported(program)?;
     let works: Vec<Works> = parallel::map(classes, works);
     let mut engine = Engine::new(program, spec, net, classes, &works, leaders);
@@ -96,7 +107,11 @@ fn run(
     engine.run();
     match engine.first_stuck() {
         Some(pe) => Err(FlowError::Deadlock { chain: engine.explain(pe) }),
-        None => Ok(super::outcome::report(&engine, rows)),
+        None => {
+            let report = super::outcome::report(&engine, rows);
+            let trace = super::outcome::trace(&engine, &report);
+            Ok((report, trace))
+        }
     }
 }
 

@@ -21,4 +21,4 @@ mod tests;
 mod work;
 
 pub(crate) use engine::finishes;
-pub use engine::{FlowError, time};
+pub use engine::{FlowError, time, time_traced};

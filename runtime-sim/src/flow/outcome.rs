@@ -4,9 +4,11 @@ use super::engine::Engine;
 use super::pe::Pe;
 use super::rows::Rows;
 use crate::event::memory_peak;
+use crate::heat::{Heat, HeatMap};
 use crate::network::{NONE, Origin};
 use crate::program::Port;
 use crate::report::{ClassReport, HotLink, PhaseReport, Report, assumptions};
+use crate::trace::{Span, Trace, Track};
 use std::collections::BTreeMap;
 
 /// Writes the report.
@@ -43,7 +45,7 @@ pub fn report(engine: &Engine, rows: &Rows) -> Report {
         host_cycles: engine.spec.host_cycles(host_in_words, host_out_words),
         terms: terms(last, cycles),
         critical_path: BTreeMap::new(),
-        heat: Default::default(),
+        heat: heat(engine, rows, cycles, &traffic.3),
         classes: classes(engine, rows, exact, &weight),
         phases: phases(engine),
         assumptions: assumptions(engine.spec),
@@ -61,9 +63,12 @@ fn host_words(engine: &Engine) -> (u64, u64) {
     (fed, drained)
 }
 
-/// Words, word-hops and the link with the most words.
-fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u64, Option<HotLink>) {
-    let mut load: BTreeMap<(u32, Port), u64> = BTreeMap::new();
+/// Words over links, by the router that they leave and the port.
+type Load = BTreeMap<(u32, Port), u64>;
+
+/// Words, word-hops, the link with the most words, and the load of all links of timed rows.
+fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u64, Option<HotLink>, Load) {
+    let mut load: Load = BTreeMap::new();
     let (mut words, mut hops) = (0.0, 0.0);
     for stream in 0..engine.net.streams.len() as u32 {
         let sent = engine.streams.sent(stream);
@@ -78,13 +83,13 @@ fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u
         });
     }
     let mut best: Option<HotLink> = None;
-    for ((pe, port), sent) in load {
+    for (&(pe, port), &sent) in &load {
         if sent > best.as_ref().map_or(0, |b| b.words) {
             let load_pct = percent(sent as f64, cycles as f64);
             best = Some(HotLink { at: engine.net.coord(pe), port, words: sent, load_pct });
         }
     }
-    (words as u64, hops as u64, best)
+    (words as u64, hops as u64, best, load)
 }
 
 fn terms(last: Option<&Pe>, cycles: u64) -> BTreeMap<String, u64> {
@@ -147,4 +152,60 @@ fn phases(engine: &Engine) -> Vec<PhaseReport> {
             end: end.ceil() as u64,
         })
         .collect()
+}
+
+/// Where on the grid; rows that were not timed look like those that stand for them.
+fn heat(engine: &Engine, rows: &Rows, cycles: u64, load: &Load) -> HeatMap {
+    let net = engine.net;
+    let mut heat = Heat::new(net.width, net.height, cycles as f64);
+    let mut fullest: BTreeMap<u32, u64> = BTreeMap::new();
+    for (&(pe, _), &words) in load {
+        let most = fullest.entry(pe).or_default();
+        *most = words.max(*most);
+    }
+    for y in 0..net.height {
+        let like = rows.like.get(&y).copied().unwrap_or(y);
+        for x in 0..net.width {
+            let (here, there) = (y * net.width + x, like * net.width + x);
+            if let (Some(pe), Some(class)) =
+                (&engine.pes[there as usize], engine.classes.get(usize::from(net.class_of[here as usize])))
+            {
+                heat.pe(x, y, pe.busy, u64::from(class.memory));
+            }
+            if let Some(words) = fullest.get(&there) {
+                heat.link(x, y, *words as f64);
+            }
+        }
+    }
+    heat.finish()
+}
+
+/// The phases, also of one PE of each class.
+pub fn trace(engine: &Engine, report: &Report) -> Trace {
+    let mut tracks: BTreeMap<u16, Track> = BTreeMap::new();
+    for (pe, class) in (0..).zip(&engine.net.class_of) {
+        let Some(state) = &engine.pes[pe as usize] else { continue };
+        let name = |phase: u16| engine.program.phases[usize::from(phase)].clone();
+        let spans = || {
+            let ends = state.phases.iter().skip(1).map(|(_, start)| *start).chain([state.time]);
+            let span = |((phase, start), end): (&(u16, f64), f64)| Span {
+                name: name(*phase),
+                start: *start as u64,
+                cycles: (end - start) as u64,
+            };
+            state.phases.iter().zip(ends).map(span).collect()
+        };
+        tracks.entry(*class).or_insert_with(|| Track {
+            class: engine.classes[usize::from(*class)].name.clone(),
+            at: engine.net.coord(pe),
+            spans: spans(),
+        });
+    }
+    let span = |p: &PhaseReport| Span { name: p.name.clone(), start: p.start, cycles: p.end - p.start };
+    Trace {
+        clock_hz: report.clock_hz,
+        phases: report.phases.iter().map(span).collect(),
+        tracks: tracks.into_values().collect(),
+        ..Trace::default()
+    }
 }

@@ -13,6 +13,8 @@ pub struct Rows {
     pub chosen: BTreeSet<u32>,
     /// How many rows each chosen one stands for, by row.
     pub weight: BTreeMap<u32, Weight>,
+    /// The chosen row that a row is like, where it is not chosen itself.
+    pub like: BTreeMap<u32, u32>,
     /// Shape of each class: classes of one shape take the same time.
     pub shape_of: Vec<u16>,
 }
@@ -26,11 +28,15 @@ pub fn choose(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]
     let alike = Alike::of(program, class_of, classes, Likeness::Time);
     let mut inputs = program.host.iter().filter(|h| h.direction == Direction::In);
     let both = inputs.any(|h| h.edge != Port::North);
-    let mut rows = Rows { chosen: BTreeSet::new(), weight: BTreeMap::new(), shape_of: alike.shape_of };
+    let (chosen, weight, like) = Default::default();
+    let mut rows = Rows { chosen, weight, like, shape_of: alike.shape_of };
     for groups in &alike.kinds {
         let mut picked: Vec<&Vec<u32>> = groups.last().into_iter().collect();
         picked.extend(groups.first().filter(|_| both && groups.len() > 1));
         let weight = (groups.len() as u32, picked.len() as u32);
+        for (group, last) in groups.iter().flat_map(|group| Some((group, groups.last()?))) {
+            rows.like.extend(group.iter().copied().zip(last.iter().copied()));
+        }
         for y in picked.into_iter().flatten() {
             rows.chosen.insert(*y);
             rows.weight.insert(*y, weight);
