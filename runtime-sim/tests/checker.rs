@@ -128,3 +128,69 @@ class d at (0, 1) { buffer v: f32[1] @0 route 0: ramp -> north task t start { mo
     let found = faults(text);
     assert!(matches!(found[0].fault, Fault::TwoSenders { .. } | Fault::Circle { .. }), "{found:?}");
 }
+
+/// Faults next to programs that are right, so that each case turns on one figure.
+#[test]
+fn counts_and_bounds_are_exact() {
+    let sends = |code: &str| {
+        format!(
+            "buffer v: f32[8] @0 buffer h: f16[8] @6144 route 0: ramp -> east task main start {{ {code} }}"
+        )
+    };
+    let reads = |code: &str| {
+        format!(
+            "buffer v: f32[8] @0 buffer h: f16[8] @6144 route 0: west -> ramp task main start {{ {code} }}"
+        )
+    };
+    let plain = || reads("mov v <- in(0) len 8");
+    let pairs = [
+        // Packed wires carry two elements a word, scalars take one word per op.
+        (sends("mov out(0: f16x2) <- h len 8"), reads("mov h <- in(0: f16x2) len 8"), true),
+        (sends("mov out(0: f16x2) <- h len 8"), reads("mov h <- in(0: f16) len 8"), false),
+        (sends("mov out(0) <- v len 8"), reads("loop 8 { mul v <- v, scalar(0) len 8 }"), true),
+        (sends("mov out(0) <- v len 8"), reads("loop 7 { mul v <- v, scalar(0) len 8 }"), false),
+        (sends("mov out(0) <- v len 8"), reads("par { mov v[0] <- in(0) len 8 }"), true),
+        (sends("loop 2 { mov out(0) <- v len 4 * 1 }").replace("4 * 1", "4"), plain(), true),
+        (sends("loop 3 { mov out(0) <- v len 4 }"), plain(), false),
+        (sends("loop 4 { mov out(0) <- v[i0] len i0 }"), reads("mov v <- in(0) len 6"), true),
+        (sends("loop 4 { mov out(0) <- v[i0] len i0 }"), reads("mov v <- in(0) len 5"), false),
+        // Strides, forwards and backwards, reach the last element and no further.
+        (sends("mov out(0) <- v[0; 2] len 4 mov out(0) <- v[1; 2] len 4"), plain(), true),
+        (sends("mov out(0) <- v[0; 2] len 4 mov out(0) <- v[2; 2] len 4"), plain(), false),
+        (sends("mov out(0) <- v[7; -1] len 8"), plain(), true),
+        (sends("mov out(0) <- v[6; -1] len 8"), plain(), false),
+        (sends("mov out(0) <- v[0; 4, 1] len 2, 4"), plain(), true),
+        (sends("mov out(0) <- v[1; 4, 1] len 2, 4"), plain(), false),
+        (sends("mov out(0) <- v[0; 0] len 8"), plain(), true),
+        // Tasks on words run as often as words come.
+        (sends("mov out(0) <- v len 8"), "route 0: west -> ramp task t data(0) times 8 { }".into(), true),
+        (sends("mov out(0) <- v len 8"), "route 0: west -> ramp task t data(0) times 7 { }".into(), false),
+        (
+            sends("mov out(0) <- v len 8"),
+            "route 0: west -> ramp task t data(0) times 8 { activate more } task more local times 8 { }"
+                .into(),
+            true,
+        ),
+        (
+            sends("mov out(0) <- v len 8"),
+            "route 0: west -> ramp task t data(0) times 8 { activate more } task more local times 7 { }"
+                .into(),
+            false,
+        ),
+    ];
+    for (a, b, right) in pairs {
+        let found = faults(&pair(&a, &b));
+        assert_eq!(found.is_empty(), right, "{a}\n{b}\n{found:#?}");
+    }
+}
+
+/// Memory ends where the PE's memory ends, and neighbours may touch but not overlap.
+#[test]
+fn memory_is_exact_to_the_byte() {
+    let with = |more: &str| pair(&SENDER.replace("@0 ", &format!("@0 {more} ")), READER);
+    assert_eq!(faults(&with("buffer w: f16[24560] @32")), []);
+    assert_ne!(faults(&with("buffer w: f16[24561] @32")), []);
+    assert_eq!(faults(&with("buffer w: f16[4] @32")), []);
+    assert_ne!(faults(&with("buffer w: f16[4] @30")), []);
+    assert_ne!(faults(&with("buffer w: f32[4] @34")), [], "not aligned");
+}

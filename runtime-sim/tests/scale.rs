@@ -3,7 +3,7 @@
 #[allow(dead_code, reason = "each test binary uses some of the programs")]
 mod programs;
 
-use lapidary_runtime_sim::event::simulate;
+use lapidary_runtime_sim::event::{Options, simulate, simulate_with};
 use lapidary_runtime_sim::text::parse;
 use lapidary_runtime_sim::{FabricSpec, check, flow};
 use programs::{Linear, all_reduce, linear};
@@ -33,12 +33,18 @@ fn a_whole_wafer_reduces_and_broadcasts() {
     let start = Instant::now();
     let checked = check(&program, &FabricSpec::wse2()).unwrap_or_else(|e| panic!("{e:?}"));
     println!("check {:?}", start.elapsed());
-    let start = Instant::now();
-    let run =
-        simulate(&checked, BTreeMap::from([("v".into(), vec![1.0; 745_500 * words as usize])])).unwrap();
-    let wall = start.elapsed();
-    println!("{} cycles, {} word-hops, {wall:?}", run.report.cycles, run.report.word_hops);
-    println!("{:.2e} word-hops per second", run.report.word_hops as f64 / wall.as_secs_f64());
+    let [one, two] = [1, 2].map(|threads| {
+        let options = Options { threads, ..Options::default() };
+        let tensors = BTreeMap::from([("v".into(), vec![1.0; 745_500 * words as usize])]);
+        let start = Instant::now();
+        let run = simulate_with(&checked, tensors, &options).unwrap();
+        let (wall, hops) = (start.elapsed(), run.report.word_hops);
+        println!("{threads} threads: {} cycles, {hops} word-hops, {wall:?}", run.report.cycles);
+        println!("{:.2e} word-hops per second", hops as f64 / wall.as_secs_f64());
+        run
+    });
+    assert!(one == two, "threads change a cycle or a number");
+    let run = one;
     assert!(run.tensors["out"].iter().all(|v| *v == 745_500.0));
     let words = u64::from(words);
     let (rows, column) = (words + 6 * 749, words + 6 * 993);

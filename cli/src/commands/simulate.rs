@@ -196,9 +196,8 @@ struct TraceFile {
 /// Writes what happened when in the stages that were simulated.
 fn write_trace(path: &Path, artifact: &WaferArtifact, timed: &[Option<Timed>]) -> Result<(), Failure> {
     let stages = (0..).zip(&artifact.stages).zip(timed);
-    let events = stages.filter_map(|((n, stage), timed)| {
-        Some(timed.as_ref()?.trace.as_ref()?.events(n, &stage.name))
-    });
+    let events =
+        stages.filter_map(|((n, stage), timed)| Some(timed.as_ref()?.trace.as_ref()?.events(n, &stage.name)));
     let file = TraceFile { display_time_unit: "ns", trace_events: events.flatten().collect() };
     let text = serde_json::to_string(&file)
         .map_err(|error| Failure::new(Exit::Internal, format!("no JSON form of the trace: {error}")))?;

@@ -71,14 +71,7 @@ pub fn compute_all(op: &LoweredOp, state: &OpState, elements: u64, a: &Addresses
 }
 
 /// Computes elements `first..last`; arriving ones are in `values`, results for a stream are left in `values.out`.
-pub fn compute(
-    op: &LoweredOp,
-    state: &OpState,
-    first: u64,
-    last: u64,
-    a: &Addresses,
-    numbers: &mut Numbers,
-) {
+pub fn compute(op: &LoweredOp, state: &OpState, first: u64, last: u64, a: &Addresses, numbers: &mut Numbers) {
     let (first, count) = (first as usize, (last - first) as usize);
     if run_compiled(op, state, first, count, a, numbers) {
         return;

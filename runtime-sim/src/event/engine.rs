@@ -129,8 +129,16 @@ pub fn simulate_with(
     let compiled = options.compiled.then(|| compile(&mut classes)).flatten();
     let alone = options.critical_path || options.trace;
     let plan = Plan::of(&net, if alone { 1 } else { options.threads });
-    let setup =
-        Setup { program, spec, net: &net, classes: &classes, plan: &plan, tensors: &tensors, options, compiled };
+    let setup = Setup {
+        program,
+        spec,
+        net: &net,
+        classes: &classes,
+        plan: &plan,
+        tensors: &tensors,
+        options,
+        compiled,
+    };
     let mut strips = rounds::run(&setup);
     refuse(&setup, &mut strips)?;
     Ok(outcome::collect(&setup, strips))

@@ -116,6 +116,7 @@ pub struct Code {
 
 impl Code {
     /// Computes `count` elements: `places` are the destination and the sources, `memory` that of the PE.
+    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         shape: &Shape,

@@ -20,7 +20,13 @@ impl Worklist {
     /// No work yet, for rows `first..end` and actors below `actors`; shuffled if `shuffle` is not 0.
     pub fn new(first: u32, end: u32, actors: u32, shuffle: u64) -> Self {
         let rows = vec![VecDeque::new(); (end - first).max(1) as usize];
-        Worklist { first_row: first, rows, open: VecDeque::new(), queued: vec![false; actors as usize], shuffle }
+        Worklist {
+            first_row: first,
+            rows,
+            open: VecDeque::new(),
+            queued: vec![false; actors as usize],
+            shuffle,
+        }
     }
 
     /// Adds an actor at row `y`.

@@ -36,7 +36,8 @@ pub enum Direction {
 ///
 /// On lane l (`x` on the north and south edges, `y` on the west and east edges) the words are, in row-major order of
 /// `dims`, the elements `tensor[index]`. An input enters the router of the edge PE through the port that faces the
-/// edge; an output is what a route of the edge PE sends through that port.
+/// edge; an output is what a route of the edge PE sends through that port. Inputs read tensors as they were before the
+/// run; what outputs bring is in them after it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostStream {
     /// Name, unique in the program.

@@ -40,8 +40,7 @@ pub fn case() -> impl Strategy<Value = Case> {
             let (from, to) = if back { (to, from) } else { (from, to) };
             Message { from, to, words, work, triggers }
         });
-        proptest::collection::vec(message, 1..14)
-            .prop_map(move |messages| Case { width, height, messages })
+        proptest::collection::vec(message, 1..14).prop_map(move |messages| Case { width, height, messages })
     })
 }
 
@@ -80,7 +79,8 @@ impl Case {
     /// What the messages do.
     pub fn expected(&self, v: &[f32]) -> Vec<f32> {
         let mut v = v.to_vec();
-        let sent = |v: &[f32], m: &Message| -> Vec<f32> { v[self.first(m.from)..][..m.words as usize].to_vec() };
+        let sent =
+            |v: &[f32], m: &Message| -> Vec<f32> { v[self.first(m.from)..][..m.words as usize].to_vec() };
         for m in self.messages.iter().filter(|m| !m.triggers) {
             let words = sent(&v, m);
             v[self.first(m.to)..].iter_mut().zip(words).for_each(|(v, w)| *v += w);
