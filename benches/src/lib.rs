@@ -1,1 +1,3 @@
-//! Shared support of the criterion benches.
+//! Shared support of the benches.
+
+pub mod measure;

@@ -59,7 +59,7 @@ pub fn lower(spec: &ModelSpec, switches: &Switches, weights: WeightType) -> Resu
     with_module(spec, |module| {
         lapidary_passes::run(module, &pipeline, Watch::default()).map_err(run_failure)?;
         let plain = read_host(module, spec).map_err(refused)?;
-        let program = emit_cpu(module, spec, &Options { weights }).map_err(refused)?;
+        let program = emit_cpu(module, spec, &Options::all(weights)).map_err(refused)?;
         let program = program.check().map_err(|faults| {
             Failure::new(Exit::Internal, format!("the program does not pass its check: {faults}"))
         })?;

@@ -93,11 +93,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_told_by_class() {
         let spec = lapidary_models::builtin("amber").expect("a built-in model");
-        let program = lower_unfused(&spec, &Options { weights: WeightType::Bf16 }).expect("a program");
+        let program = lower_unfused(&spec, &Options::all(WeightType::Bf16)).expect("a program");
         let needs = Needs { sequences: 2, positions: 1000, tokens: 20 };
         let [(_, weights), (_, cache), _] = needs.bytes(&program);
         assert_eq!(weights, program.weight_bytes());
-        assert_eq!(cache, 2 * 1024 * 32 * 2 * 4096 * 4, "K and V of 32 layers, 4096 wide, in f32");
+        assert_eq!(cache, 2 * 1024 * 32 * 2 * 4096 * 2, "K and V of 32 layers, 4096 wide, in bf16");
         assert!(needs.fits(&program, 1 << 40).is_ok());
         let failure = needs.fits(&program, 1 << 30).expect_err("too small");
         assert_eq!(failure.exit, Exit::DoesNotFit);

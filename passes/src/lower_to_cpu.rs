@@ -260,7 +260,7 @@ mod tests {
     use lapidary_ir::{IrContext, import::import};
     use lapidary_runtime_cpu::program::{Step, WeightType};
 
-    const OPTIONS: Options = Options { weights: WeightType::Bf16 };
+    const OPTIONS: Options = Options::all(WeightType::Bf16);
 
     fn emitted(name: &str, fusion: Fusion) -> CpuProgram {
         let spec = lapidary_models::builtin(name).expect("a built-in model");

@@ -7,7 +7,7 @@
 
 use crate::cache::KeyValues;
 use crate::program::Mask;
-use crate::simd::{COLUMNS, Isa, Panel, TILE_ROWS, Tile, panel_product, softmax_step};
+use crate::simd::{COLUMNS, Isa, TILE_ROWS, Tile, pack, panel_product, softmax_step};
 use rayon::prelude::*;
 
 /// Keys that pass by at once: four panels, 128 scores per row.
@@ -58,9 +58,10 @@ struct Task {
 /// Memory of one thread.
 #[derive(Default)]
 struct Scratch {
-    queries: Vec<f32>,
+    scaled: Vec<f32>,
+    queries: Vec<u32>,
     scores: Vec<f32>,
-    weights: Vec<f32>,
+    weights: Vec<u32>,
 }
 
 /// ALiBi's slope of each head: a geometric sequence from `2^(-8/n)` for the largest power of two `n` up to the number of
@@ -151,9 +152,9 @@ impl Attention<'_> {
     fn tile(&self, task: Task, q: &[f32], pitch: usize, out: &mut [f32], scratch: &mut Scratch) {
         let (rows, d) = (task.rows, self.keys.head_dim);
         let total = task.span.cached + task.span.tokens;
-        self.pack_queries(task, q, pitch, &mut scratch.queries);
+        self.pack_queries(task, q, pitch, scratch);
         scratch.scores.resize(TILE_ROWS * BLOCK, 0.0);
-        scratch.weights.resize(TILE_ROWS * BLOCK, 0.0);
+        scratch.weights.resize(TILE_ROWS * BLOCK, 0);
         let keys = self.keys.head(self.layer, task.span.sequence, task.kv_head);
         let values = self.values.head(self.layer, task.span.sequence, task.kv_head);
         let seen: Vec<_> = (0..rows).map(|row| self.mask.visible(self.position(task, row), total)).collect();
@@ -171,7 +172,7 @@ impl Attention<'_> {
                 if factor != 1.0 {
                     out[row * d.next_multiple_of(COLUMNS)..][..d].iter_mut().for_each(|o| *o *= factor);
                 }
-                scratch.weights[row..].iter_mut().step_by(rows).zip(scores).for_each(|(w, p)| *w = *p);
+                pack(self.values.dtype, scores, scratch.weights[row..].iter_mut().step_by(rows));
             }
             self.weigh(values, from, to, rows, &scratch.weights, out);
         }
@@ -180,21 +181,24 @@ impl Attention<'_> {
         }
     }
 
-    fn pack_queries(&self, task: Task, q: &[f32], pitch: usize, into: &mut Vec<f32>) {
+    fn pack_queries(&self, task: Task, q: &[f32], pitch: usize, scratch: &mut Scratch) {
         let d = self.keys.head_dim;
-        into.resize(task.rows * d, 0.0);
+        let Scratch { scaled, queries, .. } = scratch;
+        queries.resize(task.rows * self.keys.dtype.words(d), 0);
         for row in 0..task.rows {
             let (at, column) = self.query(task, row);
-            let source = &q[at * pitch + column..][..d];
-            into[row..].iter_mut().step_by(task.rows).zip(source).for_each(|(o, x)| *o = x * self.scale);
+            scaled.clear();
+            scaled.extend(q[at * pitch + column..][..d].iter().map(|x| x * self.scale));
+            pack(self.keys.dtype, scaled, queries[row..].iter_mut().step_by(task.rows));
         }
     }
 
-    fn scores(&self, keys: &[f32], from: usize, to: usize, rows: usize, scratch: &mut Scratch) {
-        let tile = Tile { x: &scratch.queries, rows, k: self.keys.head_dim };
+    fn scores(&self, keys: &[u32], from: usize, to: usize, rows: usize, scratch: &mut Scratch) {
+        let (dtype, steps) = (self.keys.dtype, self.keys.dtype.words(self.keys.head_dim));
         for at in (from..to).step_by(COLUMNS) {
-            let panel = Panel::F32(self.keys.key_panel(keys, at / COLUMNS));
-            panel_product(self.isa, tile, panel, &mut scratch.scores[at - from..], BLOCK, false);
+            let panel = self.keys.key_panel(keys, at / COLUMNS);
+            let tile = Tile { dtype, x: &scratch.queries, w: panel, rows, steps };
+            panel_product(self.isa, tile, &mut scratch.scores[at - from..], BLOCK, false);
         }
     }
 
@@ -209,12 +213,13 @@ impl Attention<'_> {
         scores[last..].fill(f32::NEG_INFINITY);
     }
 
-    fn weigh(&self, values: &[f32], from: usize, to: usize, rows: usize, weights: &[f32], out: &mut [f32]) {
+    fn weigh(&self, values: &[u32], from: usize, to: usize, rows: usize, weights: &[u32], out: &mut [f32]) {
         let padded = self.values.head_dim.next_multiple_of(COLUMNS);
-        let tile = Tile { x: weights, rows, k: to - from };
+        let (dtype, steps) = (self.values.dtype, self.values.dtype.words(to - from));
         for block in 0..padded / COLUMNS {
-            let panel = Panel::F32(self.values.value_panel(values, block, from, to));
-            panel_product(self.isa, tile, panel, &mut out[block * COLUMNS..], padded, true);
+            let panel = self.values.value_panel(values, block, from, to);
+            let tile = Tile { dtype, x: weights, w: panel, rows, steps };
+            panel_product(self.isa, tile, &mut out[block * COLUMNS..], padded, true);
         }
     }
 }

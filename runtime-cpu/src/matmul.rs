@@ -6,14 +6,15 @@
 //! ```
 
 use crate::pack::Matrix;
-use crate::simd::{COLUMNS, Isa, TILE_ROWS, Tile, panel_product};
+use crate::program::WeightType;
+use crate::simd::{COLUMNS, Isa, TILE_ROWS, Tile, pack, panel_product};
 use rayon::prelude::*;
 
 /// Up to here threads share the panels: 8 tiles of rows against one panel in the second-level cache.
 pub const FEW_ROWS: usize = 8 * TILE_ROWS;
 
-/// Inner indices that one pass over the panels covers: 32 columns of 512 f32 are 64 KiB, which a second-level
-/// cache keeps while all rows of a block go over them.
+/// Words along the inner dimension that one pass over the panels covers: 32 columns of 512 words are 64 KiB, which a
+/// second-level cache keeps while all rows of a block go over them.
 const DEPTH: usize = 512;
 
 /// Rows of a left operand with their distance in memory.
@@ -27,32 +28,38 @@ pub struct RowsOf<'a> {
     pub rows: usize,
 }
 
-/// Packs inner indices `from..to` of all rows into tiles of `[to - from][tile rows]`.
-fn pack_tiles(x: RowsOf, from: usize, to: usize, into: &mut Vec<f32>) {
-    into.clear();
+/// Packs words `from..to` of all rows into tiles of `[to - from][tile rows]`.
+fn pack_tiles(dtype: WeightType, x: RowsOf, k: usize, from: usize, to: usize, into: &mut Vec<u32>) {
+    let elements = from * dtype.per_word()..k.min(to * dtype.per_word());
+    into.resize((x.rows * (to - from)).max(into.len()), 0);
     for first in (0..x.rows).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(x.rows - first);
-        let start = into.len();
-        into.resize(start + rows * (to - from), 0.0);
+        let tile = &mut into[first * (to - from)..][..rows * (to - from)];
         for row in 0..rows {
-            let source = &x.data[(first + row) * x.pitch..][from..to];
-            into[start + row..].iter_mut().step_by(rows).zip(source).for_each(|(o, x)| *o = *x);
+            let source = &x.data[(first + row) * x.pitch..][elements.clone()];
+            pack(dtype, source, tile[row..].iter_mut().step_by(rows));
         }
     }
 }
 
-/// The tiles that [`pack_tiles`] made: first row and contents.
-fn tiles(packed: &[f32], rows: usize, k: usize) -> impl Iterator<Item = (usize, Tile<'_>)> {
+/// The tiles that [`pack_tiles`] made, over one panel: first row and contents.
+fn tiles<'a>(
+    dtype: WeightType,
+    packed: &'a [u32],
+    rows: usize,
+    w: &'a [u32],
+) -> impl Iterator<Item = (usize, Tile<'a>)> {
+    let steps = w.len() / COLUMNS;
     (0..rows).step_by(TILE_ROWS).map(move |first| {
         let count = TILE_ROWS.min(rows - first);
-        (first, Tile { x: &packed[first * k..][..count * k], rows: count, k })
+        (first, Tile { dtype, x: &packed[first * steps..][..count * steps], w, rows: count, steps })
     })
 }
 
 /// Memory that a product needs besides its operands; kept between calls.
 #[derive(Default)]
 pub struct Scratch {
-    tiles: Vec<f32>,
+    tiles: Vec<u32>,
     panels: Vec<f32>,
 }
 
@@ -65,9 +72,9 @@ pub fn product_sharing_panels(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let (k, width, rows) = (w.columns(), w.width(), x.rows);
+    let (dtype, steps, width, rows) = (w.dtype(), w.steps(), w.width(), x.rows);
     let Scratch { tiles: packed, panels } = scratch;
-    pack_tiles(x, 0, k, packed);
+    pack_tiles(dtype, x, w.columns(), 0, steps, packed);
     let direct = rows == 1;
     if !direct {
         panels.resize((rows * width).max(panels.len()), 0.0);
@@ -76,15 +83,8 @@ pub fn product_sharing_panels(
     let share = (width / COLUMNS).div_ceil(jobs.max(1)).max(1);
     let work = |(part, out): (usize, &mut [f32])| {
         for (at, out) in out.chunks_mut(rows * COLUMNS).enumerate() {
-            for (first, tile) in tiles(packed, rows, k) {
-                panel_product(
-                    isa,
-                    tile,
-                    w.panel(part * share + at, 0, k),
-                    &mut out[first * COLUMNS..],
-                    COLUMNS,
-                    false,
-                );
+            for (first, tile) in tiles(dtype, packed, rows, w.panel(part * share + at, 0, steps)) {
+                panel_product(isa, tile, &mut out[first * COLUMNS..], COLUMNS, false);
             }
         }
     };
@@ -108,15 +108,14 @@ fn interleave(panels: &[f32], rows: usize, width: usize, out: &mut [f32]) {
 
 /// `out [rows, width] = x wᵀ` on one thread, for a block of rows.
 pub fn product_of_block(isa: Isa, x: RowsOf, w: Matrix, scratch: &mut Scratch, out: &mut [f32]) {
-    let (k, width) = (w.columns(), w.width());
-    for from in (0..k).step_by(DEPTH) {
-        let to = k.min(from + DEPTH);
-        pack_tiles(x, from, to, &mut scratch.tiles);
+    let (dtype, steps, width) = (w.dtype(), w.steps(), w.width());
+    for from in (0..steps).step_by(DEPTH) {
+        let to = steps.min(from + DEPTH);
+        pack_tiles(dtype, x, w.columns(), from, to, &mut scratch.tiles);
         for panel in 0..width / COLUMNS {
-            let weights = w.panel(panel, from, to);
-            for (first, tile) in tiles(&scratch.tiles, x.rows, to - from) {
+            for (first, tile) in tiles(dtype, &scratch.tiles, x.rows, w.panel(panel, from, to)) {
                 let out = &mut out[first * width + panel * COLUMNS..];
-                panel_product(isa, tile, weights, out, width, from > 0);
+                panel_product(isa, tile, out, width, from > 0);
             }
         }
     }

@@ -4,8 +4,9 @@
 //! once and in order, and a product with many rows reads its panels without packing them again.
 
 use crate::program::{CpuProgram, Form, Parameter, ParameterId, Segment, WeightType};
-use crate::simd::{COLUMNS, Panel};
-use crate::weights::{WeightError, Weights};
+use crate::simd::{COLUMNS, of_pair, pack};
+use crate::weights::{TensorView, WeightError, Weights};
+use lapidary_models::DType;
 use memmap2::MmapMut;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -148,8 +149,8 @@ fn fill(
             let starts = parameter.form.starts();
             let mut rest = target;
             for (segment, bounds) in segments.iter().zip(starts.windows(2)) {
-                let bytes = (bounds[1] - bounds[0]) * columns * dtype.bytes();
-                let (mine, after) = rest.split_at_mut(bytes as usize);
+                let words = (bounds[1] - bounds[0]) as usize * dtype.words(*columns as usize);
+                let (mine, after) = rest.split_at_mut(4 * words);
                 rest = after;
                 fill_panels(*dtype, *columns, segment, &named(&segment.tensor), weights, mine)?;
             }
@@ -158,9 +159,43 @@ fn fill(
     }
 }
 
-fn scaled(row: &mut [f32], scale: f64) {
-    if scale != 1.0 {
-        row.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
+/// Rows of a tensor as words of a packed type.
+struct RowWords<'v> {
+    view: &'v TensorView<'v>,
+    dtype: WeightType,
+    columns: usize,
+    scale: f64,
+}
+
+impl RowWords<'_> {
+    /// Words of a row.
+    fn words(&self) -> usize {
+        self.dtype.words(self.columns)
+    }
+
+    /// Writes one row. Stored elements that are packed as they are come as whole words; others pass through f32, where
+    /// the scale is multiplied in.
+    fn write(&self, row: usize, values: &mut Vec<f32>, into: &mut [u32]) {
+        if let Some(bytes) = self.verbatim(row) {
+            return into.iter_mut().zip(bytes).for_each(|(word, b)| *word = u32::from_le_bytes(*b));
+        }
+        values.resize(self.columns, 0.0);
+        self.view.read(row * self.columns, values);
+        if self.scale != 1.0 {
+            values.iter_mut().for_each(|x| *x = (f64::from(*x) * self.scale) as f32);
+        }
+        pack(self.dtype, values, into.iter_mut());
+    }
+
+    /// The bytes of a row whose elements need no change and fill their words.
+    fn verbatim(&self, row: usize) -> Option<&[[u8; 4]]> {
+        let stored = match self.dtype {
+            WeightType::F32 => DType::F32,
+            WeightType::Bf16 => DType::Bf16,
+        };
+        let size = self.columns * stored.bytes() as usize;
+        let as_it_is = self.view.dtype == stored && self.scale == 1.0 && size % 4 == 0;
+        as_it_is.then(|| self.view.bytes[row * size..][..size].as_chunks().0)
     }
 }
 
@@ -174,22 +209,12 @@ fn fill_table(
 ) -> Result<(), WeightError> {
     let view = weights.tensor(name)?;
     view.expect(name, &[segment.rows, columns])?;
-    let k = columns as usize;
-    target.par_chunks_mut(k * dtype.bytes() as usize).take(segment.rows as usize).enumerate().for_each_init(
-        || vec![0.0; k],
-        |row, (at, out)| {
-            view.read(at * k, row);
-            scaled(row, segment.scale);
-            match dtype {
-                WeightType::F32 => out.copy_from_slice(bytemuck::cast_slice(row)),
-                WeightType::Bf16 => {
-                    for (o, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(row) {
-                        *o = half::bf16::from_f32(*x).to_le_bytes();
-                    }
-                }
-            }
-        },
-    );
+    let rows = RowWords { view: &view, dtype, columns: columns as usize, scale: segment.scale };
+    let target: &mut [u32] = bytemuck::cast_slice_mut(target);
+    target
+        .par_chunks_mut(rows.words())
+        .enumerate()
+        .for_each_init(Vec::new, |values, (row, out)| rows.write(row, values, out));
     Ok(())
 }
 
@@ -203,102 +228,88 @@ fn fill_panels(
 ) -> Result<(), WeightError> {
     let view = weights.tensor(name)?;
     view.expect(name, &[segment.rows, columns])?;
-    let (k, rows) = (columns as usize, segment.rows as usize);
-    target.par_chunks_mut(k * COLUMNS * dtype.bytes() as usize).enumerate().for_each_init(
-        || vec![0.0; k * COLUMNS],
-        |block, (panel, out)| {
+    let rows = RowWords { view: &view, dtype, columns: columns as usize, scale: segment.scale };
+    let (steps, count) = (rows.words(), segment.rows as usize);
+    let target: &mut [u32] = bytemuck::cast_slice_mut(target);
+    target.par_chunks_mut(steps * COLUMNS).enumerate().for_each_init(
+        || (Vec::new(), vec![0; steps * COLUMNS]),
+        |(values, block), (panel, out)| {
             let first = panel * COLUMNS;
-            let used = COLUMNS.min(rows - first);
-            block[used * k..].fill(0.0);
-            view.read(first * k, &mut block[..used * k]);
-            scaled(block, segment.scale);
-            transpose(dtype, k, block, bytemuck::cast_slice_mut(out));
+            let used = COLUMNS.min(count - first);
+            block[used * steps..].fill(0);
+            for (row, words) in block.chunks_mut(steps).take(used).enumerate() {
+                rows.write(first + row, values, words);
+            }
+            transpose(steps, block, out);
         },
     );
     Ok(())
 }
 
-/// Inner indices that are transposed together: one cache line of every row, whatever the distance of the rows.
+/// Words that are transposed together: one cache line of every row, whatever the distance of the rows.
 const LINE: usize = 16;
 
-/// Writes 32 rows of `k` as one panel.
-fn transpose(dtype: WeightType, k: usize, block: &[f32], out: &mut [u32]) {
-    let words = COLUMNS * dtype.bytes() as usize / 4;
-    let mut tile = [[0f32; COLUMNS]; LINE];
-    for (at, out) in out.chunks_mut(LINE * words).enumerate() {
+/// `[32][steps]` to `[steps][32]`.
+fn transpose(steps: usize, block: &[u32], out: &mut [u32]) {
+    let mut tile = [[0; COLUMNS]; LINE];
+    for (at, out) in out.chunks_mut(LINE * COLUMNS).enumerate() {
         let from = at * LINE;
-        let to = k.min(from + LINE);
+        let to = steps.min(from + LINE);
         for column in 0..COLUMNS {
-            let line = &block[column * k + from..column * k + to];
+            let line = &block[column * steps + from..column * steps + to];
             tile.iter_mut().zip(line).for_each(|(row, x)| row[column] = *x);
         }
-        for (row, out) in tile.iter().zip(out.chunks_mut(words)) {
-            write_row(dtype, row, out);
-        }
-    }
-}
-
-fn write_row(dtype: WeightType, row: &[f32; COLUMNS], out: &mut [u32]) {
-    let bf16 = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
-    let (low, high) = row.split_at(COLUMNS / 2);
-    match dtype {
-        WeightType::F32 => out.iter_mut().zip(row).for_each(|(o, x)| *o = x.to_bits()),
-        WeightType::Bf16 => {
-            for (o, (a, b)) in out.iter_mut().zip(low.iter().zip(high)) {
-                *o = bf16(*a) | bf16(*b) << 16;
-            }
-        }
+        out.as_chunks_mut().0.iter_mut().zip(&tile).for_each(|(out, row)| *out = *row);
     }
 }
 
 impl<'a> Matrix<'a> {
+    /// Element type.
+    pub fn dtype(&self) -> WeightType {
+        self.dtype
+    }
+
     /// Inner dimension.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    fn words_per_panel(&self) -> usize {
-        self.columns * COLUMNS * self.dtype.bytes() as usize / 4
+    /// Words along the inner dimension.
+    pub fn steps(&self) -> usize {
+        self.dtype.words(self.columns)
     }
 
     /// Width of the product.
     pub fn width(&self) -> usize {
-        self.words.len() / self.words_per_panel() * COLUMNS
+        self.words.len() / self.steps()
     }
 
-    /// Inner indices `from..to` of one panel.
-    pub fn panel(&self, panel: usize, from: usize, to: usize) -> Panel<'a> {
-        let words = &self.words[panel * self.words_per_panel()..][..self.words_per_panel()];
-        match self.dtype {
-            WeightType::F32 => Panel::F32(bytemuck::cast_slice(&words[from * COLUMNS..to * COLUMNS])),
-            WeightType::Bf16 => Panel::Bf16(&words[from * COLUMNS / 2..to * COLUMNS / 2]),
-        }
+    /// Words `from..to` of one panel, `[to - from][32]`.
+    pub fn panel(&self, panel: usize, from: usize, to: usize) -> &'a [u32] {
+        &self.words[panel * self.steps() * COLUMNS..][from * COLUMNS..to * COLUMNS]
     }
 
     /// One row of the matrix as it was before packing.
     pub fn row(&self, row: usize, into: &mut [f32]) {
         let into = &mut into[..self.columns];
-        match (self.panels, self.dtype) {
-            (false, WeightType::F32) => {
-                into.copy_from_slice(bytemuck::cast_slice(&self.words[row * self.columns..][..self.columns]));
+        let steps = self.steps();
+        match self.panels {
+            false => unpack(self.dtype, self.words[row * steps..][..steps].iter(), into),
+            true => {
+                let words = self.panel(row / COLUMNS, 0, steps)[row % COLUMNS..].iter().step_by(COLUMNS);
+                unpack(self.dtype, words, into);
             }
-            (false, WeightType::Bf16) => {
-                let halves: &[u16] = bytemuck::cast_slice(self.words);
-                let row = &halves[row * self.columns..][..self.columns];
-                into.iter_mut().zip(row).for_each(|(x, h)| *x = f32::from_bits(u32::from(*h) << 16));
-            }
-            (true, _) => match self.panel(row / COLUMNS, 0, self.columns) {
-                Panel::F32(w) => {
-                    let column = w.iter().skip(row % COLUMNS).step_by(COLUMNS);
-                    into.iter_mut().zip(column).for_each(|(x, w)| *x = *w);
-                }
-                Panel::Bf16(w) => {
-                    let (word, high) = (row % COLUMNS % 16, row % COLUMNS >= 16);
-                    for (x, pair) in into.iter_mut().zip(w.iter().skip(word).step_by(COLUMNS / 2)) {
-                        *x = f32::from_bits(if high { pair & 0xffff_0000 } else { pair << 16 });
-                    }
-                }
-            },
+        }
+    }
+}
+
+/// Values of words.
+fn unpack<'w>(dtype: WeightType, words: impl Iterator<Item = &'w u32>, into: &mut [f32]) {
+    match dtype {
+        WeightType::F32 => into.iter_mut().zip(words).for_each(|(x, word)| *x = f32::from_bits(*word)),
+        WeightType::Bf16 => {
+            let pairs = into.chunks_mut(2).zip(words);
+            pairs.for_each(|(pair, word)| pair.copy_from_slice(&of_pair(*word)[..pair.len()]));
         }
     }
 }

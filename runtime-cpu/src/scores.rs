@@ -30,7 +30,7 @@ impl ScoreRows<'_> {
                 let keys = cache.head(layer, span.sequence, head * cache.heads / self.heads);
                 let q = &q[row * pitch + head * d..][..d];
                 for position in 0..span.cached + span.tokens {
-                    let dot = q.iter().enumerate().map(|(i, q)| q * keys[cache.index(position, i)]).sum();
+                    let dot = q.iter().enumerate().map(|(i, q)| q * cache.value(keys, position, i)).sum();
                     out[(row * self.heads + head) * self.keys + position] = dot;
                 }
             }
@@ -61,7 +61,7 @@ impl ScoreRows<'_> {
                 let values = cache.head(layer, span.sequence, head * cache.heads / self.heads);
                 let p = &p[(row * self.heads + head) * self.keys..][..span.cached + span.tokens];
                 for i in 0..d {
-                    let sum = p.iter().enumerate().map(|(at, p)| p * values[cache.index(at, i)]).sum();
+                    let sum = p.iter().enumerate().map(|(at, p)| p * cache.value(values, at, i)).sum();
                     out[row * pitch + head * d + i] = sum;
                 }
             }

@@ -96,7 +96,9 @@ fn program() -> CpuProgram {
             matrix("head", false, &[("head", V)]),
         ],
         rotations: vec![Rotation { head_dim: 4, rope }],
-        caches: [CacheKind::Key, CacheKind::Value].map(|kind| Cache { kind, heads: 2, head_dim: 4 }).to_vec(),
+        caches: [CacheKind::Key, CacheKind::Value]
+            .map(|kind| Cache { kind, heads: 2, head_dim: 4, dtype: WeightType::F32 })
+            .to_vec(),
         buffers: vec![
             buffer("x", D, Rows::Tokens, 0),
             buffer("y", D, Rows::Tokens, 1),
@@ -238,10 +240,7 @@ fn every_way_to_break_it_is_noticed() {
         ("cannot be read so", faults(|p| p.model.vocab = 41)),
         ("belongs to a layer", faults(|p| p.body.push(layer(&mut p.clone())[3].clone()))),
         ("does not fit per_layer", faults(|p| p.parameters[3].per_layer = false)),
-        (
-            "different heads",
-            faults(|p| p.caches[1] = Cache { kind: CacheKind::Value, heads: 1, head_dim: 4 }),
-        ),
+        ("different heads", faults(|p| p.caches[1] = Cache { heads: 1, ..p.caches[1] })),
         ("there is no buffer 9", faults(|p| p.logits = 9).replace("logits: there", "there")),
         (
             "of a product of",

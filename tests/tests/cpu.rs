@@ -58,13 +58,25 @@ fn load(
     weights: WeightType,
     engine: Engine,
 ) -> Model {
+    load_with(spec, params, rules, folded, weights, engine, 2)
+}
+
+fn load_with(
+    spec: &ModelSpec,
+    params: &Params<f64>,
+    rules: &Rules,
+    folded: bool,
+    weights: WeightType,
+    engine: Engine,
+    jobs: usize,
+) -> Model {
     let program =
-        cpu::lower(&module(spec, rules, folded), &Options { weights }).unwrap_or_else(|e| panic!("{e}"));
+        cpu::lower(&module(spec, rules, folded), &Options::all(weights)).unwrap_or_else(|e| panic!("{e}"));
     let text = program.to_json();
     let back = lapidary_runtime_cpu::CpuProgram::from_json(&text).expect("reads back");
     assert_eq!(back, program);
     let checked = back.check().unwrap_or_else(|e| panic!("{e}"));
-    Model::load(checked, &Stock(params), LoadOptions { jobs: 2, engine }).expect("loads")
+    Model::load(checked, &Stock(params), LoadOptions { jobs, engine }).expect("loads")
 }
 
 fn reference(spec: &ModelSpec, params: &Params<f64>, ids: &[u32]) -> Tensor<f64> {
@@ -79,7 +91,7 @@ fn through_passes(spec: &ModelSpec, params: &Params<f64>, mup: Mup, fusion: &Fus
     let mut module = import(&cx, &cpu::host_graph(spec).expect("a graph")).expect("imports");
     let passes = pipeline::pipeline(Goal::Cpu, mup, fusion).expect("a pipeline");
     run(&mut module, &passes, Watch::default()).unwrap_or_else(|e| panic!("{e}"));
-    let program = emit_cpu(&module, spec, &Options { weights: WeightType::F32 });
+    let program = emit_cpu(&module, spec, &Options::all(WeightType::F32));
     let checked = program.unwrap_or_else(|e| panic!("{e:?}")).check().unwrap_or_else(|e| panic!("{e}"));
     let options = LoadOptions { jobs: 2, engine: Engine::Compiled };
     Model::load(checked, &Stock(params), options).expect("loads")
@@ -113,6 +125,10 @@ fn distance(found: &[f32], expected: &[f64]) -> f64 {
     let scale = expected.iter().map(|x| x.abs()).fold(1e-3, f64::max);
     found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / scale
 }
+
+/// How far logits may be from the reference in bf16, of the largest: operands of every product are off by up to 2^-9 of
+/// themselves, and what a few layers of them add up to was at MEASURE.
+const BF16: f64 = 0.05;
 
 fn rules() -> [Rules; 2] {
     [Rules::none(), Rules::all()]
@@ -162,6 +178,48 @@ proptest! {
                 let d = distance(logits.row(at), row(s, step));
                 prop_assert!(d < 2e-4, "sequence {s} step {step}: {d}");
             }
+        }
+    }
+}
+
+/// Weights as bf16 holds them.
+fn rounded(params: &Params<f64>) -> Params<f64> {
+    let near = |x: &f64| half::bf16::from_f32(*x as f32).to_f64();
+    let round = |t: &Tensor<f64>| Tensor::new(t.shape.clone(), t.data.iter().map(near).collect());
+    params.iter().map(|(name, t)| (name.clone(), round(t))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// In bf16 too, weights and cache: a batch is its prompts one by one and decoding through the cache is the whole
+    /// forward pass, bit for bit, since every sum runs in the same order whatever else is computed with it; threads
+    /// change nothing; and the reference with the same weights is not further away than roundings of operands explain.
+    #[test]
+    fn random_models_in_bf16(
+        spec in testing::specs(), seed in 0u64..1000, fused in 0usize..2, cut in 1usize..12,
+    ) {
+        let params = rounded(&random_params::<f64>(&spec, seed));
+        let model = |jobs| load_with(&spec, &params, &rules()[fused], false, WeightType::Bf16, Engine::Compiled, jobs);
+        let (model, single) = (model(2), model(1));
+        let id = |i: u64| ((seed + 5 * i * i + i) % spec.vocab) as u32;
+        let prompts: Vec<Vec<u32>> = [12, 1, 7].iter().map(|n| (0..*n).map(|i| id(i + n)).collect()).collect();
+        let lists: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let whole = all_logits(&model, &lists);
+        prop_assert_eq!(&whole, &all_logits(&single, &lists), "one thread against two");
+        let alone: Vec<Vec<f32>> = lists.iter().flat_map(|prompt| all_logits(&model, &[prompt])).collect();
+        prop_assert_eq!(&whole, &alone, "a batch against one by one");
+        let mut session = model.session(1, 12).expect("room");
+        let mut found = vec![session.prefill(&[&lists[0][..cut]]).expect("runs").row(0).to_vec()];
+        for at in cut..12 {
+            found.push(session.decode(&lists[0][at..=at]).expect("runs").row(0).to_vec());
+        }
+        prop_assert_eq!(&found[..], &whole[cut - 1..12], "through the cache against the whole");
+        let (vocab, rows) = (spec.vocab as usize, spec.vocab_rows() as usize);
+        let expected = reference(&spec, &params, &prompts[0]);
+        for (t, found) in whole[..12].iter().enumerate() {
+            let d = distance(found, &expected.data[t * rows..][..vocab]);
+            prop_assert!(d < BF16, "token {t} against the reference: {d}");
         }
     }
 }

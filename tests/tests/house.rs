@@ -117,7 +117,7 @@ const UNSAFE: [&str; 6] = [
     "cli/src/map.rs",
     "ir/src/raw.rs",
     "runtime-cpu/src/rows/entry.rs",
-    "runtime-cpu/src/simd.rs",
+    "runtime-cpu/src/simd/x86.rs",
     "runtime-gpu/src/compile/nvrtc.rs",
     "runtime-sim/src/event/jit.rs",
 ];

@@ -93,11 +93,12 @@ fn fusion(text: &str) -> Result<Fusion, String> {
 /// Element type that weights are packed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Packing {
-    /// As the checkpoint stores them: bf16 stays bf16, everything else becomes f32, so nothing is rounded.
+    /// As the checkpoint stores them: bf16 stays bf16, everything else becomes f32, so no weight is rounded.
     Stored,
-    /// bfloat16: half the memory, and twice the speed of generation.
+    /// bfloat16: half the memory and twice the speed; the key-value cache and the other operand of each product are
+    /// bfloat16 then too, sums are f32.
     Bf16,
-    /// IEEE 754 binary32.
+    /// IEEE 754 binary32, the cache too.
     F32,
 }
 

@@ -8,7 +8,7 @@ use lapidary_models::spec::Rope;
 use lapidary_models::{Node, Op, ValueId};
 use lapidary_runtime_cpu::program::{
     Buffer, BufferId, Cache, CacheId, CacheKind, CpuProgram, KeyOp, Mask, PANEL, Rotation, RotationId, RowFn,
-    RowOp, Rows, SCHEMA, Step, Target, VERSION,
+    RowOp, Rows, SCHEMA, Step, Target, VERSION, WeightType,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,8 @@ pub struct Emitter<'m> {
     module: &'m HostModule,
     parameters: Parameters,
     rotations: Vec<Rotation>,
+    /// Element type of caches.
+    cache: WeightType,
     caches: Vec<Cache>,
     buffers: Vec<Buffer>,
 }
@@ -48,6 +50,7 @@ impl<'m> Emitter<'m> {
         Emitter {
             module,
             parameters: Parameters::new(options.weights),
+            cache: options.cache,
             rotations: Vec::new(),
             caches: Vec::new(),
             buffers: Vec::new(),
@@ -233,7 +236,7 @@ impl<'m> Emitter<'m> {
             CacheHalf::Key => CacheKind::Key,
             CacheHalf::Value => CacheKind::Value,
         };
-        let cache = Cache { kind, heads, head_dim: width / heads.max(1) };
+        let cache = Cache { kind, heads, head_dim: width / heads.max(1), dtype: self.cache };
         let id = self.caches.iter().position(|c| *c == cache).unwrap_or_else(|| {
             self.caches.push(cache);
             self.caches.len() - 1

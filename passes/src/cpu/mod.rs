@@ -54,6 +54,15 @@ pub struct HostParam {
 pub struct Options {
     /// Element type of packed matrices and tables; vectors are f32 always.
     pub weights: WeightType,
+    /// Element type of cached keys and values.
+    pub cache: WeightType,
+}
+
+impl Options {
+    /// Weights and cache of one type.
+    pub const fn all(dtype: WeightType) -> Options {
+        Options { weights: dtype, cache: dtype }
+    }
 }
 
 /// Why a module has no host program.
@@ -145,7 +154,7 @@ mod tests {
     use crate::fusion::{self, Rules, Step as FusionStep};
     use lapidary_runtime_cpu::program::{Form, Step};
 
-    const OPTIONS: Options = Options { weights: WeightType::Bf16 };
+    const OPTIONS: Options = Options::all(WeightType::Bf16);
 
     fn fused(host: HostFunction, rules: &Rules) -> HostFunction {
         let plan = fusion::plan(&host.function, rules);
@@ -198,7 +207,7 @@ mod tests {
         assert_eq!(layer(&program).iter().map(kinds).collect::<String>(), "rlalrll", "{names:?}");
         // 6,738,415,616 parameters, all but the 65 norms' in bf16, and no padding: every row count divides by 32.
         assert_eq!(program.weight_bytes(), 2 * 6_738_415_616 + 2 * 65 * 4096);
-        assert_eq!(program.cache_bytes_per_token(), 2 * 32 * 4096 * 4);
+        assert_eq!(program.cache_bytes_per_token(), 2 * 32 * 4096 * 2);
     }
 
     #[test]

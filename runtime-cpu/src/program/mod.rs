@@ -89,11 +89,13 @@ pub struct Parameter {
     pub form: Form,
 }
 
-/// Element type of packed weights; arithmetic is always in f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Element type of packed weights and of caches. A product with bf16 on its right rounds its left operand to bf16 too
+/// and sums in f32; everything else is f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightType {
     /// IEEE 754 binary32.
+    #[default]
     F32,
     /// bfloat16.
     Bf16,
@@ -106,6 +108,19 @@ impl WeightType {
             WeightType::F32 => 4,
             WeightType::Bf16 => 2,
         }
+    }
+
+    /// Elements in a word of 32 bits.
+    pub const fn per_word(self) -> usize {
+        match self {
+            WeightType::F32 => 1,
+            WeightType::Bf16 => 2,
+        }
+    }
+
+    /// Words that hold `length` elements.
+    pub const fn words(self, length: usize) -> usize {
+        length.div_ceil(self.per_word())
     }
 }
 
@@ -184,6 +199,9 @@ pub struct Cache {
     pub heads: u64,
     /// Width of a head.
     pub head_dim: u64,
+    /// Element type.
+    #[serde(default)]
+    pub dtype: WeightType,
 }
 
 /// Which rows a step or a buffer has.
@@ -377,10 +395,10 @@ impl Form {
                 .last()
                 .copied()
                 .unwrap_or(0)
-                .saturating_mul(*columns)
-                .saturating_mul(dtype.bytes()),
+                .saturating_mul(columns.div_ceil(dtype.per_word() as u64))
+                .saturating_mul(4),
             Form::Table { dtype, columns, segment } => {
-                segment.rows.saturating_mul(*columns).saturating_mul(dtype.bytes())
+                segment.rows.saturating_mul(columns.div_ceil(dtype.per_word() as u64)).saturating_mul(4)
             }
             Form::Vector { length, .. } => length.saturating_mul(4),
         }
@@ -420,7 +438,7 @@ impl CpuProgram {
 
     /// Bytes of cache for each token of each sequence, all layers.
     pub fn cache_bytes_per_token(&self) -> u64 {
-        let one = |c: &Cache| c.heads.saturating_mul(c.head_dim).saturating_mul(4);
+        let one = |c: &Cache| c.heads.saturating_mul(c.head_dim).saturating_mul(c.dtype.bytes());
         self.caches.iter().map(one).fold(0, u64::saturating_add).saturating_mul(self.model.layers)
     }
 }

@@ -9,7 +9,8 @@
 //! The right operand is packed into panels of 32 columns once, shared by all threads; each thread packs its rows of the
 //! left operand. Packing costs one read and one write for every 24 or more multiply-adds.
 
-use crate::simd::{COLUMNS, Isa, Panel, TILE_ROWS, Tile, panel_product};
+use crate::program::WeightType;
+use crate::simd::{COLUMNS, Isa, TILE_ROWS, Tile, panel_product};
 use rayon::prelude::*;
 
 /// Inner indices of one pass over the panels: as in [`crate::matmul`].
@@ -135,11 +136,12 @@ impl Block<'_> {
             self.pack_tiles(from, depth, tiles);
             for panel in 0..self.columns.div_ceil(COLUMNS) {
                 let start = (panel * self.inner + from) * COLUMNS;
-                let weights = &self.panels[start..][..depth * COLUMNS];
+                let w = bytemuck::cast_slice(&self.panels[start..][..depth * COLUMNS]);
                 for row in (0..self.count).step_by(TILE_ROWS) {
                     let rows = TILE_ROWS.min(self.count - row);
-                    let tile = Tile { x: &tiles[row * depth..][..rows * depth], rows, k: depth };
-                    self.tile(tile, weights, panel, row, out, self.accumulate || from > 0);
+                    let x = bytemuck::cast_slice(&tiles[row * depth..][..rows * depth]);
+                    let tile = Tile { dtype: WeightType::F32, x, w, rows, steps: depth };
+                    self.tile(tile, panel, row, out, self.accumulate || from > 0);
                 }
             }
         }
@@ -161,15 +163,15 @@ impl Block<'_> {
     }
 
     /// A tile times a panel; the last panel may be wider than what is left of a row.
-    fn tile(&self, tile: Tile, panel: &[f32], at: usize, row: usize, out: &mut [f32], accumulate: bool) {
+    fn tile(&self, tile: Tile, at: usize, row: usize, out: &mut [f32], accumulate: bool) {
         let column = at * COLUMNS;
         let width = COLUMNS.min(self.columns - column);
         let out = &mut out[row * self.pitch + column..];
         if width == COLUMNS {
-            return panel_product(self.isa, tile, Panel::F32(panel), out, self.pitch, accumulate);
+            return panel_product(self.isa, tile, out, self.pitch, accumulate);
         }
         let mut whole = [0.0; TILE_ROWS * COLUMNS];
-        panel_product(self.isa, tile, Panel::F32(panel), &mut whole, COLUMNS, false);
+        panel_product(self.isa, tile, &mut whole, COLUMNS, false);
         for (values, out) in whole.chunks(COLUMNS).zip(out.chunks_mut(self.pitch)).take(tile.rows) {
             for (x, y) in out[..width].iter_mut().zip(values) {
                 *x = if accumulate { *x + y } else { *y };

@@ -11,7 +11,7 @@ use lapidary_passes::cpu::Options;
 use lapidary_passes::lower_to_cpu::emit_cpu;
 use lapidary_runtime_cpu::program::WeightType;
 
-/// Emits the program into the artifact. Matrices are packed in the model's compute type.
+/// Emits the program into the artifact. Matrices and the cache are in the model's compute type.
 pub fn emit(
     job: &Job<'_>,
     module: &Module<'_>,
@@ -24,7 +24,7 @@ pub fn emit(
         _ => WeightType::F32,
     };
     let program = progress
-        .stage("lowering to the host", || emit_cpu(module, &job.spec, &Options { weights }))
+        .stage("lowering to the host", || emit_cpu(module, &job.spec, &Options::all(weights)))
         .map_err(|error| Failure::diagnosed(false, "host", &error.diagnostics(), &error.to_string()))?;
     let dims = job.graph.dims;
     let sizes = [
