@@ -56,7 +56,7 @@ class Tool:
 def commands(work, model, dtype, threads):
     folder, python = work / f"{model}-{dtype}", str(work / "venv/bin/python")
     return {
-        "lapidary": [str(REPOSITORY / "target/release/cpu-worker"), str(folder), threads, dtype],
+        "lapidary": [os.environ.get("CPU_WORKER", str(REPOSITORY / "target/release/cpu-worker")), str(folder), threads, dtype],
         "torch": [python, str(HERE / "torch_worker.py"), str(folder), threads, dtype],
         "llama.cpp": [python, str(HERE / "llama_worker.py"), str(work / f"{model}-{dtype}.gguf"), threads],
         "candle": [str(work / "candle/release/candle-worker"), str(folder), threads, dtype],
