@@ -194,7 +194,7 @@ impl RowWords<'_> {
             WeightType::Bf16 => DType::Bf16,
         };
         let size = self.columns * stored.bytes() as usize;
-        let as_it_is = self.view.dtype == stored && self.scale == 1.0 && size % 4 == 0;
+        let as_it_is = self.view.dtype == stored && self.scale == 1.0 && size.is_multiple_of(4);
         as_it_is.then(|| self.view.bytes[row * size..][..size].as_chunks().0)
     }
 }
