@@ -39,10 +39,10 @@ impl Grid {
     /// # Errors
     /// A sentence about what was expected.
     pub fn parse(text: &str) -> Result<Grid, String> {
-        let side = |n: &str| n.parse::<u32>().ok().filter(|n| (1..=MOST).contains(n));
+        let side = |n: &str| n.parse::<u32>().ok().filter(|n| (2..=MOST).contains(n));
         let sides = text.split_once('x').and_then(|(w, h)| Some((side(w)?, side(h)?)));
         let (width, height) =
-            sides.ok_or_else(|| format!("expected WIDTHxHEIGHT, each from 1 to {MOST}, such as 16x16"))?;
+            sides.ok_or_else(|| format!("expected WIDTHxHEIGHT, each from 2 to {MOST}, such as 16x16"))?;
         Ok(Grid { width, height })
     }
 }
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn a_grid_is_two_numbers() {
         assert_eq!(Grid::parse("8x64"), Ok(Grid { width: 8, height: 64 }));
-        for wrong in ["8", "0x8", "8x", "8x257", "8X8", "-8x8", "8x8x8"] {
+        for wrong in ["8", "0x8", "8x1", "8x", "8x257", "8X8", "-8x8", "8x8x8"] {
             assert!(Grid::parse(wrong).is_err(), "{wrong}");
         }
     }
