@@ -12,9 +12,12 @@ for model in amber crystalcoder; do
   step compile "models/$model.toml" --target cg1-sim --batch 66 --seq-len 2048 -o "$out/$model-cg1.lpd"
 done
 step simulate "$out/crystalcoder-cg1.lpd"
-step plan models/amber.toml --machine amber-cluster --global-batch 2240 --top 6 --explain
+step plan models/amber.toml --machine amber-cluster --global-batch 2240 --software lightning-fabric --top 6 --explain
 step plan models/crystalcoder.toml --machine cg1 --global-batch 2112 --top 6
 # Random weights in the published form, and what they say: no download, no GPU.
 step models init cerebras-gpt-111m --seed 1 -o "$out/cerebras-gpt-111m"
 step inspect "$out/cerebras-gpt-111m"
 step run "$out/cerebras-gpt-111m" --tokens 464,3797,3332 -n 16
+# A stored model of a public implementation, on the host and word by word on a simulated wafer.
+step verify tests/data/oracles/crystal-tiny
+step verify tests/data/oracles/crystal-tiny --device wafer-sim
