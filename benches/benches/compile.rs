@@ -12,7 +12,7 @@ use lapidary_passes::pipeline::{pipeline, pipeline_text};
 use lapidary_passes::run::Watch;
 use lapidary_passes::wafer::{self, EmitOptions};
 use lapidary_passes::{Fusion, Goal, Mup, Pipeline, run};
-use lapidary_planner::{PlanRequest, Roofline, plan};
+use lapidary_planner::{Physical, PlanRequest, plan};
 use std::hint::black_box;
 
 /// A prefill of 8 x 2048 tokens.
@@ -62,7 +62,8 @@ fn compile(c: &mut Criterion) {
 fn planner(c: &mut Criterion) {
     let (model, machine) = (builtin("amber").expect("amber"), machine("amber-cluster").expect("its cluster"));
     let request = PlanRequest { global_batch: Some(2240), ..PlanRequest::new(&model, &machine) };
-    c.bench_function("plan-amber-cluster", |b| b.iter(|| plan(black_box(&request), &Roofline::default())));
+    let prices = Physical::default();
+    c.bench_function("plan-amber-cluster", |b| b.iter(|| plan(black_box(&request), &prices)));
 }
 
 criterion_group!(benches, compile, place, planner);

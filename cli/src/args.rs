@@ -233,6 +233,9 @@ pub struct Plan {
     /// What to rank by.
     #[arg(long, value_enum, default_value = "step-time")]
     pub objective: Objective,
+    /// Stop after this many seconds with the best plan so far.
+    #[arg(long, value_name = "SECONDS")]
+    pub budget: Option<f64>,
     /// Say why the first beats the second, and what was rejected.
     #[arg(long)]
     pub explain: bool,

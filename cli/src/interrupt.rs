@@ -2,7 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
@@ -12,6 +12,18 @@ pub struct Done<T> {
     pub results: Vec<Option<T>>,
     /// Whether Ctrl-C came before all of it was done.
     pub interrupted: bool,
+}
+
+/// A flag that Ctrl-C raises, for work that looks at it and ends by itself with the best so far.
+///
+/// # Errors
+/// Exit 1 when the signal cannot be watched.
+pub fn flag() -> Result<Arc<AtomicBool>, Failure> {
+    let raised = Arc::new(AtomicBool::new(false));
+    let own = Arc::clone(&raised);
+    ctrlc::set_handler(move || own.store(true, Ordering::Relaxed))
+        .map_err(|error| Failure::new(Exit::Internal, format!("Ctrl-C cannot be watched: {error}")))?;
+    Ok(raised)
 }
 
 enum News<T> {

@@ -1,47 +1,47 @@
 //! From a request to a document: what is kept, how it is named, and what would help where nothing fits.
 
 use crate::assumption::{Assumption, of_machine};
-use crate::baseline::{baselines, names};
-use crate::cost::{CostModel, pipeline_share};
-use crate::document::{Candidate, Counts, Inputs, Nearest, PlanDocument, SCHEMA, VERSION};
+use crate::baseline::names;
+use crate::cost::physical::Physical;
+use crate::cost::pipeline_share;
+use crate::document::{Candidate, Inputs, Nearest, PlanDocument, SCHEMA, VERSION};
 use crate::plan::{Degrees, GpuPlan};
 use crate::rank::sequence_flops;
+use crate::ranking::Ranking;
 use crate::recipe::Recipe;
 use crate::request::{Batch, DEFAULT_BATCH_TOKENS, PlanError, PlanRequest};
-use crate::search::{Evaluated, Space, Verdict};
+use crate::search::{Evaluated, Verdict};
 use crate::wafer::price::busy_share;
 use lapidary_hardware::{Bytes, HardwareSpec, Precision};
 use lapidary_models::ModelSpec;
-use std::collections::{BTreeMap, BTreeSet};
 
 /// How many times as many devices are tried where nothing fits.
 const GROWTH: [u64; 6] = [2, 4, 8, 16, 32, 64];
 /// A pipeline that idles longer than this share of the step is worth a warning.
 const BUBBLE_WARNING: f64 = 0.1;
 
-/// Ranks every plan of a request.
+/// Ranks the plans of a request.
 ///
 /// # Errors
 /// [`PlanError`] for inputs that cannot be planned for. A model that fits nowhere is no error: then `chosen`
 /// is absent and `nearest` says what would help.
-pub fn plan(request: &PlanRequest<'_>, cost_model: &dyn CostModel) -> Result<PlanDocument, PlanError> {
-    let (machine, batch) = request.resolve()?;
-    check_arithmetic(&machine, request.model)?;
-    let space = space(request, &machine, batch, cost_model);
-    let ranked = space.search(request.objective);
-    let answer = Answer::new(request, &machine, batch, cost_model, &ranked);
-    answer.document()
+pub fn plan(request: &PlanRequest<'_>, physical: &Physical) -> Result<PlanDocument, PlanError> {
+    plan_until(request, physical, &|| false)
 }
 
-fn space<'a>(
-    request: &PlanRequest<'a>,
-    machine: &'a HardwareSpec,
-    batch: Batch,
-    cost_model: &'a dyn CostModel,
-) -> Space<'a> {
-    let all_devices = request.devices.is_some();
-    let (model, release) = (request.model, request.release);
-    Space { machine, model, batch, cost_model, recipe: &Recipe::MIXED, all_devices, release }
+/// The same, until `stop` says so: then the best so far is chosen and the document is not `complete`.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_until(
+    request: &PlanRequest<'_>,
+    physical: &Physical,
+    stop: &dyn Fn() -> bool,
+) -> Result<PlanDocument, PlanError> {
+    let (machine, batch) = request.resolve()?;
+    check_arithmetic(&machine, request.model)?;
+    let ranking = Ranking::new(request, &machine, batch, physical, stop);
+    Answer::new(request, &machine, batch, physical, &ranking).document()
 }
 
 /// The arithmetic that a plan's peak and prices are taken from.
@@ -65,11 +65,9 @@ struct Answer<'a> {
     request: &'a PlanRequest<'a>,
     machine: &'a HardwareSpec,
     batch: Batch,
-    cost_model: &'a dyn CostModel,
-    ranked: &'a [Evaluated],
-    allowed: Vec<usize>,
+    physical: &'a Physical,
+    ranking: &'a Ranking,
     names: Vec<String>,
-    baselines: BTreeMap<usize, &'static str>,
     sequence_flops: f64,
     parameters: u64,
 }
@@ -79,50 +77,34 @@ impl<'a> Answer<'a> {
         request: &'a PlanRequest<'a>,
         machine: &'a HardwareSpec,
         batch: Batch,
-        cost_model: &'a dyn CostModel,
-        ranked: &'a [Evaluated],
+        physical: &'a Physical,
+        ranking: &'a Ranking,
     ) -> Answer<'a> {
-        let allows = |plan: &Evaluated| match plan.verdict {
-            Verdict::Impossible(_) => request.pins.allow_degrees(&plan.degrees),
-            _ => request.pins.allow(&plan.degrees),
-        };
-        let allowed = (0..ranked.len()).filter(|index| allows(&ranked[*index])).collect();
         let (sequence_flops, parameters) = sequence_flops(request.model, batch.seq_len).unwrap_or_default();
-        let baselines = baselines(machine, ranked);
-        let names = names(ranked);
-        Answer {
-            request,
-            machine,
-            batch,
-            cost_model,
-            ranked,
-            allowed,
-            names,
-            baselines,
-            sequence_flops,
-            parameters,
-        }
+        let names = names(&ranking.plans);
+        Answer { request, machine, batch, physical, ranking, names, sequence_flops, parameters }
     }
 
     fn document(&self) -> Result<PlanDocument, PlanError> {
-        if self.allowed.is_empty() {
+        let ranking = self.ranking;
+        let Some(first) = ranking.allowed.first().copied() else {
             return Err(PlanError::Empty {
                 pins: self.request.pins.to_string(),
                 reason: self.no_pin_reason(),
             });
-        }
-        let best = self.allowed.first().copied().filter(|index| self.ranked[*index].feasible());
-        let feasible = self.allowed.iter().filter(|index| self.ranked[**index].feasible()).count() as u64;
-        let evaluated = self.allowed.len() as u64;
+        };
+        let best = Some(first).filter(|index| ranking.plans[*index].feasible());
         Ok(PlanDocument {
             schema: SCHEMA.to_string(),
             version: VERSION,
-            cost_model: self.cost_model.name().to_string(),
+            cost_model: self.physical.name().to_string(),
             inputs: self.inputs(),
             chosen: best.map(|index| self.names[index].clone()),
-            counts: Counts { evaluated, feasible, rejected: evaluated - feasible },
-            candidates: self.kept().into_iter().map(|index| self.candidate(index)).collect(),
-            nearest: if best.is_none() { Some(self.nearest()) } else { None },
+            counts: ranking.counts,
+            complete: ranking.complete,
+            beaten: ranking.beaten.clone(),
+            candidates: ranking.kept.iter().map(|index| self.candidate(*index)).collect(),
+            nearest: if best.is_none() { Some(self.nearest(first)) } else { None },
             pin_loss_pct: best.and_then(|index| self.pin_loss(index)),
             warnings: best.map(|index| self.warnings(index)).unwrap_or_default(),
             assumptions: self.assumptions(),
@@ -147,11 +129,10 @@ impl<'a> Answer<'a> {
             let source = "Llama 2 (arXiv 2307.09288, section 2.2), rounded up to a multiple of the devices";
             list.push(Assumption::new("default-batch", DEFAULT_BATCH_TOKENS as f64, "tokens", source));
         }
-        list.extend(self.cost_model.assumptions(self.machine));
-        list.extend(Recipe::MIXED.state_assumptions());
-        match self.machine.gpu() {
-            Some(_) => list.extend(Recipe::MIXED.traffic_assumptions()),
-            None => list.push(self.request.release.assumption()),
+        list.extend(self.physical.assumptions(self.machine));
+        if self.machine.wafer().is_some() {
+            list.extend(Recipe::MIXED.state_assumptions());
+            list.push(self.request.release.assumption());
         }
         let wanted = precision(self.machine, self.request.model);
         let peak = format!("device.peak.{}", wanted.name());
@@ -174,39 +155,15 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// The best feasible candidates, the baselines, and of degrees without a feasible plan the nearest one.
-    fn kept(&self) -> Vec<usize> {
-        let top = self.request.top.unwrap_or(usize::MAX);
-        let feasible = self.allowed.iter().copied().filter(|index| self.ranked[*index].feasible());
-        let mut kept: BTreeSet<usize> = feasible.take(top).collect();
-        kept.extend(self.baselines.keys());
-        let mut seen: BTreeSet<String> = BTreeSet::new();
-        for index in self.allowed.iter().copied() {
-            let first_of_its_degrees = seen.insert(self.degrees_key(index));
-            let rejected = !self.ranked[index].feasible();
-            if rejected && (first_of_its_degrees || self.request.top.is_none()) {
-                kept.insert(index);
-            }
-        }
-        kept.into_iter().collect()
-    }
-
-    fn degrees_key(&self, index: usize) -> String {
-        match self.ranked[index].degrees {
-            Degrees::Gpu(plan) => plan.tag(),
-            Degrees::Wafer(plan) => format!("{} {}", plan.systems, plan.mode.name()),
-        }
-    }
-
     fn candidate(&self, index: usize) -> Candidate {
-        let plan = &self.ranked[index];
+        let plan = &self.ranking.plans[index];
         let time = plan.cost.as_ref().map(|cost| cost.time().0);
         let wafer = matches!(plan.degrees, Degrees::Wafer(_));
         let busy = plan.cost.as_ref().filter(|_| wafer).map(busy_share);
         let terms = plan.cost.iter().flat_map(|cost| &cost.terms);
         Candidate {
             name: self.names[index].clone(),
-            baseline: self.baselines.get(&index).map(|name| name.to_string()),
+            baseline: self.ranking.baselines.get(&index).map(|name| name.to_string()),
             degrees: plan.degrees,
             step_time_s: time,
             tokens_per_s: time.map(|time| self.batch.tokens() / time),
@@ -223,7 +180,7 @@ impl<'a> Answer<'a> {
             terms_s: terms.map(|(name, (_, seconds))| (name.to_string(), seconds.0)).collect(),
             bound_by: plan.cost.as_ref().map(|cost| cost.bound().name().to_string()),
             rejected_by: self.rejection(plan),
-            smallest_change: self.smallest_change(plan),
+            smallest_change: self.ranking.changes.get(&index).cloned(),
         }
     }
 
@@ -252,34 +209,22 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// The feasible plan with the fewest other decisions, as those decisions; pinned ones stay.
-    fn smallest_change(&self, plan: &Evaluated) -> Option<String> {
-        if !matches!(plan.verdict, Verdict::Over(_)) {
-            return None;
-        }
-        let feasible = self.allowed.iter().map(|index| &self.ranked[*index]).filter(|other| other.feasible());
-        let nearest = feasible.min_by_key(|other| plan.degrees.distance(&other.degrees))?;
-        let settings = plan.degrees.settings().into_iter().zip(nearest.degrees.settings());
-        let differ = settings.filter(|((_, from), (_, to))| from != to);
-        let changes = differ.map(|((name, from), (_, to))| format!("{name} {to} instead of {from}"));
-        Some(changes.collect::<Vec<_>>().join(", "))
-    }
-
     fn pin_loss(&self, index: usize) -> Option<f64> {
-        if self.request.pins.is_empty() {
-            return None;
-        }
-        let time = |index: usize| self.ranked[index].cost.as_ref().map(|cost| cost.time().0);
-        Some((time(index)? / time(0)? - 1.0) * 100.0)
+        let time = |plan: &Evaluated| plan.cost.as_ref().map(|cost| cost.time().0);
+        let free = self.ranking.free.as_ref().filter(|_| !self.request.pins.is_empty())?;
+        Some((time(&self.ranking.plans[index])? / time(free)? - 1.0) * 100.0)
     }
 
     fn warnings(&self, index: usize) -> Vec<String> {
-        let (plan, mut warnings) = (&self.ranked[index], Vec::new());
+        let (plan, mut warnings) = (&self.ranking.plans[index], Vec::new());
         if let Degrees::Gpu(GpuPlan { tp, .. }) = plan.degrees
             && tp > self.machine.node.devices
         {
             let per_node = self.machine.node.devices;
             warnings.push(format!("tensor parallelism over {tp} ranks leaves nodes of {per_node}"));
+        }
+        if !self.ranking.complete {
+            warnings.push("the search was stopped: this is the best plan so far".to_string());
         }
         let bubble = plan.cost.as_ref().map_or(0.0, pipeline_share);
         if bubble > BUBBLE_WARNING {
@@ -288,13 +233,13 @@ impl<'a> Answer<'a> {
         warnings
     }
 
-    fn nearest(&self) -> Nearest {
-        let index = self.allowed[0];
-        let plan = &self.ranked[index];
+    fn nearest(&self, index: usize) -> Nearest {
+        let plan = &self.ranking.plans[index];
         let built = plan.cost.is_some();
         let mut would_fit = Vec::new();
-        if !self.request.pins.is_empty() && self.ranked[0].feasible() {
-            would_fit.push(format!("{} without the pins", self.ranked[0].degrees));
+        let free = self.ranking.free.as_ref().filter(|free| free.feasible());
+        if let Some(free) = free.filter(|_| !self.request.pins.is_empty()) {
+            would_fit.push(format!("{} without the pins", free.degrees));
         }
         if matches!(plan.verdict, Verdict::Over(_)) {
             would_fit.push(format!("a device with {}", gib(plan.memory.total())));
@@ -314,10 +259,8 @@ impl<'a> Answer<'a> {
             let machine = self.machine.with_devices(devices).ok()?;
             let global = self.batch.global.max(1).next_multiple_of(devices);
             let batch = Batch { global, ..self.batch };
-            let space = space(self.request, &machine, batch, self.cost_model);
-            let ranked = space.search(self.request.objective);
-            let fits = ranked.first().filter(|plan| plan.feasible())?;
-            Some(format!("{devices} devices: {} with a global batch of {global}", fits.degrees))
+            let found = Ranking::best(self.request, &machine, batch, self.physical)?;
+            Some(format!("{devices} devices: {found} with a global batch of {global}"))
         })
     }
 }

@@ -26,6 +26,12 @@ pub struct PlanDocument {
     pub chosen: Option<String>,
     /// How many candidates were looked at, and what became of them.
     pub counts: Counts,
+    /// Whether the whole space was searched; otherwise the best so far is chosen.
+    #[serde(default = "yes")]
+    pub complete: bool,
+    /// Degrees that were left out since no plan of theirs is fast enough, fastest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beaten: Vec<Beaten>,
     /// Kept candidates: feasible ones by rank, then baselines and rejected ones.
     pub candidates: Vec<Candidate>,
     /// Where nothing is feasible: what comes nearest, and what would make it fit.
@@ -68,12 +74,27 @@ pub struct Inputs {
 /// How many candidates there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Looked at.
+    /// Looked at one by one: a bound of the time, and the memory.
     pub evaluated: u64,
-    /// Feasible.
+    /// Of these, not rejected; those whose bound is over the plans that are kept count without their memory.
     pub feasible: u64,
-    /// Rejected.
+    /// Of these, over a device's memory or impossible to build.
     pub rejected: u64,
+    /// Of these, priced in full, their pipeline simulated.
+    #[serde(default)]
+    pub simulated: u64,
+    /// Left out unseen, together with others whose least time is over the plans that are kept.
+    #[serde(default)]
+    pub left_out: u64,
+}
+
+/// Degrees all of whose plans take longer than those that are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beaten {
+    /// The degrees, as `tp4pp2dp28`.
+    pub name: String,
+    /// What a step takes at least.
+    pub at_least_s: f64,
 }
 
 /// One plan with its price, or the reason against it.
@@ -111,6 +132,10 @@ pub struct Candidate {
     /// The smallest change that makes it fit, where a plan nearby does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smallest_change: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Candidate {

@@ -1,8 +1,8 @@
 //! Ranks plans: search space, memory, price, explanation.
 //!
-//! [`plan()`] looks at every way to train a model on a machine, asks a [`CostModel`] for the time of each and
-//! this crate's memory account for what it takes, and returns a [`PlanDocument`] with the best, the
-//! baselines a user knows, and every rejected kind of plan with its reason. [`explain()`] sets two side by side.
+//! [`plan()`] looks for the best way to train a model on a machine: [`Physical`] says what each way takes in time and
+//! memory, branch and bound leaves out what cannot win, and a [`PlanDocument`] holds the best, the baselines a user
+//! knows, and every rejected kind of plan with its reason. [`explain()`] sets two side by side.
 
 pub mod accuracy;
 pub mod answer;
@@ -15,6 +15,7 @@ pub mod kernels;
 pub mod memory;
 pub mod plan;
 pub mod rank;
+mod ranking;
 pub mod recipe;
 pub mod request;
 mod search;
@@ -22,12 +23,11 @@ pub mod sensitivity;
 pub mod step;
 pub mod wafer;
 
-pub use answer::plan;
+pub use answer::{plan, plan_until};
 pub use assumption::Assumption;
 pub use cost::physical::Physical;
-pub use cost::roofline::{Roofline, Term};
-pub use cost::{Bound, Cost, CostModel, GpuCase};
-pub use document::{Candidate, Counts, Inputs, Nearest, PlanDocument};
+pub use cost::{Bound, Cost};
+pub use document::{Beaten, Candidate, Counts, Inputs, Nearest, PlanDocument};
 pub use explain::{Difference, Explanation, explain};
 pub use plan::{Degrees, GpuPlan, Recompute, Sharding, WaferMode, WaferPlan};
 pub use recipe::Recipe;

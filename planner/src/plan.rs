@@ -84,9 +84,39 @@ pub struct GpuPlan {
     pub sharding: Sharding,
     /// What the backward pass computes again.
     pub recompute: Recompute,
+    /// Layers of each stage that it is about; all of them where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute_layers: Option<u64>,
+    /// Whether row kernels and what they keep are split over the tensor-parallel ranks.
+    pub sequence_parallel: bool,
+    /// Chunks of layers a rank holds in an interleaved pipeline; 1 without.
+    pub chunks: u64,
+    /// Layers of the first stage.
+    pub first_layers: u64,
+    /// Layers of the last stage; the stages between share the rest.
+    pub last_layers: u64,
 }
 
 impl GpuPlan {
+    /// Degrees with one sequence a micro-batch and everything else left out: the state whole on every rank, nothing
+    /// computed again, stages as even as `layers` allow.
+    pub fn of_degrees(tp: u64, pp: u64, dp: u64, layers: u64) -> GpuPlan {
+        GpuPlan {
+            tp,
+            pp,
+            dp,
+            micro_batch: 1,
+            accumulation: 1,
+            sharding: Sharding::None,
+            recompute: Recompute::None,
+            recompute_layers: None,
+            sequence_parallel: tp > 1,
+            chunks: 1,
+            first_layers: layers / pp.max(1),
+            last_layers: layers / pp.max(1),
+        }
+    }
+
     /// The degrees alone, as `tp4pp2dp28`.
     pub fn tag(&self) -> String {
         format!("tp{}pp{}dp{}", self.tp, self.pp, self.dp)
@@ -96,12 +126,55 @@ impl GpuPlan {
     pub fn world(&self) -> u64 {
         self.tp * self.pp * self.dp
     }
+
+    /// The word for what is computed again: of `full`, `partial` where not all layers are.
+    pub fn recompute_word(&self) -> &'static str {
+        if self.recompute_layers.is_some() { PARTIAL } else { self.recompute.name() }
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let mut list = vec![
+            ("tp", self.tp.to_string()),
+            ("pp", self.pp.to_string()),
+            ("dp", self.dp.to_string()),
+            ("micro-batch", self.micro_batch.to_string()),
+            ("sharding", self.sharding.name().to_string()),
+            ("recompute", self.recompute_word().to_string()),
+        ];
+        if let Some(layers) = self.recompute_layers {
+            list.push(("recompute-layers", layers.to_string()));
+        }
+        list.extend([
+            ("sequence-parallel", if self.sequence_parallel { "on" } else { "off" }.to_string()),
+            ("chunks", self.chunks.to_string()),
+            ("first-stage", self.first_layers.to_string()),
+            ("last-stage", self.last_layers.to_string()),
+        ]);
+        list
+    }
 }
 
+/// The word for full recomputation of a part of the layers.
+pub const PARTIAL: &str = "partial";
+
+/// What is usual is left out: one chunk a rank, ends of equal length, sequence parallelism beside tensor parallelism.
 impl fmt::Display for GpuPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (sharding, recompute) = (self.sharding.name(), self.recompute.name());
-        write!(f, "{}-mb{}-shard-{sharding}-recompute-{recompute}", self.tag(), self.micro_batch)
+        write!(f, "{}-mb{}-shard-{sharding}-recompute-{recompute}", self.tag(), self.micro_batch)?;
+        if let Some(layers) = self.recompute_layers {
+            write!(f, "-of{layers}")?;
+        }
+        if self.chunks > 1 {
+            write!(f, "-chunks{}", self.chunks)?;
+        }
+        if self.tp > 1 && !self.sequence_parallel {
+            f.write_str("-whole-rows")?;
+        }
+        if self.first_layers != self.last_layers {
+            write!(f, "-ends{}+{}", self.first_layers, self.last_layers)?;
+        }
+        Ok(())
     }
 }
 
@@ -196,7 +269,10 @@ impl Degrees {
                 a.dp != b.dp,
                 a.micro_batch != b.micro_batch,
                 a.sharding != b.sharding,
-                a.recompute != b.recompute,
+                (a.recompute, a.recompute_layers) != (b.recompute, b.recompute_layers),
+                a.sequence_parallel != b.sequence_parallel && a.tp > 1 && b.tp > 1,
+                a.chunks != b.chunks,
+                a.pp == b.pp && (a.first_layers, a.last_layers) != (b.first_layers, b.last_layers),
             ]),
             (Degrees::Wafer(a), Degrees::Wafer(b)) => count(&[
                 a.systems != b.systems,
@@ -213,14 +289,7 @@ impl Degrees {
     /// Every decision as a key and its value, in the order of the table.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         match self {
-            Degrees::Gpu(plan) => vec![
-                ("tp", plan.tp.to_string()),
-                ("pp", plan.pp.to_string()),
-                ("dp", plan.dp.to_string()),
-                ("micro-batch", plan.micro_batch.to_string()),
-                ("sharding", plan.sharding.name().to_string()),
-                ("recompute", plan.recompute.name().to_string()),
-            ],
+            Degrees::Gpu(plan) => plan.settings(),
             Degrees::Wafer(plan) => vec![
                 ("systems", plan.systems.to_string()),
                 ("micro-batch", plan.micro_batch.to_string()),

@@ -1,6 +1,6 @@
 //! What is asked of the planner, and why it may refuse.
 
-use crate::plan::Degrees;
+use crate::plan::{Degrees, PARTIAL};
 use crate::wafer::release::{OWN, Release};
 use lapidary_hardware::{HardwareSpec, MachineError};
 use lapidary_models::ModelSpec;
@@ -108,12 +108,25 @@ impl Batch {
 #[serde(transparent)]
 pub struct Pins(BTreeMap<String, String>);
 
-const GPU_PINS: [&str; 6] = ["tp", "pp", "dp", "micro-batch", "sharding", "recompute"];
+const GPU_PINS: [&str; 11] = [
+    "tp",
+    "pp",
+    "dp",
+    "micro-batch",
+    "sharding",
+    "recompute",
+    "recompute-layers",
+    "sequence-parallel",
+    "chunks",
+    "first-stage",
+    "last-stage",
+];
 const WAFER_PINS: [&str; 8] =
     ["systems", "micro-batch", "accumulation", "mode", "recompute", "checkpoint-every", "kept", "replicas"];
 const KEPT_WORDS: [&str; 2] = ["wafer", "outside"];
 const SHARDING_WORDS: [&str; 4] = ["none", "optimizer", "full", "hybrid"];
-const RECOMPUTE_WORDS: [&str; 3] = ["none", "selective", "full"];
+const RECOMPUTE_WORDS: [&str; 4] = ["none", "selective", "full", PARTIAL];
+const ROWS_WORDS: [&str; 2] = ["on", "off"];
 const MODE_WORDS: [&str; 2] = ["weight-streaming", "layer-pipelined"];
 
 impl Pins {
@@ -144,6 +157,11 @@ impl Pins {
     /// Whether nothing is pinned.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// What a decision is pinned to.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
     }
 
     /// Whether a plan keeps to every pin.
@@ -178,6 +196,9 @@ fn canonical_key(key: &str) -> &str {
         "zero" => "sharding",
         "acc" => "accumulation",
         "checkpoint_every" => "checkpoint-every",
+        "vpp" | "interleave" => "chunks",
+        "sp" | "sequence_parallel" => "sequence-parallel",
+        "recompute_layers" => "recompute-layers",
         other => other,
     }
 }
@@ -198,6 +219,7 @@ fn check_pin(key: &str, value: &str) -> Result<(), PlanError> {
         "recompute" => &RECOMPUTE_WORDS,
         "mode" => &MODE_WORDS,
         "kept" => &KEPT_WORDS,
+        "sequence-parallel" => &ROWS_WORDS,
         _ if GPU_PINS.contains(&key) || WAFER_PINS.contains(&key) => {
             return match value.parse::<u64>() {
                 Ok(1..) => Ok(()),

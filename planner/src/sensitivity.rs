@@ -1,6 +1,5 @@
 //! What a plan's time owes to each assumption: the step priced again with one number moved at a time.
 
-use crate::cost::CostModel;
 use crate::cost::physical::Physical;
 use crate::plan::GpuPlan;
 use crate::request::{PlanError, PlanRequest};
@@ -54,7 +53,7 @@ pub fn sensitivity(
     plan: &GpuPlan,
 ) -> Result<Vec<Sensitivity>, PlanError> {
     let (machine, batch) = request.resolve()?;
-    let Ok(Some(work)) = model.account(request.model, plan.tp, batch.seq_len) else { return Ok(Vec::new()) };
+    let Ok(work) = model.account(request.model, plan.tp, batch.seq_len) else { return Ok(Vec::new()) };
     let time = |physical: &Physical, machine: &HardwareSpec| {
         estimate(&physical.job(request.model, machine, batch, plan, &work)).map_or(0.0, |found| found.step_s)
     };

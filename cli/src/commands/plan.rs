@@ -4,13 +4,15 @@ use super::print_json;
 use crate::args::{Global, Objective, Plan};
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
-use crate::{input, output, show};
+use crate::{input, interrupt, output, show};
 use indexmap::IndexMap;
 use lapidary_planner::sensitivity::{MOVED, sensitivity};
 use lapidary_planner::step::Stack;
 use lapidary_planner::{
-    Candidate, Degrees, Physical, Pins, PlanDocument, PlanError, PlanRequest, explain, plan,
+    Candidate, Degrees, Physical, Pins, PlanDocument, PlanError, PlanRequest, explain, plan_until,
 };
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// Reasons for rejection that the table shows; the document keeps them all.
 const SHOWN_REASONS: usize = 8;
@@ -33,7 +35,11 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
     };
     let mut progress = Progress::new(global, 1);
     let prices = Physical { offload: args.cpu_offload, ..software(&args.software)? };
-    let document = progress.stage("ranking plans", || plan(&request, &prices)).map_err(refused)?;
+    let (interrupted, started) = (interrupt::flag()?, Instant::now());
+    let late = || args.budget.is_some_and(|seconds| started.elapsed().as_secs_f64() > seconds);
+    let stop = || interrupted.load(Ordering::Relaxed) || late();
+    let document =
+        progress.stage("ranking plans", || plan_until(&request, &prices, &stop)).map_err(refused)?;
     progress.finish();
     if let Some(path) = &args.output {
         output::file(path, &(json(&document)? + "\n"))?;
@@ -44,6 +50,9 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
     }
     if args.explain && !args.json && machine.gpu().is_some() {
         print_sensitivity(&request, &prices, &document)?;
+    }
+    if interrupted.load(Ordering::Relaxed) && !document.complete {
+        return Err(Failure::new(Exit::Interrupted, "interrupted: this is the best plan so far"));
     }
     infeasible(&document)
 }
@@ -165,7 +174,11 @@ fn print_rejected(document: &PlanDocument) {
     for candidate in baselines_first {
         reasons.entry(candidate.rejected_by.as_deref().unwrap_or_default()).or_default().push(candidate);
     }
-    println!("{} plans looked at, {} rejected:", document.counts.evaluated, document.counts.rejected);
+    let counts = document.counts;
+    println!(
+        "{} plans looked at, {} left out by a bound, {} rejected:",
+        counts.evaluated, counts.left_out, counts.rejected
+    );
     for (reason, candidates) in reasons.iter().take(SHOWN_REASONS) {
         let first = candidates[0];
         let baseline = first.baseline.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
@@ -176,6 +189,13 @@ fn print_rejected(document: &PlanDocument) {
     }
     if reasons.len() > SHOWN_REASONS {
         println!("  … and {} more reasons in the document (--json)", reasons.len() - SHOWN_REASONS);
+    }
+    if let Some(first) = document.beaten.first() {
+        let (name, least) = (&first.name, show::seconds(first.at_least_s));
+        println!(
+            "  and {} degrees that take longer than these: the fastest, {name}, at least {least}",
+            document.beaten.len()
+        );
     }
     println!();
 }

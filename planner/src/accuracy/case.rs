@@ -6,7 +6,7 @@ use super::campaign::Campaigns;
 use super::row::{Metric, Row};
 use crate::plan::{Recompute, Sharding};
 use crate::request::Batch;
-use crate::step::{AttentionKernel, Job, Layout, Physics, Schedule, Shape, Stack, Work, estimate};
+use crate::step::{Again, AttentionKernel, Job, Layout, Physics, Schedule, Shape, Stack, Work, estimate};
 use lapidary_hardware::{BytesPerSecond, HardwareSpec, LinkTopology, builtin};
 use lapidary_models::spec::{Activation, Attention, Bias, Block, Head, Mlp, Multipliers, Norm, NormKind};
 use lapidary_models::spec::{Pairing, Position, Residual, Rope, RopeScaling, Tokens, Weights};
@@ -99,7 +99,8 @@ impl Case {
             accumulation: (global / (data * micro_batch) as f64).max(1.0),
             sharding: sharding(row, data, &mut assumed),
             recompute: recompute(row, &mut assumed),
-            again_share: again_share(row.word("act_recompute")),
+            again: Again::Share(again_share(row.word("act_recompute"))),
+            ends: None,
             sequence_parallel: row.word("seq_parallel").eq_ignore_ascii_case("true"),
             schedule: schedule(row.word("framework")),
         };

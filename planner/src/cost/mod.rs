@@ -1,24 +1,9 @@
-//! Prices of plans: the trait that the search sees, and cost as named terms.
+//! Prices of plans: cost as named terms, and the account that prices them.
 
-pub mod compute;
-pub mod data;
-pub mod optimizer;
 pub mod physical;
-pub mod pipeline;
-pub mod roofline;
-pub mod tensor;
 
-use crate::assumption::Assumption;
-use crate::memory::{Memory, memory};
-use crate::plan::GpuPlan;
-use crate::rank::RankWork;
-use crate::recipe::Recipe;
-use crate::request::Batch;
-use crate::step::Work;
-use crate::wafer::WaferCase;
 use indexmap::IndexMap;
-use lapidary_hardware::{HardwareSpec, Seconds};
-use lapidary_models::ModelSpec;
+use lapidary_hardware::Seconds;
 use serde::{Deserialize, Serialize};
 
 /// What a term is about: the answer to what binds a plan.
@@ -75,61 +60,6 @@ impl Cost {
         let start = (Bound::Compute, Seconds::ZERO);
         sums.into_iter().fold(start, |best, sum| if sum.1 > best.1 { sum } else { best }).0
     }
-}
-
-/// A GPU plan with everything a term may ask for.
-#[derive(Clone, Copy, Debug)]
-pub struct GpuCase<'a> {
-    /// The machine, cut to the devices of the plan.
-    pub machine: &'a HardwareSpec,
-    /// The model.
-    pub model: &'a ModelSpec,
-    /// The work of a step.
-    pub batch: Batch,
-    /// The decisions.
-    pub plan: GpuPlan,
-    /// What one rank computes for one micro-batch.
-    pub work: &'a RankWork,
-    /// What one rank does for one sequence under the model's software, where the cost model reads that.
-    pub account: Option<&'a Work>,
-    /// Bytes a parameter.
-    pub recipe: &'a Recipe,
-}
-
-impl GpuCase<'_> {
-    /// Layers of one stage.
-    pub fn stage_layers(&self) -> f64 {
-        (self.model.n_layers / self.plan.pp) as f64
-    }
-
-    /// Micro-batches of a step.
-    pub fn micro_batches(&self) -> f64 {
-        self.plan.accumulation as f64
-    }
-}
-
-/// What the search asks.
-pub trait CostModel {
-    /// Its name, printed beside every figure.
-    fn name(&self) -> &'static str;
-    /// What it takes for granted on a machine, beside the machine's own numbers and the recipe.
-    fn assumptions(&self, machine: &HardwareSpec) -> Vec<Assumption>;
-    /// What one rank among `tp` does for one sequence, for models that price more than kernels at their roofs.
-    ///
-    /// # Errors
-    /// What does not divide, as a sentence.
-    fn account(&self, _model: &ModelSpec, _tp: u64, _seq_len: u64) -> Result<Option<Work>, String> {
-        Ok(None)
-    }
-    /// Time of a step on GPUs.
-    fn gpu(&self, case: &GpuCase<'_>) -> Cost;
-    /// Memory of the fullest GPU.
-    fn memory(&self, case: &GpuCase<'_>) -> Memory {
-        let shard_ranks = data::shard_ranks(case.machine, &case.plan);
-        memory(case.work, &case.plan, case.model.n_layers, shard_ranks, case.recipe)
-    }
-    /// Time of a step on wafers.
-    fn wafer(&self, case: &WaferCase<'_>) -> Cost;
 }
 
 /// Share of the step in which a pipeline idles.

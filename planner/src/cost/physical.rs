@@ -1,15 +1,14 @@
 //! The cost model `physical`: the account of [`crate::step`] for the plans of the search.
 
-use super::{Bound, Cost, CostModel, GpuCase};
+use super::{Bound, Cost};
 use crate::assumption::Assumption;
-use crate::cost::roofline::Roofline;
 use crate::memory::Memory;
 use crate::plan::GpuPlan;
 use crate::request::Batch;
 use crate::step::memory::ROOM;
 use crate::step::physics::table;
-use crate::step::{Job, Layout, Physics, Schedule, Shape, Stack, Work, estimate, occupied};
-use crate::wafer::WaferCase;
+use crate::step::{Again, Estimate, Job, Layout, Physics, Schedule, Shape, Stack, Work, occupied};
+use crate::wafer;
 use lapidary_hardware::{Bytes, HardwareSpec, Seconds};
 use lapidary_models::ModelSpec;
 
@@ -63,14 +62,15 @@ impl Physical {
             layout: Layout {
                 tensor: plan.tp,
                 pipeline: plan.pp,
-                chunks: 1,
+                chunks: plan.chunks,
                 data: plan.dp,
                 micro_batch: plan.micro_batch,
                 accumulation: plan.accumulation as f64,
                 sharding: plan.sharding,
                 recompute: plan.recompute,
-                again_share: 1.0,
-                sequence_parallel: plan.tp > 1,
+                again: Again::Layers(plan.recompute_layers.unwrap_or(u64::MAX)),
+                ends: Some((plan.first_layers, plan.last_layers)),
+                sequence_parallel: plan.sequence_parallel,
                 schedule: Schedule::OneForwardOneBackward,
             },
             attention: self.stack.attention,
@@ -82,16 +82,16 @@ impl Physical {
             physics: &self.physics,
         }
     }
-}
 
-impl CostModel for Physical {
-    fn name(&self) -> &'static str {
+    /// Its name, printed beside every figure.
+    pub fn name(&self) -> &'static str {
         "physical"
     }
 
-    fn assumptions(&self, machine: &HardwareSpec) -> Vec<Assumption> {
+    /// What it takes for granted on a machine, beside the machine's own numbers.
+    pub fn assumptions(&self, machine: &HardwareSpec) -> Vec<Assumption> {
         if machine.wafer().is_some() {
-            return Roofline::default().assumptions(machine);
+            return wafer::price::assumptions();
         }
         let mut list = Vec::new();
         for (name, constant) in table() {
@@ -109,31 +109,37 @@ impl CostModel for Physical {
         list
     }
 
-    fn account(&self, model: &ModelSpec, tp: u64, seq_len: u64) -> Result<Option<Work>, String> {
+    /// What one rank among `tp` does for one sequence.
+    ///
+    /// # Errors
+    /// What does not divide, or the dimension that a graph refuses, as a sentence.
+    pub fn account(&self, model: &ModelSpec, tp: u64, seq_len: u64) -> Result<Work, String> {
         let stack = &self.stack;
-        Work::new(model, tp, seq_len, stack, stack.attention, stack.fused_norm).map(Some)
+        Work::new(model, tp, seq_len, stack, stack.attention, stack.fused_norm)
     }
 
-    fn memory(&self, case: &GpuCase<'_>) -> Memory {
-        let Some(work) = case.account else { return Memory::default() };
-        let held = occupied(&self.job(case.model, case.machine, case.batch, &case.plan, work));
+    /// Memory of the fullest GPU, with the room that a plan must leave.
+    pub fn memory(job: &Job<'_>) -> Memory {
+        let held = occupied(job);
         let room = held.total() * (ROOM - 1.0);
         let classes = held.classes().into_iter().chain([("room", room)]);
         Memory(classes.map(|(name, bytes)| (name, Bytes(bytes))).collect())
     }
 
-    fn gpu(&self, case: &GpuCase<'_>) -> Cost {
-        let Some(work) = case.account else { return Cost::default() };
-        let job = self.job(case.model, case.machine, case.batch, &case.plan, work);
-        let Some(found) = estimate(&job) else { return Cost::default() };
+    /// An estimate as a cost.
+    pub fn cost(found: &Estimate) -> Cost {
         let bound = |name: &str| {
             BOUNDS.iter().find(|(known, _)| *known == name).map_or(Bound::Compute, |(_, bound)| *bound)
         };
         let terms = found.terms_s.iter().map(|(name, seconds)| (*name, (bound(name), Seconds(*seconds))));
         Cost { terms: terms.collect() }
     }
+}
 
-    fn wafer(&self, case: &WaferCase<'_>) -> Cost {
-        Roofline::default().wafer(case)
+/// This compiler's kernels under the constants that come with the program.
+impl Default for Physical {
+    fn default() -> Self {
+        let stack = Stack::named("lapidary").unwrap_or(&Stack::builtin()[0]).clone();
+        Physical { physics: Physics::builtin(), stack, offload: false }
     }
 }

@@ -1,22 +1,63 @@
 //! Data parallelism and the optimizer: gradients, gathered weights, the state a rank owns.
 
 use super::job::Job;
+use super::physics::Physics;
 use super::rates::Rates;
+use super::stack::Stack;
 use crate::plan::Sharding;
 
-/// Seconds of data parallelism and of the optimizer in one step.
+/// Traffic of data parallelism and work of the optimizer in one step, whatever the stage computes beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Data {
-    /// Exposed traffic, once a step.
-    pub step: f64,
-    /// Exposed traffic of each micro-batch.
-    pub micro_batch: f64,
+pub struct Traffic {
+    /// Once a step, beside the last backward pass.
+    behind_backward: f64,
+    /// Once a step, beside the first forward pass.
+    behind_forward: f64,
+    /// Once a step, beside nothing.
+    alone: f64,
+    /// Of each micro-batch, where weights are sharded.
+    gathers: Option<Gathers>,
     /// The optimizer, its clipping and its casts.
     pub optimizer: f64,
     /// Adding a micro-batch's gradients up.
     pub accumulate: f64,
     /// State that lives on the host.
     pub host: f64,
+}
+
+/// Gathers and scatters of a micro-batch, of one layer at a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Gathers {
+    layers: f64,
+    gather: f64,
+    scatter: f64,
+    /// Of the tables outside the layers, beside nothing.
+    ends: f64,
+}
+
+/// What of it is not hidden.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Exposed {
+    /// Once a step.
+    pub step: f64,
+    /// Of each micro-batch.
+    pub micro_batch: f64,
+}
+
+impl Traffic {
+    /// What compute does not hide; `forward` and `backward` are the device's seconds of one micro-batch on the slowest
+    /// stage. No compute hides more than all there is of itself.
+    pub fn exposed(&self, stack: &Stack, physics: &Physics, forward: f64, backward: f64) -> Exposed {
+        let left = |traffic: f64, beside: f64| traffic - (traffic * stack.data_overlap).min(beside);
+        let step = left(self.behind_backward, backward) + left(self.behind_forward, forward) + self.alone;
+        let Some(one) = self.gathers else { return Exposed { step, micro_batch: 0.0 } };
+        let passes = [(one.gather, forward / one.layers), (one.gather + one.scatter, backward / one.layers)];
+        let exposed = passes.map(|(traffic, beside)| {
+            let behind = (traffic * stack.gather_overlap).min(beside);
+            traffic - behind + behind * physics.contention
+        });
+        Exposed { step, micro_batch: one.layers * (exposed[0] + exposed[1]) + one.ends }
+    }
 }
 
 /// Bytes per second between host and device, and of the host's optimizer, for one process of a node.
@@ -58,70 +99,53 @@ pub fn state_ranks(job: &Job<'_>) -> u64 {
     }
 }
 
-/// The terms of data parallelism. `forward` and `backward` are the seconds of compute of one micro-batch on the
-/// fullest stage.
-pub fn data(job: &Job<'_>, rates: &Rates<'_>, forward: f64, backward: f64) -> Data {
+/// The traffic of a job.
+pub fn traffic(job: &Job<'_>, rates: &Rates<'_>) -> Traffic {
     let (layers, tables) = parameters(job);
     let all = layers + tables;
     let owned = all / state_ranks(job) as f64;
     let (ranks, stride) = (job.layout.data, job.layout.tensor);
     let stack = job.stack;
-    let mut found = Data {
+    let mut found = Traffic {
         optimizer: if job.offload { 0.0 } else { rates.stream(stack.optimizer_traffic * owned) },
         accumulate: rates.stream(stack.accumulate_traffic * all),
-        ..Data::default()
+        ..Traffic::default()
     };
     if job.offload {
         found.host = owned * (HOST_TRAFFIC / HOST_STREAM + 4.0 * stack.gather_bytes / HOST_LINK);
     }
     let sum = |bytes: f64| rates.all_reduce(ranks, stride, bytes);
-    let hidden = |traffic: f64, beside: f64| (traffic * stack.data_overlap).min(beside);
     match job.layout.sharding {
-        Sharding::None => {
-            let traffic = sum(job.gradient_bytes() * all);
-            found.step = traffic - hidden(traffic, backward);
-        }
+        Sharding::None => found.behind_backward = sum(job.gradient_bytes() * all),
         Sharding::Optimizer => {
-            let scatter = sum(job.gradient_bytes() * all) / 2.0;
-            let gather = sum(2.0 * all) / 2.0;
-            found.step = scatter - hidden(scatter, backward) + gather - hidden(gather, forward);
-            found.step += stack.broadcast * (ranks as f64 - job.machine.node.devices as f64).max(0.0);
+            found.behind_backward = sum(job.gradient_bytes() * all) / 2.0;
+            found.behind_forward = sum(2.0 * all) / 2.0;
+            found.alone = stack.broadcast * (ranks as f64 - job.machine.node.devices as f64).max(0.0);
         }
         Sharding::OptimizerInNode => {
-            let traffic = sum(job.gradient_bytes() * all);
-            let own = state_ranks(job);
-            let gather = rates.all_reduce(own, stride, 2.0 * all) / 2.0;
-            found.step = traffic - hidden(traffic, backward) + gather - hidden(gather, forward);
+            found.behind_backward = sum(job.gradient_bytes() * all);
+            found.behind_forward = rates.all_reduce(state_ranks(job), stride, 2.0 * all) / 2.0;
         }
-        Sharding::Full | Sharding::Hybrid => {
-            sharded(job, rates, (layers, tables), (forward, backward), &mut found)
-        }
+        Sharding::Full | Sharding::Hybrid => sharded(job, rates, (layers, tables), &mut found),
     }
     found
 }
 
 /// Weights are gathered for each forward and each backward pass, gradients scattered behind it, a layer at a time.
-fn sharded(job: &Job<'_>, rates: &Rates<'_>, sizes: (f64, f64), compute: (f64, f64), found: &mut Data) {
+fn sharded(job: &Job<'_>, rates: &Rates<'_>, sizes: (f64, f64), found: &mut Traffic) {
     let (ranks, stride) = (state_ranks(job), job.layout.tensor);
     let stack = job.stack;
-    let count = job.stage_layers(0).max(1.0);
+    let layers = job.stage_layers(0).max(1.0);
     let half = |bytes: f64| rates.all_reduce(ranks, stride, bytes) / 2.0;
-    let (gather, scatter) =
-        (half(stack.gather_bytes * sizes.0 / count), half(stack.scatter_bytes * sizes.0 / count));
-    let ends = half(stack.gather_bytes * sizes.1);
-    let passes = [(gather, compute.0 / count), (gather + scatter, compute.1 / count)];
-    let exposed = passes.map(|(traffic, beside)| {
-        let behind = (traffic * stack.gather_overlap).min(beside);
-        traffic - behind + behind * job.physics.contention
+    found.gathers = Some(Gathers {
+        layers,
+        gather: half(stack.gather_bytes * sizes.0 / layers),
+        scatter: half(stack.scatter_bytes * sizes.0 / layers),
+        ends: half(stack.gather_bytes * sizes.1),
     });
-    found.micro_batch = count * (exposed[0] + exposed[1]) + ends;
     let copies = job.layout.data / ranks.max(1);
     if copies > 1 {
-        let across = rates.all_reduce(
-            copies,
-            stride * ranks,
-            stack.scatter_bytes * (sizes.0 + sizes.1) / ranks as f64,
-        );
-        found.step = across - (across * stack.data_overlap).min(compute.1);
+        let bytes = stack.scatter_bytes * (sizes.0 + sizes.1) / ranks as f64;
+        found.behind_backward = rates.all_reduce(copies, stride * ranks, bytes);
     }
 }

@@ -1,10 +1,9 @@
 //! From a job to the time of its step: passes of each stage, the pipeline's simulation, and what stands once a step.
 
-use super::data::data;
-use super::ends::{embedding, head};
+use super::data::{Traffic, traffic};
 use super::job::{Job, Schedule};
-use super::layer::{Layer, Pass, layer};
-use super::pipeline::Stages;
+use super::pipeline::{Slot, Stages};
+use super::prices::{Prices, Stage};
 use super::rates::Rates;
 use indexmap::IndexMap;
 
@@ -56,83 +55,106 @@ impl Estimate {
     }
 }
 
-/// A stage's passes over one micro-batch.
-#[derive(Clone, Copy, Debug, Default)]
-struct Stage {
-    forward: Pass,
-    backward: Pass,
-    again: Pass,
-    /// Seconds of the forward and of the backward pass.
-    seconds: (f64, f64),
-}
-
-impl Stage {
-    /// Adds passes that run one behind the other.
-    fn add(&mut self, forward: Pass, backward: Pass, again: Pass, job: &Job<'_>) {
-        let host = job.physics.host_launch * job.stack.host;
-        let skew = job.physics.skew * job.tp().min(job.machine.node.devices as f64);
-        self.forward = self.forward + forward;
-        self.backward = self.backward + backward;
-        self.again = self.again + again;
-        self.seconds.0 += forward.seconds(host, skew);
-        self.seconds.1 += (backward + again).seconds(host, skew);
-    }
-
-    fn device(&self) -> f64 {
-        self.forward.device() + self.backward.device() + self.again.device()
-    }
-}
-
 /// The time of a job's step; `None` where the machine is no GPU.
 pub fn estimate(job: &Job<'_>) -> Option<Estimate> {
-    let gpu = job.machine.gpu()?;
-    let rates = Rates::new(job, gpu);
-    let one = layer(job, &rates);
-    let stages: Vec<Stage> = (0..job.layout.pipeline).map(|index| stage(job, &rates, &one, index)).collect();
+    let rates = Rates::new(job, job.machine.gpu()?);
+    Some(estimate_by(job, &Prices::of(job, &rates), &traffic(job, &rates)))
+}
+
+/// The same by passes and traffic that many jobs share: passes depend on tensor parallelism, micro-batch and sequence
+/// parallelism alone, traffic on degrees, stages and sharding.
+pub fn estimate_by(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> Estimate {
+    let stages: Vec<Stage> = (0..job.layout.pipeline).map(|index| prices.stage(job, index)).collect();
     let times: Vec<(f64, f64)> = stages.iter().map(|stage| stage.seconds).collect();
-    let slowest = (0..times.len()).max_by(|a, b| sum(times[*a]).total_cmp(&sum(times[*b])))?;
+    let slowest = (0..times.len()).max_by(|a, b| sum(times[*a]).total_cmp(&sum(times[*b]))).unwrap_or(0);
     let m = job.layout.accumulation;
     let device = &stages[slowest];
-    let parallel =
-        data(job, &rates, device.forward.device(), device.backward.device() + device.again.device());
-    let message = message(job);
-    let pipeline = pipeline(job, &times, message);
+    let exposed = traffic.exposed(job.stack, job.physics, device.forward_device(), device.backward_device());
+    let pipeline = pipeline(job, &times, message(job));
     let busy = m * sum(times[slowest]);
     let mut terms = IndexMap::new();
     let passes = [device.forward, device.backward];
     terms.insert("matmul", m * passes.iter().map(|pass| pass.products).sum::<f64>());
     terms.insert("attention", m * passes.iter().map(|pass| pass.attention).sum::<f64>());
-    terms
-        .insert("memory_bound", m * (passes.iter().map(|pass| pass.rows).sum::<f64>() + parallel.accumulate));
+    let rows = passes.iter().map(|pass| pass.rows).sum::<f64>();
+    terms.insert("memory_bound", m * (rows + traffic.accumulate));
     terms.insert("recompute", m * (device.again.device() - device.again.tensor));
     let tensor = device.forward.tensor + device.backward.tensor + device.again.tensor;
     terms.insert("tp_comm", m * tensor);
-    terms.insert("host", busy - m * device.device());
-    terms.insert("pp_bubble", pipeline.0 - busy);
+    terms.insert("host", (busy - m * (device.forward_device() + device.backward_device())).max(0.0));
+    terms.insert("pp_bubble", (pipeline.0 - busy).max(0.0));
     terms.insert("pp_comm", pipeline.1);
-    terms.insert("dp_comm", m * parallel.micro_batch + parallel.step);
-    terms.insert("optimizer", parallel.optimizer);
-    terms.insert("offload", parallel.host);
-    let nodes = job.machine.nodes.max(1) as f64;
-    terms.insert("step", job.physics.step + job.physics.straggler * nodes.log2());
+    terms.insert("dp_comm", m * exposed.micro_batch + exposed.step);
+    terms.insert("optimizer", traffic.optimizer);
+    terms.insert("offload", traffic.host);
+    terms.insert("step", once(job));
     let step_s: f64 = terms.values().sum();
-    let layer_s = (one.forward.device(), one.backward.device() + one.again.device());
-    Some(Estimate { step_s, layer_s, bubble: terms["pp_bubble"] / step_s, terms_s: terms })
+    let one = &prices.layer;
+    let again = one.again(job.layout.recompute).times(job.layout.again.of(1.0));
+    let layer_s = (one.forward.device(), one.backward.device() + again.device());
+    Estimate { step_s, layer_s, bubble: terms["pp_bubble"] / step_s, terms_s: terms }
+}
+
+/// Seconds that a step has beside its passes, traffic and optimizer.
+fn once(job: &Job<'_>) -> f64 {
+    let nodes = job.machine.nodes.max(1) as f64;
+    job.physics.step + job.physics.straggler * nodes.log2()
+}
+
+/// Seconds that a job's step is never under, without its simulation: on each stage its own passes behind the first pass
+/// into it and before the last ones out of it, and all traffic as [`estimate_by`] has it. Exact for equal stages.
+pub fn bound(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> f64 {
+    let (m, ranks) = (job.layout.accumulation, job.layout.pipeline);
+    let rounds = rounds(job);
+    let message = message(job);
+    let (mut before, mut most, mut slot) = (0.0, 0.0_f64, 0.0_f64);
+    let (mut slowest, mut device) = (0.0, (0.0, 0.0));
+    let mut index = 0;
+    while index < ranks {
+        let next = job.alike_until(index);
+        let stage = prices.stage(job, index);
+        let (count, own) = ((next - index) as f64, sum(stage.seconds));
+        let step = own / rounds.chunks as f64 + 2.0 * message;
+        let whole = own + 2.0 * message * rounds.chunks as f64;
+        most = most.max(before + (count - 1.0) * step + rounds.seen as f64 * whole);
+        before += count * step;
+        slot = slot.max(whole);
+        if own >= slowest {
+            (slowest, device) = (own, (stage.forward_device(), stage.backward_device()));
+        }
+        index = next;
+    }
+    let pipeline = match job.layout.schedule {
+        Schedule::OneForwardOneBackward => (m - rounds.seen as f64) * slot + most,
+        Schedule::ZeroBubble1 | Schedule::ZeroBubble2 => m * slot,
+    };
+    let exposed = traffic.exposed(job.stack, job.physics, device.0, device.1);
+    pipeline
+        + m * (traffic.accumulate + exposed.micro_batch)
+        + exposed.step
+        + traffic.optimizer
+        + traffic.host
+        + once(job)
+}
+
+/// Seconds that no stages, sharding or recomputation bring a job's step under: the passes of all stages shared evenly.
+pub fn least(job: &Job<'_>, prices: &Prices) -> f64 {
+    let plain = prices.whole(job.shape.layers as f64) / job.layout.pipeline as f64;
+    job.layout.accumulation * (plain + 2.0 * message(job)) + once(job)
+}
+
+/// The passes of a step on a time line, micro-batch by micro-batch; all of them, however many.
+pub fn timeline(job: &Job<'_>, seen: impl FnMut(Slot)) -> Option<f64> {
+    let rates = Rates::new(job, job.machine.gpu()?);
+    let prices = Prices::of(job, &rates);
+    let times: Vec<(f64, f64)> =
+        (0..job.layout.pipeline).map(|index| prices.stage(job, index).seconds).collect();
+    let whole = job.layout.accumulation.round().max(1.0) as usize;
+    Some(stages(&times, rounds(job).chunks, message(job)).simulate(whole, seen))
 }
 
 fn sum(pair: (f64, f64)) -> f64 {
     pair.0 + pair.1
-}
-
-fn stage(job: &Job<'_>, rates: &Rates<'_>, one: &Layer, index: u64) -> Stage {
-    let layers = job.stage_layers(index);
-    let mut stage = Stage::default();
-    stage.add(one.forward.times(layers), one.backward.times(layers), one.again.times(layers), job);
-    let ends = [(index == 0, embedding(job, rates)), (index + 1 == job.layout.pipeline, head(job, rates))];
-    for (_, end) in ends.iter().filter(|(here, _)| *here) {
-        stage.add(end.forward, end.backward, Pass::default(), job);
-    }
-    stage
 }
 
 /// Seconds that a message between stages adds to a pass.
@@ -151,29 +173,44 @@ fn message(job: &Job<'_>) -> f64 {
 /// Micro-batches for each rank that are simulated: by then the order repeats itself at the pace of the slowest stage.
 const SIMULATED_ROUNDS: usize = 4;
 
+/// How much of a pipeline is simulated, and in how many chunks a rank.
+struct Rounds {
+    seen: usize,
+    chunks: usize,
+}
+
+fn rounds(job: &Job<'_>) -> Rounds {
+    let ranks = job.layout.pipeline as usize;
+    let whole = job.layout.accumulation.round().max(1.0) as usize;
+    let fits = ranks > 1 && whole.is_multiple_of(ranks);
+    let chunks = if fits { job.layout.chunks.max(1) as usize } else { 1 };
+    Rounds { seen: whole.min(SIMULATED_ROUNDS * ranks), chunks }
+}
+
+/// The stages of a pipeline whose ranks hold `chunks` equal parts of their passes.
+fn stages(times: &[(f64, f64)], chunks: usize, message: f64) -> Stages {
+    let ranks = times.len();
+    let part = |time: f64| time / chunks as f64 + message;
+    let all = || (0..ranks * chunks).map(|index| times[index % ranks]);
+    Stages {
+        forward: all().map(|time| part(time.0)).collect(),
+        backward: all().map(|time| part(time.1)).collect(),
+        ranks,
+        message: 0.0,
+    }
+}
+
 /// Seconds of all micro-batches through the pipeline, and of the exposed messages in them.
 fn pipeline(job: &Job<'_>, times: &[(f64, f64)], message: f64) -> (f64, f64) {
-    let m = job.layout.accumulation;
-    let ranks = times.len();
+    let (m, ranks) = (job.layout.accumulation, times.len());
     if ranks == 1 {
         return (m * sum(times[0]), 0.0);
     }
-    let whole = m.round().max(1.0) as usize;
-    let fits = whole.is_multiple_of(ranks);
-    let chunks = if fits { job.layout.chunks.max(1) as usize } else { 1 };
-    let part = |time: f64| time / chunks as f64;
-    let virtual_stages = || (0..ranks * chunks).map(|index| times[index % ranks]);
-    let stages = Stages {
-        forward: virtual_stages().map(|time| part(time.0) + message).collect(),
-        backward: virtual_stages().map(|time| part(time.1) + message).collect(),
-        ranks,
-        message: 0.0,
-    };
+    let Rounds { seen, chunks } = rounds(job);
     let slot = times.iter().copied().map(sum).fold(0.0, f64::max) + 2.0 * message * chunks as f64;
     let bubble = match job.layout.schedule {
         Schedule::OneForwardOneBackward => {
-            let seen = whole.min(SIMULATED_ROUNDS * ranks);
-            stages.simulate(seen, |_| ()) - seen as f64 * slot
+            stages(times, chunks, message).simulate(seen, |_| ()) - seen as f64 * slot
         }
         Schedule::ZeroBubble1 => (ranks - 1) as f64 * times[ranks / 2].0,
         Schedule::ZeroBubble2 => 0.0,

@@ -58,6 +58,25 @@ pub enum Schedule {
     ZeroBubble2,
 }
 
+/// How many layers are computed again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Again {
+    /// This part of every stage.
+    Share(f64),
+    /// This many layers of every stage, or all it has.
+    Layers(u64),
+}
+
+impl Again {
+    /// Layers among `layers`.
+    pub fn of(self, layers: f64) -> f64 {
+        match self {
+            Again::Share(share) => share * layers,
+            Again::Layers(count) => (count as f64).min(layers),
+        }
+    }
+}
+
 /// Degrees and choices of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Layout {
@@ -77,8 +96,11 @@ pub struct Layout {
     pub sharding: Sharding,
     /// What the backward pass computes again.
     pub recompute: Recompute,
-    /// Part of the layers that the recomputation is about.
-    pub again_share: f64,
+    /// Layers that the recomputation is about.
+    pub again: Again,
+    /// Layers of the first stage and of the last, the others sharing the rest as evenly as they can; the rule of
+    /// [`Job::stage_layers`] where absent.
+    pub ends: Option<(u64, u64)>,
     /// Whether row kernels are split over the tensor-parallel ranks.
     pub sequence_parallel: bool,
     /// Order of passes.
@@ -138,11 +160,14 @@ impl Job<'_> {
         vocabulary_rows(self.shape.vocab as u64, self.layout.tensor, self.stack) as f64
     }
 
-    /// Layers of the fullest stage, and of the first and of the last. Layers that do not divide are counted with
-    /// embedding and head as one layer each where that divides (BLOOM and the zero-bubble runs did so);
-    /// otherwise the first stages take one more.
+    /// Layers of a stage. Where the layout does not say, layers that do not divide are counted with embedding and head
+    /// as one layer each where that divides (BLOOM and the zero-bubble runs did so); otherwise the first stages take
+    /// one more.
     pub fn stage_layers(&self, stage: u64) -> f64 {
         let (layers, stages) = (self.shape.layers, self.layout.pipeline);
+        if let Some(ends) = self.layout.ends {
+            return split_layers(layers, stages, ends, stage) as f64;
+        }
         if layers.is_multiple_of(stages) {
             return (layers / stages) as f64;
         }
@@ -153,4 +178,36 @@ impl Job<'_> {
         }
         (layers / stages + (stage < layers % stages) as u64) as f64
     }
+}
+
+impl Job<'_> {
+    /// The first stage behind `index` that is not like it.
+    pub fn alike_until(&self, index: u64) -> u64 {
+        let last = self.layout.pipeline - 1;
+        if index == 0 || index == last {
+            return index + 1;
+        }
+        match self.layout.ends {
+            Some(ends) => {
+                let inner = self.shape.layers.saturating_sub(ends.0 + ends.1);
+                let longer = 1 + inner % (self.layout.pipeline - 2);
+                if index < longer { longer } else { last }
+            }
+            None if self.shape.layers.is_multiple_of(self.layout.pipeline) => last,
+            None => index + 1,
+        }
+    }
+}
+
+/// Layers of a stage where the first and the last have `ends`: the ones between share the rest, earlier ones taking one
+/// more where it does not divide.
+pub fn split_layers(layers: u64, stages: u64, ends: (u64, u64), stage: u64) -> u64 {
+    if stages == 1 {
+        return layers;
+    }
+    if stage == 0 || stage + 1 == stages {
+        return if stage == 0 { ends.0 } else { ends.1 };
+    }
+    let (inner, between) = (layers.saturating_sub(ends.0 + ends.1), stages - 2);
+    inner / between + u64::from(stage - 1 < inner % between)
 }

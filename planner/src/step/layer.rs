@@ -72,8 +72,19 @@ pub struct Layer {
     pub forward: Pass,
     /// Backward, without what is computed again.
     pub backward: Pass,
+    /// What selective recomputation and what full recomputation computes again.
+    again: [Pass; 2],
+}
+
+impl Layer {
     /// What the backward pass computes again.
-    pub again: Pass,
+    pub fn again(&self, recompute: Recompute) -> Pass {
+        match recompute {
+            Recompute::None => Pass::default(),
+            Recompute::Selective => self.again[0],
+            Recompute::Full => self.again[1],
+        }
+    }
 }
 
 /// Host time of a collective call in launches: bookkeeping of the process group and its stream.
@@ -98,17 +109,12 @@ pub fn layer(job: &Job<'_>, rates: &Rates<'_>) -> Layer {
     };
     let forward = pass(&work.forward, core_forward, sweep, launches.forward, 5.0);
     let backward = pass(&work.backward, core_backward, sweep - hidden, launches.backward, 10.0);
-    let again = match job.layout.recompute {
-        Recompute::None => Pass::default(),
-        Recompute::Selective if job.attention.flash() => {
-            Pass { rows: rows(job, rates, &work.selective), launches: 3.0, ..Pass::default() }
-        }
-        Recompute::Selective => {
-            Pass { attention: unfused(job, rates, &work.selective), launches: more, ..Pass::default() }
-        }
-        Recompute::Full => pass(&work.full, core_forward, sweep, launches.forward, 5.0),
+    let selective = match job.attention.flash() {
+        true => Pass { rows: rows(job, rates, &work.selective), launches: 3.0, ..Pass::default() },
+        false => Pass { attention: unfused(job, rates, &work.selective), launches: more, ..Pass::default() },
     };
-    Layer { forward, backward, again: again.times(job.layout.again_share) }
+    let full = pass(&work.full, core_forward, sweep, launches.forward, 5.0);
+    Layer { forward, backward, again: [selective, full] }
 }
 
 /// Attention from scores to values.

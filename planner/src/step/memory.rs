@@ -56,9 +56,12 @@ impl Occupied {
 /// Memory of the fullest stage.
 pub fn occupied(job: &Job<'_>) -> Occupied {
     let last = job.layout.pipeline - 1;
-    let mut stages = vec![0, last, 1.min(last)];
-    stages.dedup();
-    let all = stages.into_iter().map(|stage| of_stage(job, stage));
+    let stages: &[u64] = match last {
+        0 => &[0],
+        1 => &[0, 1],
+        _ => &[0, last, 1],
+    };
+    let all = stages.iter().map(|stage| of_stage(job, *stage));
     all.fold(Occupied::default(), |best, next| if next.total() > best.total() { next } else { best })
 }
 
@@ -117,7 +120,7 @@ fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
         _ => all * bytes.bucket,
     };
     let in_flight = in_flight(job, stage);
-    let kept = kept(job);
+    let kept = kept(job, layers);
     let full = layer_bytes(job, Recompute::None);
     let again = if layout.recompute == Recompute::Full { 1.3 * full } else { 0.3 * full };
     let split = if bytes.gathers_logits { job.tp() } else { 1.0 };
@@ -125,7 +128,7 @@ fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
     let mut found = Occupied {
         state,
         buffers,
-        activations: kept * layers * in_flight,
+        activations: kept * in_flight,
         working: again + 4.0 * job.tokens() * job.shape.width,
         logits,
         context: bytes.context_gib * GIB,
@@ -158,10 +161,10 @@ fn in_flight(job: &Job<'_>, stage: u64) -> f64 {
     (zero_bubble * (ranks - stage) as f64).min(m)
 }
 
-fn kept(job: &Job<'_>) -> f64 {
-    let share = job.layout.again_share;
-    let plain = layer_bytes(job, Recompute::None);
-    layer_bytes(job, job.layout.recompute) * share + plain * (1.0 - share)
+/// Bytes that the layers of a stage keep of one micro-batch.
+fn kept(job: &Job<'_>, layers: f64) -> f64 {
+    let again = job.layout.again.of(layers);
+    layer_bytes(job, job.layout.recompute) * again + layer_bytes(job, Recompute::None) * (layers - again)
 }
 
 /// Bytes a layer keeps of one micro-batch: the slots of its differentiated graph, and what the framework keeps beside

@@ -13,6 +13,7 @@ pub mod layer;
 pub mod memory;
 pub mod physics;
 pub mod pipeline;
+pub mod prices;
 pub mod rates;
 mod reading;
 pub mod shape;
@@ -20,7 +21,7 @@ pub mod stack;
 pub mod work;
 
 pub use estimate::{Estimate, estimate};
-pub use job::{AttentionKernel, Job, Layout, Schedule};
+pub use job::{Again, AttentionKernel, Job, Layout, Schedule};
 pub use memory::{Occupied, occupied};
 pub use physics::Physics;
 pub use shape::Shape;

@@ -5,12 +5,14 @@
 //! advance. Layer-pipelined: every layer owns a rectangle in proportion to its work, so one micro-batch takes each
 //! stage as long as the whole wafer would take for all of it.
 
-use super::WaferCase;
+use super::memory::{CODE_BYTES, SERVER_BYTES};
 use super::ops::{Kernel, WaferOp};
+use super::{REPLICAS, WaferCase};
+use crate::assumption::Assumption;
 use crate::cost::{Bound, Cost};
 use crate::plan::{Recompute, WaferMode};
 use indexmap::IndexMap;
-use lapidary_hardware::price::wafer::{Rates, ingress};
+use lapidary_hardware::price::wafer::{FUNCTION_CYCLES, Rates, ingress};
 use lapidary_hardware::{Bytes, Seconds};
 use lapidary_models::autodiff::work::Phase;
 
@@ -191,4 +193,32 @@ fn exchange(case: &WaferCase<'_>) -> Seconds {
         return Seconds::ZERO;
     }
     links(case, case.work.parameters) * 2.0
+}
+
+/// What prices of wafer plans take for granted, beside the machine's own numbers.
+pub fn assumptions() -> Vec<Assumption> {
+    let forms = "closed forms of this compiler's kernels, op by op of the differentiated graph";
+    let functions = "assumed: no figure is printed for exp; log, sqrt and the like beside it";
+    let floor =
+        "fitted on usc_bert-b-128_128 and usc_bert-l-128_128 of wafer-training.csv (arXiv 2409.00287)";
+    let replicas = "assumed: the fan-out of a weight; rows of narrow models in wafer-training.csv agree";
+    let overlap = "an op's weights enter, its gradients leave while it computes; none are held in advance";
+    let optimizer = "assumed: MemoryX updates a weight at the rate at which its gradient arrives";
+    let tree = "assumed: SwarmX broadcasts and sums at the rate of a system's links";
+    let outside =
+        "activation servers take kept inputs over the same links (ALCF user guides, ai-testbed/cerebras)";
+    let code = "assumed, as by the placer";
+    let server = "weight, gradient and both moments in 32 bits";
+    vec![
+        Assumption::new("kernel-overlap", 0.0, "ratio", forms),
+        Assumption::new("exp-cycles", f64::from(FUNCTION_CYCLES.exp), "cycles/element", functions),
+        Assumption::new("pass-floor", PASS_FLOOR, "s/layer", floor),
+        Assumption::new("replicas", REPLICAS[REPLICAS.len() - 1] as f64, "count", replicas),
+        Assumption::new("ingress-overlap", 1.0, "ratio", overlap),
+        Assumption::new("optimizer-overlap", 1.0, "ratio", optimizer),
+        Assumption::new("swarmx-overlap", 1.0, "ratio", tree),
+        Assumption::new("kept-outside", 1.0, "ratio", outside),
+        Assumption::new("code-bytes", CODE_BYTES, "B/PE", code),
+        Assumption::new("weight-server-bytes", SERVER_BYTES, "B/parameter", server),
+    ]
 }

@@ -6,7 +6,7 @@ use super::{WaferCase, WaferWork};
 use crate::plan::{Recompute, WaferPlan};
 use crate::recipe::Recipe;
 use crate::request::{Batch, Pins, PlanError, PlanRequest};
-use crate::{Assumption, Candidate, Degrees, PlanDocument, Roofline, plan};
+use crate::{Assumption, Candidate, Degrees, Physical, PlanDocument, plan};
 use indexmap::IndexMap;
 use lapidary_hardware::{Device, HardwareSpec};
 use lapidary_models::ModelSpec;
@@ -141,7 +141,7 @@ pub fn answer(question: &Question<'_>) -> Result<Result<TrainingAnswer, Box<Plan
         top: Some(6),
         ..PlanRequest::new(question.model, question.machine)
     };
-    let document = plan(&request, &Roofline::default())?;
+    let document = plan(&request, &Physical::default())?;
     let Some(chosen) = document.chosen().cloned() else { return Ok(Err(Box::new(document))) };
     let Degrees::Wafer(degrees) = chosen.degrees else {
         return Err(PlanError::Empty { pins: String::new(), reason: "the machine has no wafer".into() });

@@ -3,7 +3,7 @@
 use crate::support;
 use lapidary_hardware::builtin::machine;
 use lapidary_models::builtin_names;
-use lapidary_planner::{PlanRequest, Roofline, plan};
+use lapidary_planner::{Physical, PlanRequest, plan};
 
 #[test]
 fn every_model_gets_a_plan_or_a_reason_on_every_kind_of_machine() {
@@ -14,7 +14,7 @@ fn every_model_gets_a_plan_or_a_reason_on_every_kind_of_machine() {
         for model in builtin_names() {
             let model = support::model(model);
             let request = PlanRequest { devices, ..PlanRequest::new(&model, &machine) };
-            let document = plan(&request, &Roofline::default()).unwrap();
+            let document = plan(&request, &Physical::default()).unwrap();
             assert_eq!(document.chosen.is_none(), document.nearest.is_some(), "{} on {name}", model.name);
             assert_eq!(document.inputs.global_batch % document.inputs.devices, 0);
             assert!(document.assumptions.iter().all(|assumption| !assumption.source.is_empty()));

@@ -5,8 +5,7 @@ use lapidary_hardware::builtin::machine;
 use lapidary_hardware::{Bytes, Device, HardwareSpec};
 use lapidary_models::ModelSpec;
 use lapidary_planner::{
-    Candidate, CostModel, Degrees, GpuCase, Pins, PlanDocument, PlanError, PlanRequest, Roofline, Term,
-    explain, plan,
+    Degrees, Physical, Pins, PlanDocument, PlanError, PlanRequest, explain, plan, plan_until,
 };
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -16,7 +15,7 @@ fn amber_request<'a>(model: &'a ModelSpec, machine: &'a HardwareSpec) -> PlanReq
 }
 
 fn run(request: &PlanRequest<'_>) -> PlanDocument {
-    plan(request, &Roofline::default()).unwrap_or_else(|error| panic!("{error}"))
+    plan(request, &Physical::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn check_laws(document: &PlanDocument) {
@@ -40,7 +39,7 @@ fn check_laws(document: &PlanDocument) {
         let mfu = candidate.mfu.unwrap();
         assert!(mfu > 0.0 && mfu < 1.0, "{}: {mfu}", candidate.name);
         if candidate.feasible() {
-            assert!(time >= last);
+            assert!(time >= last * (1.0 - 1e-12));
             last = time;
         }
     }
@@ -49,14 +48,15 @@ fn check_laws(document: &PlanDocument) {
 #[test]
 fn every_plan_of_amber_keeps_the_laws() {
     let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
-    let document = run(&PlanRequest { top: None, ..amber_request(&model, &cluster) });
+    let document = run(&PlanRequest { top: Some(300), ..amber_request(&model, &cluster) });
     check_laws(&document);
-    assert_eq!(document.counts.evaluated as usize, document.candidates.len());
+    let counts = document.counts;
+    assert!(counts.evaluated > 10_000 && counts.simulated < counts.evaluated / 4, "{counts:?}");
+    assert_eq!(counts.feasible + counts.rejected, counts.evaluated);
     assert_eq!(document.chosen.as_deref(), Some(document.candidates[0].name.as_str()));
     assert!(document.find("pure-fsdp").is_some() && document.find("megatron-default").is_some());
-    assert!(document.find("tp4pp2dp28").is_some_and(Candidate::feasible));
     assert!(document.assumptions.iter().all(|a| !a.source.is_empty() && !a.unit.is_empty()));
-    for name in ["network.efficiency", "data-parallel-overlap", "device.peak.bf16", "context-bytes"] {
+    for name in ["network.efficiency", "outer-collective", "device.peak.bf16", "memory-room"] {
         assert!(document.assumptions.iter().any(|a| a.name == name), "{name}");
     }
 }
@@ -68,29 +68,40 @@ fn the_same_request_gives_the_same_bytes_and_reads_back() {
     let text = run(&request).to_json().unwrap();
     assert_eq!(text, run(&request).to_json().unwrap());
     assert!(text.starts_with(
-        "{\n  \"schema\": \"lapidary/plan\",\n  \"version\": 1,\n  \"cost_model\": \"roofline\""
+        "{\n  \"schema\": \"lapidary/plan\",\n  \"version\": 1,\n  \"cost_model\": \"physical\""
     ));
     assert_eq!(PlanDocument::from_json(&text).unwrap().to_json().unwrap(), text);
     let error = PlanDocument::from_json(&text.replace("lapidary/plan", "lapidary/trace")).unwrap_err();
     assert!(error.to_string().contains("expected lapidary/plan version 1"), "{error}");
 }
 
-/// The run of the paper took 7.877 s a step; a roofline has no framework, stragglers or offloading in it and
-/// must stay below, but not below arithmetic at peak.
+/// 39.64 GFLOP of matrix products and 1.61 of causal attention a token (facts of the paper's model).
 #[test]
-fn the_run_of_amber_is_priced_as_a_roofline() {
+fn model_flops_are_those_of_the_paper() {
     let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
-    let pins = Pins::parse("tp=1,pp=1,mb=10,zero=fsdp,recompute=full").unwrap();
-    let document = run(&PlanRequest { pins, ..amber_request(&model, &cluster) });
+    let document = run(&amber_request(&model, &cluster));
     let candidate = document.chosen().unwrap();
-    println!("roofline: {:?} s, {:?} tokens/s", candidate.step_time_s, candidate.tokens_per_s);
     let time = candidate.step_time_s.unwrap();
-    let tokens = 2240.0 * 2048.0;
-    // 39.64 GFLOP of matmuls and 1.61 of causal attention a token (facts of the paper's model).
-    let model_flops = candidate.mfu.unwrap() * time * 312e12 * 224.0 / tokens;
+    let model_flops = candidate.mfu.unwrap() * time * 312e12 * 224.0 / (2240.0 * 2048.0);
     assert!((model_flops / 41.25e9 - 1.0).abs() < 1e-3, "{model_flops}");
-    assert!(time > 4.0 / 3.0 * model_flops * tokens / (312e12 * 224.0) && time < 7.877, "{time}");
-    assert!(document.pin_loss_pct.unwrap() > 0.0);
+}
+
+/// A budget or Ctrl-C: the best so far, and the document says that it is no more than that.
+#[test]
+fn a_search_that_is_stopped_says_so() {
+    let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
+    let request = amber_request(&model, &cluster);
+    let left = std::cell::Cell::new(5);
+    let stop = || {
+        left.set(left.get() - 1);
+        left.get() < 0
+    };
+    let document = plan_until(&request, &Physical::default(), &stop).unwrap();
+    assert!(!document.complete && document.chosen.is_some());
+    let whole = run(&request);
+    assert!(whole.complete);
+    assert!(document.candidates[0].step_time_s >= whole.candidates[0].step_time_s);
+    assert!(document.warnings.iter().any(|warning| warning.contains("stopped")), "{:?}", document.warnings);
 }
 
 #[test]
@@ -105,11 +116,21 @@ fn rejections_say_what_is_over_and_what_would_fit() {
     );
     assert!(nearest.would_fit.iter().any(|fit| fit.contains("without the pins")), "{nearest:?}");
 
-    let document = run(&PlanRequest { top: None, ..amber_request(&model, &cluster) });
-    let over =
-        document.candidates.iter().find(|c| c.name == "tp1pp1dp224-mb10-shard-optimizer-recompute-none");
-    let change = over.unwrap().smallest_change.clone().unwrap();
-    assert_eq!(change.matches("instead of").count(), 1, "{change}");
+    // GPT-3 without tensor parallelism on 16 stages: state alone is over, half of the layers a stage would do.
+    let (model, dgx) = (support::gpt3(), machine("dgx-a100").unwrap());
+    let request =
+        PlanRequest { devices: Some(1024), global_batch: Some(1024), ..PlanRequest::new(&model, &dgx) };
+    let document = run(&request);
+    let over = document.find("tp1pp16dp64").unwrap();
+    assert!(
+        over.rejected_by.as_ref().unwrap().contains("state is the largest part"),
+        "{:?}",
+        over.rejected_by
+    );
+    let change = over.smallest_change.as_deref().unwrap();
+    assert!(change.starts_with("pp 32 instead of 16, dp 32 instead of 64"), "{change}");
+    let pins = Pins::parse("pp=32,dp=32,tp=1").unwrap();
+    assert!(run(&PlanRequest { pins, ..request }).chosen.is_some());
 }
 
 #[test]
@@ -125,11 +146,12 @@ fn degrees_that_do_not_divide_are_kept_with_the_reason() {
     let reason = |name: &str| document.find(name).unwrap().rejected_by.clone().unwrap();
     assert_eq!(reason("tp1pp1dp48"), "a global batch of 64 does not divide by dp 48");
     assert_eq!(reason("pure-fsdp"), reason("tp1pp1dp48"));
-    assert_eq!(reason("tp1pp3dp16"), "32 layers do not divide by pp 3");
+    assert_eq!(reason("tp1pp48dp1"), "32 layers are fewer than 48 stages");
     let pins = Pins::parse("tp=3,sharding=full").unwrap();
     let document = run(&PlanRequest { pins, ..request });
     assert_eq!(document.chosen, None);
-    assert_eq!(document.nearest.unwrap().would_fit.len(), 1);
+    let fits = document.nearest.unwrap().would_fit;
+    assert!(fits[0].ends_with("without the pins") && fits[1].starts_with("96 devices: "), "{fits:?}");
 }
 
 #[test]
@@ -168,7 +190,7 @@ fn explanations_add_up() {
 #[test]
 fn bad_inputs_are_refused_with_what_would_do() {
     let (model, dgx) = (support::amber(), machine("dgx-a100").unwrap());
-    let refuse = |request: PlanRequest<'_>| plan(&request, &Roofline::default()).unwrap_err().to_string();
+    let refuse = |request: PlanRequest<'_>| plan(&request, &Physical::default()).unwrap_err().to_string();
     let request = || PlanRequest::new(&model, &dgx);
     assert_eq!(
         refuse(PlanRequest { seq_len: Some(4096), ..request() }),
@@ -192,26 +214,10 @@ fn bad_inputs_are_refused_with_what_would_do() {
     };
     assert_eq!(wrong("tp"), "pin `tp` is not of the form key=value");
     assert_eq!(wrong("tp=0"), "pin `tp=0` needs a whole number of at least 1");
-    assert_eq!(wrong("recompute=some"), "pin `recompute=some` needs one of none, selective, full");
+    assert_eq!(wrong("recompute=some"), "pin `recompute=some` needs one of none, selective, full, partial");
     assert_eq!(wrong("tp=2,tp=4"), "pin `tp=4` is pinned twice");
     assert!(wrong("speed=9").contains("is not a decision"));
     assert!(Pins::parse("").unwrap().is_empty());
-}
-
-#[test]
-fn a_term_can_be_replaced_by_its_name() {
-    let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
-    let free = |_: &GpuCase<'_>| lapidary_hardware::Seconds::ZERO;
-    let model_without = Roofline::default().with_term(Term {
-        name: "dp_comm",
-        bound: lapidary_planner::Bound::Network,
-        price: free,
-    });
-    let request = amber_request(&model, &cluster);
-    let document = plan(&request, &model_without).unwrap();
-    assert!(document.candidates.iter().all(|c| c.terms_s.get("dp_comm").is_none_or(|term| *term == 0.0)));
-    assert!(document.candidates[0].step_time_s < run(&request).candidates[0].step_time_s);
-    assert_eq!(model_without.name(), "roofline");
 }
 
 #[test]
@@ -246,7 +252,7 @@ proptest! {
         if let Some(own) = better.node.links.as_mut() { own.bandwidth = own.bandwidth * links }
         if let Some(own) = better.network.as_mut() { own.adapter_bandwidth = own.adapter_bandwidth * adapters }
         if let Device::Gpu(gpu) = &mut better.device {
-            gpu.sustained.memory = gpu.sustained.memory.map(|rate| rate * memory);
+            gpu.memory.bandwidth = gpu.memory.bandwidth * memory;
             gpu.memory.capacity = Bytes(gpu.memory.capacity.0 * capacity);
         }
         prop_assert!(best(&model, &better) <= best(&model, &base) * (1.0 + 1e-12));
@@ -266,7 +272,7 @@ proptest! {
             devices: Some(devices),
             global_batch: Some(global_batch),
             seq_len: Some(seq_len),
-            top: None,
+            top: Some(200),
             ..PlanRequest::new(&model, &dgx)
         };
         check_laws(&run(&request));

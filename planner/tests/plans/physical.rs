@@ -71,13 +71,20 @@ fn faster_links_are_never_slower() {
     let mut fast = slow.clone();
     let network = fast.network.as_mut().expect("a network");
     network.adapter_bandwidth = network.adapter_bandwidth * 4.0;
-    let request =
-        |machine| PlanRequest { global_batch: Some(2240), top: None, ..PlanRequest::new(&model, machine) };
+    let request = |machine| PlanRequest {
+        global_batch: Some(2240),
+        top: Some(400),
+        ..PlanRequest::new(&model, machine)
+    };
     let (a, b) = (plan(&request(&slow), &prices()).unwrap(), plan(&request(&fast), &prices()).unwrap());
+    let mut compared = 0;
     for candidate in a.candidates.iter().filter(|candidate| candidate.step_time_s.is_some()) {
-        let same =
-            b.candidates.iter().find(|other| other.degrees == candidate.degrees).expect("the same plan");
+        let Some(same) = b.candidates.iter().find(|other| other.degrees == candidate.degrees) else {
+            continue;
+        };
+        compared += 1;
         let (faster, slower) = (same.step_time_s.unwrap(), candidate.step_time_s.unwrap());
         assert!(faster <= slower * (1.0 + 1e-9), "{}: {faster} {slower}", candidate.name);
     }
+    assert!(compared > 50, "{compared}");
 }

@@ -4,7 +4,7 @@ use crate::support;
 use lapidary_hardware::builtin::machine;
 use lapidary_hardware::{BytesPerSecond, Device, HardwareSpec, Hertz};
 use lapidary_models::ModelSpec;
-use lapidary_planner::{Degrees, Pins, PlanDocument, PlanRequest, Recompute, Roofline, WaferMode, plan};
+use lapidary_planner::{Degrees, Physical, Pins, PlanDocument, PlanRequest, Recompute, WaferMode, plan};
 
 fn request<'a>(model: &'a ModelSpec, machine: &'a HardwareSpec, pins: &str) -> PlanRequest<'a> {
     let pins = Pins::parse(pins).unwrap();
@@ -12,7 +12,7 @@ fn request<'a>(model: &'a ModelSpec, machine: &'a HardwareSpec, pins: &str) -> P
 }
 
 fn run(request: &PlanRequest<'_>) -> PlanDocument {
-    plan(request, &Roofline::default()).unwrap_or_else(|error| panic!("{error}"))
+    plan(request, &Physical::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The run: 16 CS-2, 66 sequences a micro-batch, 2 micro-batches. Published whole-model rates of such models

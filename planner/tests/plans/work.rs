@@ -2,9 +2,10 @@
 
 use crate::support;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
-use lapidary_planner::Recompute;
 use lapidary_planner::kernels::{Anchor, Kernel, kernels};
-use lapidary_planner::rank::{Launch, RankWork, RankWorks, rank_spec};
+use lapidary_planner::rank::{rank_spec, sequence_flops};
+use lapidary_planner::step::work::{Kept, PassWork};
+use lapidary_planner::step::{Stack, Work};
 
 const DIMS: Dims = Dims { batch: 2, seq: 2048, cached: 0 };
 
@@ -46,83 +47,53 @@ fn a_layer_of_amber_is_seven_kernels() {
     assert!(fused < 0.5 * graph.layer().work(&graph).bytes() as f64);
 }
 
+/// What a rank does for one sequence of 2,048 tokens under this compiler's kernels.
+fn work(spec: &ModelSpec, tp: u64) -> Work {
+    let stack = Stack::named("lapidary").expect("a built-in stack");
+    Work::new(spec, tp, 2048, stack, stack.attention, stack.fused_norm).unwrap()
+}
+
 #[test]
 fn a_gpt_layer_keeps_32_bytes_a_token_and_feature() {
-    let work = RankWork::new(&support::gpt3(), 1, 2, 2048).unwrap();
-    let tokens = DIMS.tokens() as f64;
-    let (width, statistics) = (tokens * 12288.0, tokens * 96.0 * 4.0);
-    let whole = work.kept(Recompute::None);
-    assert_eq!((whole.stream, whole.split), (8.0 * width, 24.0 * width + statistics));
-    // Without the results of norms (4) and of the activation (8); and the input alone.
-    let lean = work.kept(Recompute::Selective);
-    assert_eq!((lean.stream, lean.split), (4.0 * width, 16.0 * width + statistics));
-    let input = work.kept(Recompute::Full);
-    assert_eq!((input.stream, input.split), (2.0 * width, 0.0));
+    let (width, statistics) = (2048.0 * 12288.0, 2048.0 * 96.0 * 4.0);
+    let expected = [
+        Kept { stream: 8.0 * width, split: 24.0 * width + statistics },
+        // Without the results of norms (4) and of the activation (8); and the input alone.
+        Kept { stream: 4.0 * width, split: 16.0 * width + statistics },
+        Kept { stream: 2.0 * width, split: 0.0 },
+    ];
+    assert_eq!(work(&support::gpt3(), 1).kept, expected);
 }
 
-fn flops(launches: &[Launch]) -> f64 {
-    launches.iter().map(|launch| launch.flops).sum()
+/// Operations of the products of linear layers over one sequence, and of attention's contractions.
+fn flops(pass: &PassWork) -> (f64, f64) {
+    let linears = pass.linears.iter().map(|linear| linear.product(2048.0).flops()).sum();
+    (linears, pass.core.iter().map(|one| one.flops).sum())
 }
 
 #[test]
-fn a_backward_pass_is_priced_by_its_own_ops() {
-    let work = RankWork::new(&support::amber(), 1, 2, 2048).unwrap();
-    let of = |launches: &[Launch], anchor: Anchor| -> Vec<Launch> {
-        launches.iter().filter(|launch| launch.anchor == anchor).copied().collect()
-    };
-    let tokens = 2.0 * 2048.0;
-    let products = 2.0 * tokens * 4096.0 * (4.0 * 4096.0 + 3.0 * 11008.0);
-    let (forward, backward) = (&work.layer_forward, &work.layer_backward);
-    // Two products behind each: q, k, v, out, gate, up and down, by input and by weight.
-    assert_eq!(flops(&of(forward, Anchor::Matmul)), products);
-    assert_eq!(of(backward, Anchor::Matmul).len(), 14);
-    assert_eq!(flops(&of(backward, Anchor::Matmul)), 2.0 * products);
-    // Attention: scores again, and four derivatives, for scores and values.
-    let (attention, again) = (of(forward, Anchor::Attention), of(backward, Anchor::Attention));
-    assert_eq!((attention.len(), again.len()), (1, 1));
-    assert_eq!(again[0].flops, 2.5 * attention[0].flops);
-    // It reads q, k, v and the result's gradient, and writes three gradients.
-    assert_eq!(again[0].bytes, 2.0 * 7.0 * tokens * 4096.0);
-    // A weight's gradient is added where it is made: read and written in 32 bits.
-    let down = backward.iter().find(|launch| launch.flops == 2.0 * tokens * 4096.0 * 11008.0).unwrap();
-    let read = 2.0 * tokens * (4096.0 + 11008.0);
-    assert!(backward.iter().any(|launch| launch.bytes == read + 8.0 * 4096.0 * 11008.0), "{down:?}");
+fn a_backward_pass_does_what_its_own_ops_say() {
+    let work = work(&support::amber(), 1);
+    let products = |matrices: f64| 2.0 * 2048.0 * 4096.0 * matrices;
+    let forward = flops(&work.forward);
+    assert_eq!(forward, (products(4.0 * 4096.0 + 3.0 * 11008.0), 4.0 * 2048.0 * 2048.0 * 4096.0));
+    // Two derivatives of each product; of attention its scores again and four derivatives.
+    assert_eq!(flops(&work.backward), (2.0 * forward.0, 2.5 * forward.1));
     // Full recomputation runs everything again that is read: not the last product.
-    let again = 2.0 * tokens * 4096.0 * (4.0 * 4096.0 + 2.0 * 11008.0);
-    assert_eq!(flops(&of(&work.layer_full, Anchor::Matmul)), again);
-    assert_eq!(flops(&work.layer_selective), 0.0);
+    assert_eq!(flops(&work.full).0, products(4.0 * 4096.0 + 2.0 * 11008.0));
+    assert_eq!(flops(&work.selective), (0.0, 0.0));
 }
 
 #[test]
 fn ranks_together_do_the_work_of_the_whole() {
     let spec = support::amber();
-    let whole = RankWork::new(&spec, 1, 2, 2048).unwrap();
+    let whole = work(&spec, 1);
     for tp in [2, 4, 8, 16, 32] {
-        let part = RankWork::new(&spec, tp, 2, 2048).unwrap();
-        for of in
-            [|work: &RankWork| flops(&work.layer_forward), |work: &RankWork| flops(&work.layer_backward)]
-        {
-            assert_eq!(of(&part) * tp as f64, of(&whole), "tp {tp}");
+        let part = work(&spec, tp);
+        for of in [|work: &Work| flops(&work.forward), |work: &Work| flops(&work.backward)] {
+            assert_eq!((of(&part).0 * tp as f64, of(&part).1 * tp as f64), of(&whole), "tp {tp}");
         }
-        assert!(part.layer_parameters * tp as f64 >= whole.layer_parameters);
-        assert!(part.kept(Recompute::None).split * tp as f64 <= whole.kept(Recompute::None).split);
-    }
-}
-
-#[test]
-fn two_graphs_tell_every_micro_batch() {
-    let spec = support::crystalcoder();
-    let works = RankWorks::new(&spec, 1, 1024).unwrap();
-    for micro_batch in [1, 2, 3, 8, 13] {
-        let (grown, built) = (works.at(micro_batch), RankWork::new(&spec, 1, micro_batch, 1024).unwrap());
-        let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-9 * b.abs(), "{micro_batch}: {a} {b}");
-        for (a, b) in grown.layer_backward.iter().zip(&built.layer_backward) {
-            near(a.flops, b.flops);
-            near(a.bytes, b.bytes);
-        }
-        near(grown.kept(Recompute::None).split, built.kept(Recompute::None).split);
-        near(grown.logits, built.logits);
-        near(grown.residual_bytes, built.residual_bytes);
+        assert!(part.kept[0].split * tp as f64 <= whole.kept[0].split);
     }
 }
 
@@ -143,14 +114,9 @@ fn what_does_not_divide_is_said() {
 
 #[test]
 fn parameters_are_the_published_ones() {
-    let count = |spec: &ModelSpec| {
-        let work = RankWork::new(spec, 1, 1, 2048).unwrap();
-        let ends = work.embedding_parameters + work.head_parameters;
-        let table = if work.tied { spec.vocab as f64 * spec.d_model as f64 } else { 0.0 };
-        work.layer_parameters * spec.n_layers as f64 + ends - table
-    };
-    assert_eq!(count(&support::amber()), 6_738_415_616.0);
-    assert_eq!(count(&support::crystalcoder()), 6_575_278_720.0);
+    let count = |spec: &ModelSpec| sequence_flops(spec, 2048).expect("a graph").1;
+    assert_eq!(count(&support::amber()), 6_738_415_616);
+    assert_eq!(count(&support::crystalcoder()), 6_575_278_720);
 }
 
 #[test]
