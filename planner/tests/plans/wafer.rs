@@ -26,7 +26,7 @@ fn the_run_of_crystalcoder_fits_and_is_priced_in_the_published_range() {
     let Degrees::Wafer(degrees) = chosen.degrees else { panic!("a wafer plan") };
     assert_eq!((degrees.mode, degrees.recompute), (WaferMode::WeightStreaming, Recompute::Full));
     let rate = chosen.mfu.unwrap() * 745_500.0 * 2.0 * 2.0 * 1.1e9;
-    println!("roofline: {:?} s, {:.2} PFLOP/s a CS-2", chosen.step_time_s, rate / 1e15);
+    println!("{:?} s, {:.2} PFLOP/s a CS-2", chosen.step_time_s, rate / 1e15);
     assert!(rate > 1.0e15 && rate < 2.02e15, "{rate}");
     assert_eq!(chosen.bound_by.as_deref(), Some("compute"));
 }
