@@ -3,6 +3,7 @@
 //! What a publication leaves out is filled in by a rule that is the same for every row, and listed.
 
 use super::campaign::Campaigns;
+use super::family::{Positions, traits};
 use super::row::{Metric, Row};
 use crate::plan::{Recompute, Sharding};
 use crate::request::Batch;
@@ -213,9 +214,9 @@ fn model(row: &Row, assumed: &mut Vec<String>) -> Result<ModelSpec, Skip> {
     let gated = mlp.contains("glu");
     let (name, sequence) = (row.word("model"), need(row, "seq_len")?);
     let lower = format!("{name} {}", row.word("framework")).to_lowercase();
-    let rotary =
-        gated || ["pythia", "neox", "llama", "falcon", "palm"].iter().any(|part| lower.contains(part));
-    let alibi = lower.contains("mpt") || vocab == 250880;
+    let traits = traits(&lower, vocab);
+    let rotary = gated || traits.position == Some(Positions::Rope);
+    let alibi = traits.position == Some(Positions::Alibi);
     let head_dim = if width.is_multiple_of(heads) { width / heads } else { width.div_ceil(heads) };
     let spec = ModelSpec {
         name: name.to_string(),
@@ -235,7 +236,7 @@ fn model(row: &Row, assumed: &mut Vec<String>) -> Result<ModelSpec, Skip> {
             final_norm: true,
         },
         block: Block {
-            residual: if lower.contains("parallel") { Residual::Parallel } else { Residual::Sequential },
+            residual: if traits.parallel { Residual::Parallel } else { Residual::Sequential },
             shared_norm: false,
         },
         mlp: Mlp {

@@ -4,6 +4,7 @@ pub mod campaign;
 pub mod case;
 pub mod csv;
 pub mod document;
+pub mod family;
 pub mod fault;
 pub mod fit;
 pub mod row;

@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod prices;
 pub mod rates;
 mod reading;
+mod roles;
 pub mod shape;
 pub mod stack;
 pub mod work;

@@ -2,6 +2,7 @@
 //! row kernel, and what each moves.
 
 use super::job::AttentionKernel;
+use super::roles::{Role, Roles};
 use super::stack::{Stack, Traffic};
 use super::work::{Contraction, Linear, PassWork, Side, Work};
 use lapidary_models::autodiff::Training;
@@ -17,6 +18,7 @@ pub(super) struct Reading<'a> {
     pub fused_norm: bool,
     pub gated: bool,
     pub width: u64,
+    pub roles: Roles,
 }
 
 impl Reading<'_> {
@@ -66,7 +68,7 @@ impl Reading<'_> {
         for node in function.nodes.iter().filter(|node| wanted(node)) {
             if let Some(linear) = linear(function, node) {
                 // Queries, keys and values are one product, and so are their derivatives.
-                if shared(&node.name) {
+                if self.roles.role(node) == Role::IntoCore {
                     let known =
                         merged.entry((linear.side, true)).or_insert(Linear { outputs: 0.0, ..linear });
                     sums += usize::from(linear.side == Side::Input && known.outputs > 0.0);
@@ -90,8 +92,8 @@ impl Reading<'_> {
     fn row(&self, graph: &Graph, function: &Function, node: &Node, backward: bool, pass: &mut PassWork) {
         let of_scores = function.ty(node.output).shape.len() == 4;
         let Some(key) = self.key(&node.op, backward, of_scores) else { return };
-        let of_norm = matches!(node.op, Op::Backward(Backward::ColumnSum)) && node.name.contains("norm");
-        if of_norm {
+        // The kernel of a norm's derivative by its weight sums its bias too.
+        if matches!(node.op, Op::Backward(Backward::ColumnSum)) && self.roles.role(node) == Role::Norm {
             return;
         }
         let elements = match node.op {
@@ -109,9 +111,7 @@ impl Reading<'_> {
             | Op::Backward(Backward::NormDx { .. })
             | Op::Backward(Backward::NormDw { .. })
             | Op::Add => pass.stream_bytes += bytes,
-            Op::Bias | Op::Backward(Backward::ColumnSum)
-                if node.name.starts_with("attn.out") || node.name.starts_with("mlp.down") =>
-            {
+            Op::Bias | Op::Backward(Backward::ColumnSum) if self.roles.role(node) == Role::OntoStream => {
                 pass.stream_bytes += bytes;
             }
             _ => pass.split_bytes += bytes,
@@ -171,13 +171,13 @@ impl Reading<'_> {
         again: &mut PassWork,
     ) {
         let (stack, layer) = (self.stack, graph.layer());
-        let outputs = |wanted: fn(&Node) -> bool| -> f64 {
+        let outputs = |wanted: &dyn Fn(&Node) -> bool| -> f64 {
             let wanted = layer.nodes.iter().filter(|node| wanted(node));
             wanted.map(|node| layer.ty(node.output).elements() as f64).sum()
         };
-        let residuals = outputs(|node| node.op == Op::Add);
-        let scores = outputs(|node| node.op == Op::Softmax);
-        let heads = outputs(|node| shared(&node.name) && node.op == Op::Linear);
+        let residuals = outputs(&|node| node.op == Op::Add);
+        let scores = outputs(&|node| node.op == Op::Softmax);
+        let heads = outputs(&|node| node.op == Op::Linear && self.roles.role(node) == Role::IntoCore);
         let sum = |pick: fn(&Traffic) -> f64| {
             (
                 pick(&stack.dropout.residual) * residuals,
@@ -240,13 +240,6 @@ impl Reading<'_> {
     }
 }
 
-/// Whether a linear layer reads the same value as the two beside it.
-fn shared(name: &str) -> bool {
-    ["attn.q", "attn.k", "attn.v"]
-        .iter()
-        .any(|stem| name.strip_prefix(stem).is_some_and(|rest| ["", ".dx", ".dw", ".again"].contains(&rest)))
-}
-
 fn linear(function: &Function, node: &Node) -> Option<Linear> {
     let shape = |operand: usize| &function.ty(node.inputs[operand]).shape;
     let (side, outputs, inputs) = match node.op {
@@ -263,7 +256,8 @@ fn attends(layer: &Function, node: &Node) -> bool {
     contracts(&node.op) || layer.ty(node.output).shape.len() == 4
 }
 
-fn contracts(op: &Op) -> bool {
+/// Whether an op is a batched product of attention.
+pub(super) fn contracts(op: &Op) -> bool {
     matches!(op, Op::Scores { .. } | Op::Values { .. } | Op::Backward(Backward::ValuesDv { .. }))
 }
 

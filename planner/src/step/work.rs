@@ -8,6 +8,7 @@
 use super::job::AttentionKernel;
 use super::rates::Product;
 use super::reading::Reading;
+use super::roles::Roles;
 use super::stack::Stack;
 use crate::rank::rank_spec;
 use lapidary_models::autodiff::{Policy, Recompute, training};
@@ -167,7 +168,9 @@ impl Work {
         let dims = Dims { batch: 1, seq: seq_len, cached: 0 };
         let of = |policy| training(&rank, dims, &Policy::Uniform(policy)).map_err(|error| error.to_string());
         let (core, full) = (of(Recompute::Selective)?, of(Recompute::Full)?);
-        let reading = Reading { stack, attention, fused_norm, gated: spec.mlp.gated, width: rank.d_model };
+        let roles = Roles::of(&[core.graph.layer(), core.graph.main()]);
+        let reading =
+            Reading { stack, attention, fused_norm, gated: spec.mlp.gated, width: rank.d_model, roles };
         let whole = of(Recompute::None)?;
         Ok(reading.work(&whole, &core, &full))
     }
