@@ -1,6 +1,7 @@
 # Every version that is not in Cargo.lock stands here, and only here.
 LLVM_MAJOR := 22
-DEBIAN_PACKAGES := g++ pkg-config python3 python3-pip \
+# Chromium opens report pages in the tests.
+DEBIAN_PACKAGES := g++ pkg-config python3 python3-pip chromium \
   llvm-$(LLVM_MAJOR)-dev libmlir-$(LLVM_MAJOR)-dev mlir-$(LLVM_MAJOR)-tools llvm-$(LLVM_MAJOR)-tools \
   libpolly-$(LLVM_MAJOR)-dev libclang1-$(LLVM_MAJOR) libclang-common-$(LLVM_MAJOR)-dev libzstd-dev zlib1g-dev
 

@@ -56,6 +56,8 @@ pub enum Command {
     Plan(Plan),
     /// Say why a plan was chosen and what another one costs, term by term.
     Explain(Explain),
+    /// Write a plan's page: one file that opens offline.
+    Report(Report),
     /// Hold predictions against published measurements; exit 6 where the gate fails.
     Accuracy(Accuracy),
     /// Run a compiled wafer program, or a .wafer text, through the simulator.
@@ -239,6 +241,12 @@ pub struct Plan {
     /// Say why the first beats the second, and what was rejected.
     #[arg(long)]
     pub explain: bool,
+    /// Write a page here that opens offline: table, charts, the step's time line, assumptions.
+    #[arg(long, value_name = "F.html")]
+    pub report: Option<PathBuf>,
+    /// Write the chosen plan's step here in the trace format of Chrome and Perfetto.
+    #[arg(long, value_name = "F.json")]
+    pub trace: Option<PathBuf>,
     /// Write the plan here as JSON.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -264,6 +272,16 @@ pub struct Explain {
     /// The candidate to compare with; the second-best when absent.
     #[arg(long, value_name = "NAME")]
     pub vs: Option<String>,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// A plan written by `lapidary plan --json`.
+    pub plan: PathBuf,
+    /// Write the page here.
+    #[arg(short, long, value_name = "F.html")]
+    pub output: PathBuf,
 }
 
 /// Tables of published measurements.

@@ -2,7 +2,8 @@
 //! and prints them: `cargo run --release -p lapidary-planner --example fit -- published.csv`.
 //!
 //! The fit starts from the constants that stand, so running it again changes nothing. With `rows` behind the path it
-//! prints each scored time with its terms instead, with `left-out` what each group's error is when it is left out.
+//! prints each scored time with its terms instead, with `left-out` what each group's error is when it is left out, with
+//! `bars` the error bars of plans.
 
 use lapidary_planner::accuracy::{Constants, Document, Samples, read, score};
 
@@ -42,6 +43,13 @@ fn main() {
                     row.error_pct,
                     terms.join(";")
                 );
+            }
+            return;
+        }
+        Some("bars") => {
+            for (kind, bar) in lapidary_planner::accuracy::like::bars(document.rows.iter()) {
+                let (pct, runs, groups) = (bar.nine_of_ten_pct, bar.runs, bar.groups);
+                println!("[{kind}]\nnine_of_ten_pct = {pct:?}\nruns = {runs}\ngroups = {groups}\n");
             }
             return;
         }

@@ -3,22 +3,20 @@
 use crate::assumption::{Assumption, of_machine};
 use crate::baseline::names;
 use crate::cost::physical::Physical;
-use crate::cost::pipeline_share;
 use crate::document::{Candidate, Inputs, Nearest, PlanDocument, SCHEMA, VERSION};
-use crate::plan::{Degrees, GpuPlan};
+use crate::plan::Degrees;
 use crate::rank::sequence_flops;
 use crate::ranking::Ranking;
 use crate::recipe::Recipe;
 use crate::request::{Batch, DEFAULT_BATCH_TOKENS, PlanError, PlanRequest};
 use crate::search::{Evaluated, Verdict};
 use crate::wafer::price::busy_share;
+use crate::warnings;
 use lapidary_hardware::{Bytes, HardwareSpec, Precision};
 use lapidary_models::ModelSpec;
 
 /// How many times as many devices are tried where nothing fits.
 const GROWTH: [u64; 6] = [2, 4, 8, 16, 32, 64];
-/// A pipeline that idles longer than this share of the step is worth a warning.
-const BUBBLE_WARNING: f64 = 0.1;
 
 /// Ranks the plans of a request.
 ///
@@ -166,6 +164,7 @@ impl<'a> Answer<'a> {
             baseline: self.ranking.baselines.get(&index).map(|name| name.to_string()),
             degrees: plan.degrees,
             step_time_s: time,
+            error_bar: plan.bar.clone(),
             tokens_per_s: time.map(|time| self.batch.tokens() / time),
             mfu: time.map(|time| self.mfu(plan, time)),
             busy_share: busy,
@@ -216,21 +215,18 @@ impl<'a> Answer<'a> {
     }
 
     fn warnings(&self, index: usize) -> Vec<String> {
-        let (plan, mut warnings) = (&self.ranking.plans[index], Vec::new());
-        if let Degrees::Gpu(GpuPlan { tp, .. }) = plan.degrees
-            && tp > self.machine.node.devices
-        {
-            let per_node = self.machine.node.devices;
-            warnings.push(format!("tensor parallelism over {tp} ranks leaves nodes of {per_node}"));
-        }
+        let plan = &self.ranking.plans[index];
+        let mut list = match plan.degrees {
+            Degrees::Gpu(degrees) => {
+                let (cost, memory) = (plan.cost.as_ref(), plan.memory.total());
+                warnings::of_gpus(self.machine, self.request.model, &degrees, cost, memory)
+            }
+            Degrees::Wafer(_) => Vec::new(),
+        };
         if !self.ranking.complete {
-            warnings.push("the search was stopped: this is the best plan so far".to_string());
+            list.push("the search was stopped: this is the best plan so far".to_string());
         }
-        let bubble = plan.cost.as_ref().map_or(0.0, pipeline_share);
-        if bubble > BUBBLE_WARNING {
-            warnings.push(format!("the pipeline idles {:.0} % of the step", bubble * 100.0));
-        }
-        warnings
+        list
     }
 
     fn nearest(&self, index: usize) -> Nearest {

@@ -97,6 +97,22 @@ pub struct Beaten {
     pub at_least_s: f64,
 }
 
+/// What predictions of published runs of a plan's kind were off by, nine of ten of them, groups counting the same; and
+/// for software that no run was fitted to, the spread of the others beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBar {
+    /// Percent, up and down.
+    pub percent: f64,
+    /// The kind.
+    pub like: String,
+    /// Runs of that kind.
+    pub runs: u64,
+    /// Groups of runs.
+    pub groups: u64,
+    /// Whether no run was fitted to the software, so that the spread of the others is in it.
+    pub unmeasured_software: bool,
+}
+
 /// One plan with its price, or the reason against it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
@@ -109,6 +125,9 @@ pub struct Candidate {
     pub degrees: Degrees,
     /// Time of a step; absent where it cannot be built.
     pub step_time_s: Option<f64>,
+    /// What the time of the step may be off by, from published runs of its kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_bar: Option<ErrorBar>,
     /// Tokens a second of the whole machine.
     pub tokens_per_s: Option<f64>,
     /// Model FLOPs over peak FLOPs; causal attention counts the visible half, recomputation does not count.

@@ -11,6 +11,7 @@ mod machines;
 mod memorization;
 mod models;
 mod plan;
+mod report;
 mod run;
 mod simulate;
 mod targets;
@@ -30,6 +31,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Compile(args) => compile::run(&args, global),
         Command::Plan(args) => plan::run(&args, global),
         Command::Explain(args) => explain::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Accuracy(args) => accuracy::run(&args, global),
         Command::Simulate(args) => simulate::run(&args, global),
         Command::Run(args) => run::run(&args, global),

@@ -9,7 +9,8 @@ use indexmap::IndexMap;
 use lapidary_planner::sensitivity::{MOVED, sensitivity};
 use lapidary_planner::step::Stack;
 use lapidary_planner::{
-    Candidate, Degrees, Physical, Pins, PlanDocument, PlanError, PlanRequest, explain, plan_until,
+    Candidate, Degrees, Physical, Pins, PlanDocument, PlanError, PlanRequest, explain, plan_until, report,
+    timeline,
 };
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -44,6 +45,7 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
     if let Some(path) = &args.output {
         output::file(path, &(json(&document)? + "\n"))?;
     }
+    write_pictures(args, &request, &prices, &document)?;
     match args.json {
         true => print_json(&document)?,
         false => print(&document, args.explain),
@@ -55,6 +57,35 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Interrupted, "interrupted: this is the best plan so far"));
     }
     infeasible(&document)
+}
+
+/// The page and the trace, where they are asked for.
+fn write_pictures(
+    args: &Plan,
+    request: &PlanRequest<'_>,
+    prices: &Physical,
+    document: &PlanDocument,
+) -> Result<(), Failure> {
+    if args.report.is_none() && args.trace.is_none() {
+        return Ok(());
+    }
+    let line = match document.chosen().map(|chosen| chosen.degrees) {
+        Some(Degrees::Gpu(plan)) => timeline(request, prices, &plan).map_err(refused)?,
+        _ => None,
+    };
+    if let Some(path) = &args.report {
+        let page = report::page(document, line.as_ref());
+        let page = page.map_err(|error| Failure::new(Exit::Internal, format!("report: {error}")))?;
+        output::file(path, &page)?;
+    }
+    match (&args.trace, line) {
+        (Some(path), Some(line)) => output::file(path, &(line.to_chrome().to_string() + "\n")),
+        (Some(_), None) => {
+            tracing::warn!("no trace is written: no plan for GPUs is chosen");
+            Ok(())
+        }
+        (None, _) => Ok(()),
+    }
 }
 
 fn software(name: &str) -> Result<Physical, Failure> {
@@ -128,10 +159,11 @@ fn print(document: &PlanDocument, explained: bool) {
         inputs.seq_len,
         document.cost_model,
     );
-    let header = ["rank", "plan", "", "memory", "step", "tokens/s", "MFU", "busy", "bound by"];
+    let header = ["rank", "plan", "", "memory", "step", "", "tokens/s", "MFU", "busy", "bound by"];
     let ranked = document.candidates.iter().filter(|c| c.rejected_by.is_none()).enumerate();
     let rows = ranked.map(|(rank, candidate)| row(document, rank, candidate));
-    println!("{}", show::table(&header, &[0, 3, 4, 5, 6, 7], rows));
+    println!("{}", show::table(&header, &[0, 3, 4, 5, 6, 7, 8], rows));
+    print_error_bar(document);
     print_rejected(document);
     if let Some(loss) = document.pin_loss_pct {
         println!("the pins {} cost {loss:.1} % of step time", inputs.pins);
@@ -144,6 +176,19 @@ fn print(document: &PlanDocument, explained: bool) {
     }
 }
 
+/// Where the error bar of the chosen plan comes from.
+fn print_error_bar(document: &PlanDocument) {
+    let Some(bar) = document.chosen().and_then(|chosen| chosen.error_bar.as_ref()) else { return };
+    let more = match bar.unmeasured_software {
+        true => "; no run was fitted to this software, so the spread of the others' pace is in it",
+        false => "",
+    };
+    let (like, runs, groups) = (bar.like.replace('-', " "), bar.runs, bar.groups);
+    println!(
+        "±: nine of ten of {runs} published runs ({like}; {groups} groups, counting the same) were nearer{more}\n"
+    );
+}
+
 fn row(document: &PlanDocument, rank: usize, candidate: &Candidate) -> Vec<String> {
     let chosen = document.chosen.as_deref() == Some(candidate.name.as_str());
     let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1} %", share * 100.0));
@@ -153,6 +198,7 @@ fn row(document: &PlanDocument, rank: usize, candidate: &Candidate) -> Vec<Strin
         candidate.baseline.clone().unwrap_or_default(),
         memory(candidate),
         candidate.step_time_s.map(show::seconds).unwrap_or_default(),
+        candidate.error_bar.as_ref().map(|bar| format!("± {:.0} %", bar.percent)).unwrap_or_default(),
         candidate.tokens_per_s.map(|rate| show::count(rate.round() as u64)).unwrap_or_default(),
         percent(candidate.mfu),
         percent(candidate.busy_share),

@@ -7,6 +7,7 @@ pub mod document;
 pub mod family;
 pub mod fault;
 pub mod fit;
+pub mod like;
 pub mod row;
 pub mod score;
 
@@ -15,5 +16,6 @@ pub use case::{Case, Skip};
 pub use document::{Check, Document, LeftOut};
 pub use fault::{Fault, TableError};
 pub use fit::{Constants, Samples};
+pub use like::{Bar, error_bar};
 pub use row::{Metric, Row, read};
 pub use score::{Report, score};

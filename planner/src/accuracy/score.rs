@@ -2,6 +2,7 @@
 
 use super::campaign::Campaigns;
 use super::case::{Case, Skip};
+use super::like::kind;
 use super::row::{Metric, Row};
 use crate::step::{Physics, Stack, estimate, memory, occupied};
 use serde::Serialize;
@@ -21,6 +22,8 @@ pub struct Prediction {
     pub quality: String,
     /// Software stack that it was priced with.
     pub stack: String,
+    /// Kind of layout ([`super::like::kind`]).
+    pub kind: &'static str,
     /// What was measured.
     pub measured: f64,
     /// What is predicted.
@@ -181,6 +184,7 @@ fn predict(
         group: row.word("group").to_string(),
         quality: row.word("quality").to_string(),
         stack: stack.name.clone(),
+        kind: kind(&case.layout),
         measured,
         predicted,
         low: predicted * (1.0 - spread),

@@ -1,11 +1,12 @@
 //! The decisions of a plan for GPUs, in the order in which the search takes them: degrees, micro-batch and sequence
 //! parallelism ([`Node`]); then chunks and stages, sharding, and how many layers are computed again.
 
+use super::Evaluated;
 use super::divisors;
 use super::only::{Only, open};
-use super::{Evaluated, Verdict};
+use crate::accuracy::error_bar;
 use crate::cost::physical::Physical;
-use crate::memory::Memory;
+use crate::document::ErrorBar;
 use crate::plan::{Degrees, GpuPlan, Recompute, Sharding};
 use crate::request::Batch;
 use crate::step::data::{Traffic, traffic};
@@ -13,6 +14,7 @@ use crate::step::estimate::{estimate, estimate_by};
 use crate::step::memory::ROOM;
 use crate::step::prices::Prices;
 use crate::step::rates::Rates;
+use crate::step::stack::Fitted;
 use crate::step::{Job, Work, occupied};
 use lapidary_hardware::{Gpu, HardwareSpec};
 use lapidary_models::ModelSpec;
@@ -188,27 +190,28 @@ impl<'a> GpuSpace<'a> {
     pub fn evaluated(&self, plan: &GpuPlan) -> Evaluated {
         let degrees = Degrees::Gpu(*plan);
         if let Some(reason) = self.impossible(plan.tp, plan.pp, plan.dp) {
-            return Evaluated {
-                degrees,
-                cost: None,
-                memory: Memory::default(),
-                verdict: Verdict::Impossible(reason),
-            };
+            return Evaluated::impossible(degrees, reason);
         }
-        let Some((work, found)) = self.work(plan.tp).and_then(|work| {
-            let found = estimate(&self.job(plan, work))?;
-            Some((work, found))
-        }) else {
-            let reason = "the machine has no GPU".to_string();
-            return Evaluated {
-                degrees,
-                cost: None,
-                memory: Memory::default(),
-                verdict: Verdict::Impossible(reason),
-            };
+        let priced = self.work(plan.tp).and_then(|work| {
+            let job = self.job(plan, work);
+            Some((estimate(&job)?, job))
+        });
+        let Some((found, job)) = priced else {
+            return Evaluated::impossible(degrees, "the machine has no GPU".to_string());
         };
-        let memory = Physical::memory(&self.job(plan, work));
-        Evaluated::priced(degrees, Physical::cost(&found), memory, self.machine.device.memory())
+        let (percent, bar, like) = error_bar(&job.layout, &self.physical.stack);
+        let bar = ErrorBar {
+            percent,
+            like: like.to_string(),
+            runs: bar.runs as u64,
+            groups: bar.groups as u64,
+            unmeasured_software: self.physical.stack.fitted == Fitted::Nothing,
+        };
+        let capacity = self.machine.device.memory();
+        Evaluated {
+            bar: Some(bar),
+            ..Evaluated::priced(degrees, Physical::cost(&found), Physical::memory(&job), capacity)
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod wafer;
 pub(crate) mod walk;
 
 use crate::cost::Cost;
+use crate::document::ErrorBar;
 use crate::memory::Memory;
 use crate::plan::Degrees;
 use crate::request::Objective;
@@ -23,6 +24,8 @@ pub(crate) struct Evaluated {
     pub cost: Option<Cost>,
     pub memory: Memory,
     pub verdict: Verdict,
+    /// What its time may be off by.
+    pub bar: Option<ErrorBar>,
 }
 
 /// Whether a plan can be used.
@@ -41,13 +44,19 @@ impl Evaluated {
     }
 
     fn impossible(degrees: Degrees, reason: String) -> Evaluated {
-        Evaluated { degrees, cost: None, memory: Memory::default(), verdict: Verdict::Impossible(reason) }
+        Evaluated {
+            degrees,
+            cost: None,
+            memory: Memory::default(),
+            verdict: Verdict::Impossible(reason),
+            bar: None,
+        }
     }
 
     fn priced(degrees: Degrees, cost: Cost, memory: Memory, capacity: Bytes) -> Evaluated {
         let over = memory.total() - capacity;
         let verdict = if over.0 > 0.0 { Verdict::Over(over) } else { Verdict::Feasible };
-        Evaluated { degrees, cost: Some(cost), memory, verdict }
+        Evaluated { degrees, cost: Some(cost), memory, verdict, bar: None }
     }
 }
 

@@ -65,6 +65,11 @@ pub fn occupied(job: &Job<'_>) -> Occupied {
     all.fold(Occupied::default(), |best, next| if next.total() > best.total() { next } else { best })
 }
 
+/// Memory of a GPU of one stage.
+pub fn occupied_by_stage(job: &Job<'_>, stage: u64) -> Occupied {
+    of_stage(job, stage)
+}
+
 /// Bytes of weights, gradients and optimizer of a rank that holds its part of the layers and nothing else, as
 /// Korthikanti et al. count them (arXiv 2205.05198, figure 1).
 pub fn layer_state(job: &Job<'_>) -> f64 {

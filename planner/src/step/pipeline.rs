@@ -1,6 +1,6 @@
 //! Pipelines: the order of passes on each rank, an event simulation of it, and a closed form that is never more.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Seconds of the passes of each rank's chunks, and of the messages between them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,7 +16,7 @@ pub struct Stages {
 }
 
 /// A pass on a rank.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
     /// Rank it runs on.
     pub rank: usize,

@@ -36,6 +36,8 @@ fn check_laws(document: &PlanDocument) {
         assert_eq!(candidate.memory_bytes.values().sum::<u64>(), candidate.memory_total_bytes);
         let over = candidate.memory_total_bytes > candidate.memory_capacity_bytes;
         assert_eq!(over, !candidate.feasible(), "{}", candidate.name);
+        let bar = candidate.error_bar.as_ref().expect("a bar");
+        assert!(bar.percent > 5.0 && bar.percent < 40.0 && bar.runs > 0 && bar.unmeasured_software);
         let mfu = candidate.mfu.unwrap();
         assert!(mfu > 0.0 && mfu < 1.0, "{}: {mfu}", candidate.name);
         if candidate.feasible() {

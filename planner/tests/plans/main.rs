@@ -2,6 +2,7 @@
 
 mod everything;
 mod gpu;
+mod page;
 mod physical;
 mod support;
 mod wafer;
