@@ -117,7 +117,7 @@ function compare() {
   const names = [...new Set([...Object.keys(first.terms_s), ...Object.keys(other.terms_s)])]
     .map((name) => ({ name, first: first.terms_s[name] || 0, other: other.terms_s[name] || 0 }))
     .filter((term) => term.first > 0 || term.other > 0).sort((a, b) => Math.abs(b.other - b.first) - Math.abs(a.other - a.first));
-  const [width, each, left, right] = [880, 34, 120, 210];
+  const [width, each, left, right] = [960, 34, 120, 290];
   const svg = chart(width, names.length * each + 10);
   const most = Math.max(...names.map((term) => Math.max(term.first, term.other)));
   const long = (value) => value / most * (width - left - right);
@@ -141,7 +141,7 @@ function steps() {
   const shown = timeline.shown < timeline.micro_batches ? `the first ${timeline.shown} of ` : "";
   place("timeline-note").textContent = `${timeline.plan}: ${shown}${timeline.micro_batches} micro-batches; blue forward, green backward, empty where `
     + `a stage waits; behind them what stands once a step.`;
-  const [width, each, left] = [1080, Math.max(14, Math.min(30, 480 / timeline.stages.length)), 90];
+  const [width, each, left] = [1080, Math.max(14, Math.min(30, 480 / timeline.stages.length)), 130];
   const svg = chart(width, timeline.stages.length * each + 24);
   svg.style.maxWidth = "none";
   const x = (time) => left + time / whole * (width - left - 10);
