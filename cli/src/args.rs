@@ -241,6 +241,21 @@ pub struct Plan {
     /// Say why the first beats the second, and what was rejected.
     #[arg(long)]
     pub explain: bool,
+    /// Plan inference instead of training: ranks of a replica and sequences at once.
+    #[arg(long)]
+    pub serve: bool,
+    /// With --serve: tokens of a prompt.
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "serve")]
+    pub prompt_tokens: u64,
+    /// With --serve: tokens that are generated behind it.
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "serve")]
+    pub output_tokens: u64,
+    /// With --serve: longest time to the first token.
+    #[arg(long, value_name = "MS", requires = "serve")]
+    pub first_token_ms: Option<f64>,
+    /// With --serve: longest time between two tokens.
+    #[arg(long, value_name = "MS", requires = "serve")]
+    pub between_tokens_ms: Option<f64>,
     /// Write a page here that opens offline: table, charts, the step's time line, assumptions.
     #[arg(long, value_name = "F.html")]
     pub report: Option<PathBuf>,

@@ -21,6 +21,7 @@ pub mod report;
 pub mod request;
 mod search;
 pub mod sensitivity;
+pub mod serve;
 pub mod step;
 pub mod timeline;
 pub mod wafer;

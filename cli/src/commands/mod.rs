@@ -13,6 +13,7 @@ mod models;
 mod plan;
 mod report;
 mod run;
+mod serve;
 mod simulate;
 mod targets;
 mod verify;

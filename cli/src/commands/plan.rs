@@ -1,6 +1,6 @@
 //! `lapidary plan`: the ranked table, what was rejected and why, and the document.
 
-use super::print_json;
+use super::{print_json, serve};
 use crate::args::{Global, Objective, Plan};
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
@@ -22,6 +22,9 @@ const SHOWN_REASONS: usize = 8;
 pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
     let model = input::model(&args.model)?.spec;
     let machine = input::machine(&args.machine)?;
+    if args.serve {
+        return serve::run(args, &model, &machine, &software(&args.software)?);
+    }
     let request = PlanRequest {
         devices: args.devices,
         global_batch: args.global_batch,
@@ -118,7 +121,7 @@ fn print_sensitivity(
     Ok(())
 }
 
-fn refused(error: PlanError) -> Failure {
+pub(super) fn refused(error: PlanError) -> Failure {
     let exit = match error {
         PlanError::Arithmetic { .. } => Exit::Unsupported,
         PlanError::Pin { .. } => Exit::Usage,
