@@ -50,12 +50,13 @@ impl Pass for Fuse {
 /// Rebuilds the body behind what is there, then erases the old ops.
 fn write<'c>(view: &FunctionView<'c>, plan: &FusionPlan) -> Result<(), PassError> {
     let Some(end) = view.op.region_block(0).and_then(|block| block.terminator()) else { return Ok(()) };
+    let flow = Flow::new(&view.function);
     let mut known: BTreeMap<ValueId, IrValue<'c>> =
         view.function.arguments.iter().map(|id| (*id, view.values[id.0])).collect();
     for step in &plan.steps {
         match step {
             Step::Keep(n) => keep(view, *n, end, &mut known),
-            Step::Region(region) => fused(view, &plan.regions[*region], end, &mut known)?,
+            Step::Region(region) => fused((view, &flow), &plan.regions[*region], end, &mut known)?,
         }
     }
     let results: Vec<IrValue<'c>> =
@@ -89,20 +90,19 @@ fn mapped<'c>(
 
 /// Puts one region in front of the terminator.
 fn fused<'c>(
-    view: &FunctionView<'c>,
+    (view, flow): (&FunctionView<'c>, &Flow),
     region: &Region,
     end: IrOp<'c>,
     known: &mut BTreeMap<ValueId, IrValue<'c>>,
 ) -> Result<(), PassError> {
     let cx = end.context();
-    let flow = Flow::new(&view.function);
     let nodes: Set = region.nodes.iter().copied().collect();
-    let inputs = inputs(view, &flow, &nodes);
+    let inputs = inputs(view, flow, &nodes);
     let outputs: Vec<ValueId> = region
         .nodes
         .iter()
         .map(|n| view.function.nodes[*n].output)
-        .filter(|v| leaves(&flow, *v, &nodes))
+        .filter(|v| leaves(flow, *v, &nodes))
         .collect();
     let operands: Vec<IrValue<'c>> = inputs
         .iter()

@@ -13,6 +13,7 @@ pub struct Flow<'f> {
     pub cores: Vec<Core>,
     makers: BTreeMap<ValueId, usize>,
     users: BTreeMap<ValueId, Vec<usize>>,
+    before: Vec<Vec<usize>>,
 }
 
 impl<'f> Flow<'f> {
@@ -29,7 +30,16 @@ impl<'f> Flow<'f> {
                 }
             }
         }
-        Flow { function, cores: cores(function), makers, users }
+        let mut flow = Flow { function, cores: cores(function), makers, users, before: Vec::new() };
+        flow.before = (0..function.nodes.len()).map(|n| flow.must_precede(n)).collect();
+        flow
+    }
+
+    fn must_precede(&self, index: usize) -> Vec<usize> {
+        let made = self.node(index).inputs.iter().filter_map(|value| self.maker(*value));
+        let writes = matches!(self.op(index), Op::KvAppend { .. });
+        let caches = (0..index).filter(|earlier| writes && same_cache(self.op(*earlier), self.op(index)));
+        made.chain(caches).collect()
     }
 
     /// A node by index.
@@ -69,8 +79,7 @@ impl<'f> Flow<'f> {
 
     /// Nodes that must run before a node: those that make its operands, and earlier writes of the same cache.
     pub fn before(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
-        let made = self.node(index).inputs.iter().filter_map(|value| self.maker(*value));
-        made.chain((0..index).filter(move |earlier| same_cache(self.op(*earlier), self.op(index))))
+        self.before[index].iter().copied()
     }
 }
 

@@ -12,8 +12,10 @@ use crate::fusion::reason;
 use crate::fusion::rules::{Rule, Rules};
 use crate::fusion::schedule::{Step, schedule};
 use crate::fusion::traffic::{Set, traffic};
-use lapidary_models::Op;
-use std::collections::BTreeSet;
+use lapidary_models::op::Backward;
+use lapidary_models::{Op, ValueId};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A merge that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,33 @@ struct Candidate {
     union: Set,
 }
 
+/// What was found out about sets of nodes: every round of merging looks at most of the pairs of the round before.
+struct Known<'a, 'f> {
+    flow: &'a Flow<'f>,
+    traffic: RefCell<BTreeMap<Set, u64>>,
+    kernels: RefCell<BTreeMap<Set, Result<Anchor, String>>>,
+}
+
+impl Known<'_, '_> {
+    fn traffic(&self, nodes: &Set) -> u64 {
+        if let Some(bytes) = self.traffic.borrow().get(nodes) {
+            return *bytes;
+        }
+        let bytes = traffic(self.flow, nodes);
+        self.traffic.borrow_mut().insert(nodes.clone(), bytes);
+        bytes
+    }
+
+    fn kernel(&self, nodes: &Set) -> Result<Anchor, String> {
+        if let Some(kernel) = self.kernels.borrow().get(nodes) {
+            return kernel.clone();
+        }
+        let kernel = kernel(self.flow, nodes);
+        self.kernels.borrow_mut().insert(nodes.clone(), kernel.clone());
+        kernel
+    }
+}
+
 /// Merges until nothing legal saves a byte.
 pub fn grow(flow: &Flow, rules: &Rules) -> Grown {
     let single = |n: usize| (class(flow.op(n)) != Class::Outside).then(|| Set::from([n]));
@@ -69,11 +98,12 @@ pub fn grow(flow: &Flow, rules: &Rules) -> Grown {
     let mut parts: Vec<Set> = (0..flow.function.nodes.len()).filter(free).filter_map(single).collect();
     parts.extend(cores.iter().map(|core| (*core).clone()));
     let mut merges: Vec<Merge> = cores.iter().map(|core| whole(flow, core)).collect();
+    let known = Known { flow, traffic: RefCell::default(), kernels: RefCell::default() };
     let refusals = loop {
         let mut refusals = Vec::new();
         let mut legal = None;
-        for candidate in candidates(flow, &parts) {
-            match judge(flow, rules, &parts, &candidate) {
+        for candidate in candidates(&known, &parts) {
+            match judge(&known, rules, &parts, &candidate) {
                 Ok(rule) => {
                     legal = Some((candidate, rule));
                     break;
@@ -120,16 +150,14 @@ fn ordered(flow: &Flow, parts: Vec<Set>) -> (Vec<(Set, Anchor)>, Vec<Step>) {
 }
 
 /// Pairs that share a value, the best first.
-fn candidates(flow: &Flow, parts: &[Set]) -> Vec<Candidate> {
-    let pairs: BTreeSet<[usize; 2]> = (0..parts.len())
-        .flat_map(|a| (a + 1..parts.len()).map(move |b| [a, b]))
-        .filter(|[a, b]| joined(flow, &parts[*a], &parts[*b]) || siblings(flow, &parts[*a], &parts[*b]))
-        .collect();
+fn candidates(known: &Known, parts: &[Set]) -> Vec<Candidate> {
+    let flow = known.flow;
+    let pairs = pairs(flow, parts);
     let weigh = |pair: [usize; 2]| {
         let [a, b] = pair.map(|part| &parts[part]);
         let union: Set = a.union(b).copied().collect();
-        let apart = traffic(flow, a).saturating_add(traffic(flow, b));
-        Candidate { saved: apart.saturating_sub(traffic(flow, &union)), pair, union }
+        let apart = known.traffic(a).saturating_add(known.traffic(b));
+        Candidate { saved: apart.saturating_sub(known.traffic(&union)), pair, union }
     };
     let mut found: Vec<Candidate> = pairs.into_iter().map(weigh).filter(|c| c.saved > 0).collect();
     let rank = |c: &Candidate| match c.pair.map(|part| contracts(flow, &parts[part])) {
@@ -141,25 +169,32 @@ fn candidates(flow: &Flow, parts: &[Set]) -> Vec<Candidate> {
     found
 }
 
-/// Whether a value goes from one to the other.
-fn joined(flow: &Flow, a: &Set, b: &Set) -> bool {
-    let into =
-        |from: &Set, to: &Set| to.iter().any(|n| flow.node(*n).inputs.iter().any(|v| flow.made_in(*v, from)));
-    into(a, b) || into(b, a)
-}
-
-/// Whether both read the same rows: linears over one left operand, or row kernels over one value.
-fn siblings(flow: &Flow, a: &Set, b: &Set) -> bool {
-    let lefts = |part: &Set, wanted: fn(&Op) -> bool| -> BTreeSet<_> {
-        part.iter().filter(|n| wanted(flow.op(**n))).map(|n| flow.node(*n).inputs[0]).collect()
-    };
-    let share = |wanted: fn(&Op) -> bool| !lefts(a, wanted).is_disjoint(&lefts(b, wanted));
-    share(|op| *op == Op::Linear) || share(|op| class(op) == Class::Row)
+/// Pairs of which a value goes from one to the other, or that read the same rows: linears over one left operand, row
+/// kernels over one value.
+fn pairs(flow: &Flow, parts: &[Set]) -> BTreeSet<[usize; 2]> {
+    let mut part_of = vec![None; flow.function.nodes.len()];
+    for (part, nodes) in parts.iter().enumerate() {
+        nodes.iter().for_each(|n| part_of[*n] = Some(part));
+    }
+    let mut readers: BTreeMap<(bool, ValueId), Vec<usize>> = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    for (n, part) in part_of.iter().enumerate().filter_map(|(n, part)| part.map(|part| (n, part))) {
+        let (node, op) = (flow.node(n), flow.op(n));
+        let makers = node.inputs.iter().filter_map(|value| part_of[flow.maker(*value)?]);
+        found.extend(makers.filter(|maker| *maker != part).map(|maker| [maker.min(part), maker.max(part)]));
+        if *op == Op::Linear || class(op) == Class::Row {
+            let same = readers.entry((*op == Op::Linear, node.inputs[0])).or_default();
+            found.extend(same.iter().filter(|other| **other != part).map(|o| [part.min(*o), part.max(*o)]));
+            same.push(part);
+        }
+    }
+    found
 }
 
 /// The rule that allows a merge, or why there is none.
-fn judge(flow: &Flow, rules: &Rules, parts: &[Set], candidate: &Candidate) -> Result<Rule, String> {
-    let anchor = kernel(flow, &candidate.union)?;
+fn judge(known: &Known, rules: &Rules, parts: &[Set], candidate: &Candidate) -> Result<Rule, String> {
+    let flow = known.flow;
+    let anchor = known.kernel(&candidate.union)?;
     let rule = rule_of(flow, parts, candidate, anchor);
     if !rules.allows(rule) {
         return Err(format!("rule `{rule}` is off"));
@@ -186,8 +221,14 @@ fn rule_of(flow: &Flow, parts: &[Set], candidate: &Candidate, anchor: Anchor) ->
         Anchor::Row => Rule::Row,
         Anchor::Elementwise => Rule::Elementwise,
         Anchor::Matmul if contracts(flow, a) && contracts(flow, b) => Rule::Siblings,
+        Anchor::Matmul if rotates(flow, a) || rotates(flow, b) => Rule::Rotation,
         Anchor::Matmul => Rule::Epilogue,
     }
+}
+
+fn rotates(flow: &Flow, part: &Set) -> bool {
+    let rotation = |op: &Op| matches!(op, Op::Rope { .. } | Op::Backward(Backward::RopeDx { .. }));
+    !contracts(flow, part) && part.iter().any(|n| rotation(flow.op(*n)))
 }
 
 fn contracts(flow: &Flow, part: &Set) -> bool {

@@ -20,11 +20,13 @@ pub enum Rule {
     Attention,
     /// Cache rows are stored by the kernel that computes them.
     Cache,
+    /// A rotation joins the product that makes its pairs, whose weight rows are packed to make them neighbours.
+    Rotation,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 7] = [
+    pub const ALL: [Rule; 8] = [
         Rule::Elementwise,
         Rule::Row,
         Rule::Gather,
@@ -32,6 +34,7 @@ impl Rule {
         Rule::Siblings,
         Rule::Attention,
         Rule::Cache,
+        Rule::Rotation,
     ];
 
     /// The name on the command line and in reports.
@@ -44,6 +47,7 @@ impl Rule {
             Rule::Siblings => "siblings",
             Rule::Attention => "attention",
             Rule::Cache => "cache",
+            Rule::Rotation => "rotation",
         }
     }
 

@@ -17,30 +17,34 @@ pub enum Step {
 /// among those that are ready. `None` when two regions need each other.
 pub fn schedule(flow: &Flow, regions: &[&Set]) -> Option<Vec<Step>> {
     let owner = owners(flow, regions);
-    let mut waits: BTreeMap<Step, BTreeSet<Step>> =
-        owner.values().map(|step| (*step, BTreeSet::new())).collect();
-    for (n, step) in &owner {
-        let needs = flow.before(*n).filter_map(|before| owner.get(&before)).filter(|other| *other != step);
-        waits.entry(*step).or_default().extend(needs.copied());
+    let pairs: BTreeSet<(Step, Step)> = (0..owner.len())
+        .flat_map(|n| flow.before(n).map(move |before| (before, n)))
+        .map(|(before, n)| (owner[before], owner[n]))
+        .filter(|(before, step)| before != step)
+        .collect();
+    let mut waits: BTreeMap<Step, usize> = owner.iter().map(|step| (*step, 0)).collect();
+    pairs.iter().for_each(|(_, step)| *waits.entry(*step).or_default() += 1);
+    let placed = |step: Step| (first(step, regions), step);
+    let mut ready: BTreeSet<(usize, Step)> =
+        waits.iter().filter(|(_, count)| **count == 0).map(|(step, _)| placed(*step)).collect();
+    let mut order = Vec::with_capacity(waits.len());
+    while let Some((_, step)) = ready.pop_first() {
+        order.push(step);
+        for (_, waiting) in pairs.range((step, Step::Region(0))..=(step, Step::Keep(usize::MAX))) {
+            let count = waits.entry(*waiting).or_default();
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                ready.insert(placed(*waiting));
+            }
+        }
     }
-    let mut left: BTreeSet<(usize, Step)> = waits.keys().map(|step| (first(*step, regions), *step)).collect();
-    let mut order = Vec::with_capacity(left.len());
-    while !left.is_empty() {
-        let ready = *left.iter().find(|(_, step)| waits[step].is_empty())?;
-        left.remove(&ready);
-        order.push(ready.1);
-        waits.values_mut().for_each(|needs| {
-            needs.remove(&ready.1);
-        });
-    }
-    Some(order)
+    (order.len() == waits.len()).then_some(order)
 }
 
-fn owners(flow: &Flow, regions: &[&Set]) -> BTreeMap<usize, Step> {
-    let mut owner: BTreeMap<usize, Step> =
-        (0..flow.function.nodes.len()).map(|n| (n, Step::Keep(n))).collect();
+fn owners(flow: &Flow, regions: &[&Set]) -> Vec<Step> {
+    let mut owner: Vec<Step> = (0..flow.function.nodes.len()).map(Step::Keep).collect();
     for (region, nodes) in regions.iter().enumerate() {
-        owner.extend(nodes.iter().map(|n| (*n, Step::Region(region))));
+        nodes.iter().for_each(|n| owner[*n] = Step::Region(region));
     }
     owner
 }
