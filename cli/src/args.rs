@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 mod running;
 
-pub use running::{Device, Memorization, Packing, Precision, Run, Verify};
+pub use running::{Device, Memorization, Packing, Precision, RecomputeSwitch, Run, Verify};
 
 /// Compiles transformer models to A100 clusters and to Cerebras wafers, and plans how to spread them.
 #[derive(Debug, Parser)]
@@ -154,10 +154,13 @@ pub struct Compile {
     /// Tokens of a sequence; the model's longest when absent.
     #[arg(long, value_name = "N")]
     pub seq_len: Option<u64>,
-    /// Compile the training forward pass: muP's multipliers stay, and its table is written. On wafers the report
-    /// says what training takes: plan, rate, days, and what binds.
+    /// Compile a training step: forward pass, loss, backward pass, clipping and AdamW. muP's multipliers stay, and its table
+    /// is written. On wafers the report says what training takes: plan, rate, days, and what binds.
     #[arg(long)]
     pub train: bool,
+    /// GPU and host: what a training step computes again instead of keeping it for the backward pass.
+    #[arg(long, value_enum, requires = "train", default_value = "selective")]
+    pub recompute: RecomputeSwitch,
     /// Training on wafers: systems; those of the published run, or all, when absent.
     #[arg(long, value_name = "N", requires = "train")]
     pub systems: Option<u64>,

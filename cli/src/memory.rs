@@ -40,31 +40,42 @@ impl Needs {
 
     fn fits(&self, program: &CpuProgram, available: u64) -> Result<(), Failure> {
         let classes = self.bytes(program);
-        let sum = classes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        if sum <= available {
-            return Ok(());
-        }
-        let parts: Vec<String> =
-            classes.iter().map(|(class, bytes)| format!("{class} {}", show::bytes(*bytes))).collect();
-        let message = format!(
-            "{} with {} sequences of {} positions needs {} ({}), and {} of memory are available: {} too much",
-            program.model.name,
-            self.sequences,
-            self.positions,
-            show::bytes(sum),
-            parts.join(", "),
-            show::bytes(available),
-            show::bytes(sum - available)
-        );
+        let (name, Needs { sequences, positions, .. }) = (&program.model.name, self);
+        let what = format!("{name} with {sequences} sequences of {positions} positions");
         let help = match classes[0].1 > available {
-            true => "pack the weights with --dtype bf16, or take a smaller model".to_string(),
-            false => "give fewer prompts at once, or ask for fewer tokens with -n".to_string(),
+            true => "pack the weights with --dtype bf16, or take a smaller model",
+            false => "give fewer prompts at once, or ask for fewer tokens with -n",
         };
-        Err(Failure {
-            exit: Exit::DoesNotFit,
-            faults: vec![Fault { help: Some(help), ..Fault::new(message) }],
-        })
+        within(available, &what, &classes, help)
     }
+}
+
+/// Checks bytes by class against the memory of this machine, where the system tells it.
+///
+/// # Errors
+/// Exit 4 with every class when their sum is more.
+pub fn check(what: &str, classes: &[(&str, u64)], help: &str) -> Result<(), Failure> {
+    available().map_or(Ok(()), |bytes| within(bytes, what, classes, help))
+}
+
+fn within(available: u64, what: &str, classes: &[(&str, u64)], help: &str) -> Result<(), Failure> {
+    let sum = classes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    if sum <= available {
+        return Ok(());
+    }
+    let parts: Vec<String> =
+        classes.iter().map(|(class, bytes)| format!("{class} {}", show::bytes(*bytes))).collect();
+    let message = format!(
+        "{what} needs {} ({}), and {} of memory are available: {} too much",
+        show::bytes(sum),
+        parts.join(", "),
+        show::bytes(available),
+        show::bytes(sum - available)
+    );
+    Err(Failure {
+        exit: Exit::DoesNotFit,
+        faults: vec![Fault { help: Some(help.to_string()), ..Fault::new(message) }],
+    })
 }
 
 /// Bytes that a process can still have: the system's estimate, or the group's limit where that is less.

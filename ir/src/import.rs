@@ -11,7 +11,7 @@ use crate::context::IrContext;
 use crate::error::IrError;
 use crate::module::{Module, function, return_values};
 use crate::nn::{self, MaskParameters, RopeParameters};
-use crate::raw::Value;
+use crate::raw::{Block, Value};
 use lapidary_models::op::Backward;
 use lapidary_models::{Function, Graph, Node, Op, Slot, ValueId};
 use melior::ir::Type;
@@ -24,11 +24,17 @@ use std::collections::BTreeMap;
 pub fn import<'c>(cx: &'c IrContext, graph: &Graph) -> Result<Module<'c>, IrError> {
     let module = Module::new(cx);
     describe(&module, graph);
-    for body in &graph.functions {
-        Importer::new(&module, graph, body)?.run()?;
-    }
+    functions(module.body(), graph)?;
     module.verify()?;
     Ok(module)
+}
+
+/// Adds the functions of a graph at the end of a module's body.
+///
+/// # Errors
+/// As [`import`]; some functions may have been added then.
+pub fn functions(body: Block<'_>, graph: &Graph) -> Result<(), IrError> {
+    graph.functions.iter().try_for_each(|function| Importer::new(body, graph, function)?.run())
 }
 
 /// Says on the module what was imported.
@@ -53,12 +59,12 @@ struct Importer<'g, 'c> {
 }
 
 impl<'g, 'c> Importer<'g, 'c> {
-    fn new(module: &Module<'c>, graph: &'g Graph, body: &'g Function) -> Result<Self, IrError> {
+    fn new(module: Block<'c>, graph: &'g Graph, body: &'g Function) -> Result<Self, IrError> {
         let cx = module.context();
         let types = |ids: &[ValueId]| ids.iter().map(|id| cx.tensor(body.ty(*id))).collect::<Vec<Type<'c>>>();
         let layer = body.per_layer.then(|| cx.index());
         let inputs: Vec<_> = layer.into_iter().chain(types(&body.arguments)).collect();
-        let at = At::end_of(module.body()).named(&body.name);
+        let at = At::end_of(module).named(&body.name);
         let (_, block) = function(at, &body.name, &inputs, &types(&body.results))?;
         let mut arguments = block.arguments().into_iter();
         let layer = layer.and_then(|_| arguments.next());

@@ -19,6 +19,7 @@ pub mod mup_fold;
 pub mod opt;
 pub mod pass;
 pub mod pipeline;
+pub mod recompute;
 pub mod registry;
 pub mod report;
 pub mod run;

@@ -53,8 +53,16 @@ pub fn emit_cpu_training(module: &Module<'_>, spec: &ModelSpec) -> Result<Checke
     program.check().map_err(|faults| PassError::at(module.op(), LowerError::Faulty(faults).to_string()))
 }
 
-/// Reads every function; what layers keep is told from the ops that keep it and the repeats that call them.
 fn train_module(module: IrOp<'_>, spec: &ModelSpec) -> Result<TrainModule, PassError> {
+    let (functions, slots) = training_functions(module)?;
+    Ok(TrainModule { model: sizes(spec), slots, functions })
+}
+
+/// Reads every function, main last; what layers keep is told from the ops that keep it and the repeats that call them.
+///
+/// # Errors
+/// [`PassError::Refused`] for a module that is no training step of a model.
+pub(crate) fn training_functions(module: IrOp<'_>) -> Result<(Vec<HostFunction>, Vec<Slot>), PassError> {
     let ops = module.functions();
     let main = ops.iter().position(|op| op.symbol_name() == Some("main"));
     let main = main.ok_or_else(|| PassError::at(module, "there is no function @main to begin with"))?;
@@ -66,7 +74,7 @@ fn train_module(module: IrOp<'_>, spec: &ModelSpec) -> Result<TrainModule, PassE
     let names: Vec<String> = slots.iter().map(|slot| slot.name.clone()).collect();
     let read = |op: &IrOp<'_>| host_function_of(*op, &symbols, &names);
     let functions: Vec<HostFunction> = order.iter().map(read).collect::<Result<_, _>>()?;
-    Ok(TrainModule { model: sizes(spec), slots, functions })
+    Ok((functions, slots))
 }
 
 /// The slots that functions fill, in order.

@@ -3,6 +3,7 @@
 use crate::cuda::Lowered;
 use crate::report::{FoldReport, FusionReport};
 use lapidary_ir::{Diagnostic, IrError, Op, Place, Severity};
+use lapidary_models::autodiff::RecomputeReport;
 use std::sync::{Mutex, PoisonError};
 use thiserror::Error;
 
@@ -54,6 +55,8 @@ pub struct Notes {
     pub fold: Option<FoldReport>,
     /// The GPU program that was made.
     pub gpu: Option<Lowered>,
+    /// What is computed again.
+    pub recompute: Option<RecomputeReport>,
 }
 
 impl PassCx {

@@ -3,6 +3,7 @@
 use crate::pass::Pass;
 use crate::registry::{PassKind, PassRow, find};
 use lapidary_ir::pipeline::parse_pipeline;
+use lapidary_models::autodiff::Recompute;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -65,6 +66,10 @@ pub enum Fusion {
     Options(String),
 }
 
+/// What `fuse` leaves out of a training step on a GPU: every weight stays as the model has it, since a backward pass
+/// reads it the other way and an optimizer writes it.
+pub const TRAINED_IN_PLACE: &str = "without=siblings,rotation";
+
 /// The passes for a goal.
 ///
 /// # Errors
@@ -89,6 +94,16 @@ pub fn pipeline_text(goal: Goal, mup: Mup, fusion: &Fusion) -> String {
         passes.push(&fuse);
     }
     passes.join(",")
+}
+
+/// The passes for a training step as [`lapidary_models::autodiff::differentiate`] makes it: muP's multipliers stay, and a
+/// policy of recomputation comes first. For wafers there is none.
+pub fn training_text(goal: Goal, policy: Recompute, fusion: &Fusion) -> String {
+    let fusion = match (goal, fusion) {
+        (Goal::Gpu, Fusion::On) => Fusion::Options(TRAINED_IN_PLACE.into()),
+        (_, fusion) => fusion.clone(),
+    };
+    format!("recompute{{policy={}}},{}", policy.name(), pipeline_text(goal, Mup::Keep, &fusion))
 }
 
 impl Pipeline {

@@ -7,6 +7,7 @@ use crate::hoist_scales::HoistScales;
 use crate::lower_to_cuda::LowerToCuda;
 use crate::mup_fold::MupFold;
 use crate::pass::Pass;
+use crate::recompute::RecomputePass;
 use crate::wafer::LowerToWafer;
 
 /// A row of [`PASSES`].
@@ -34,6 +35,12 @@ pub type Make = fn(&[(String, String)]) -> Result<Box<dyn Pass>, String>;
 
 /// Every pass, in the order of use.
 pub const PASSES: &[PassRow] = &[
+    PassRow {
+        name: "recompute",
+        summary: "keep less for the backward pass and compute the rest again",
+        options: "policy=none|selective|full",
+        kind: PassKind::Ours(|options| Ok(Box::new(RecomputePass::of(options)?))),
+    },
     PassRow {
         name: "canonicalize",
         summary: "fold constants and identities, drop what nobody reads",

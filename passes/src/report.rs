@@ -2,6 +2,7 @@
 
 use crate::cuda::Lowered;
 use crate::fusion::{Merge, Refusal};
+use lapidary_models::autodiff::RecomputeReport;
 use std::time::Duration;
 
 /// A run of a pipeline.
@@ -17,6 +18,8 @@ pub struct PipelineReport {
     pub fold: Option<FoldReport>,
     /// The GPU program, if one was made.
     pub gpu: Option<Lowered>,
+    /// What a training step computes again, if a policy was applied.
+    pub recompute: Option<RecomputeReport>,
 }
 
 /// One pass of a run.

@@ -78,6 +78,7 @@ pub fn run(
         report.fusion = notes.fusion.or(report.fusion);
         report.fold = notes.fold.or(report.fold);
         report.gpu = notes.gpu.or(report.gpu);
+        report.recompute = notes.recompute.or(report.recompute);
     }
     Ok(report)
 }

@@ -13,9 +13,13 @@ mod region;
 
 #[path = "cuda_emulation/attention.rs"]
 mod attention;
+#[path = "cuda_emulation/backward.rs"]
+mod backward;
 #[path = "cuda_emulation/products.rs"]
 mod products;
 #[path = "cuda_emulation/programs.rs"]
 mod programs;
 #[path = "cuda_emulation/rows.rs"]
 mod rows;
+#[path = "cuda_emulation/training.rs"]
+mod training;

@@ -116,7 +116,7 @@ fn amber_becomes_the_program_one_expects() {
     assert_eq!(program.bytes_of(BufferKind::Cache), cache);
     // Alive at once at most: hidden state, sum after attention, and the widened row (or q with the norm's result).
     assert_eq!(program.arena_bytes, 16384 * (4096 + 4096 + 4096 + 11008) * 2 - 16384 * 4096 * 2);
-    assert!(matches!(&program.steps[1], Step::Repeat { times: 32, body } if body.len() == 7));
+    assert!(matches!(&program.steps[1], Step::Repeat { times: 32, body, .. } if body.len() == 7));
     let order = program.buffer("cache.k").map(|b| b.column_order.source_row(1));
     assert_eq!(order, Some(64), "keys are cached with their rotary pairs as neighbours");
 }

@@ -73,7 +73,7 @@ fn program() -> GpuProgram {
         kernels: vec![kernel],
         steps: vec![
             launch(vec![arg("x", Access::Read, 0), arg("a", Access::Write, 0)]),
-            Step::Repeat { times: 3, body },
+            Step::Repeat { times: 3, reverse: false, body },
             launch(vec![arg("a", Access::Read, 0), arg("y", Access::Write, 0)]),
         ],
     }

@@ -2,6 +2,7 @@
 
 mod memorization;
 mod run;
+mod training;
 mod verify;
 
 use std::io::Write;

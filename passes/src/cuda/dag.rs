@@ -5,7 +5,8 @@
 //! operations; values are rounded once, when they are stored.
 use super::source::{Signature, c_float, constants};
 use super::spec::{
-    ActivationFn, KernelOp, KernelSpec, Pairing, Rope, RopeScaling, Source, TensorType, ValueId,
+    ActivationFn, Anchor, Backward, KernelOp, KernelSpec, Mask, Pairing, Rope, RopeScaling, Source,
+    TensorType, ValueId,
 };
 use super::{CudaError, Operand};
 use lapidary_runtime_gpu::program::{Access, Dtype, RowOrder};
@@ -79,24 +80,16 @@ impl<'a> Evaluator<'a> {
             self.provide(value, place);
             return Ok(code);
         }
-        for &operand in self.streamed(&op.op, &op.operands) {
+        for &operand in streamed(&op.op, &op.operands) {
             code.push_str(&self.value(operand, place)?);
         }
-        if let (KernelOp::Rope(rope), false) = (&op.op, self.neighbours(&op.op)) {
+        if let (Some((rope, _)), false) = (rotation(&op.op), self.neighbours(&op.op)) {
             code.push_str(&self.at_partner(op.operands[0], rope, place)?);
         }
         self.declaration(value, place, &mut code);
         code.push_str(&self.operation(value, place)?);
         self.provide(value, place);
         Ok(code)
-    }
-
-    /// Operands that are arrays of the same columns; parameters are read where they are used.
-    fn streamed<'b>(&self, op: &KernelOp, operands: &'b [ValueId]) -> &'b [ValueId] {
-        match op {
-            KernelOp::Add | KernelOp::Mul => operands,
-            _ => &operands[..1],
-        }
     }
 
     fn declaration(&self, value: ValueId, place: &Place, code: &mut String) {
@@ -106,7 +99,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn neighbours(&self, op: &KernelOp) -> bool {
-        matches!(op, KernelOp::Rope(rope) if self.paired || rope.pairing == Pairing::Interleaved)
+        rotation(op).is_some_and(|(rope, _)| self.paired || rope.pairing == Pairing::Interleaved)
     }
 
     fn load_input(&self, input: ValueId, place: &Place) -> Result<String, CudaError> {
@@ -167,10 +160,19 @@ impl<'a> Evaluator<'a> {
                 self.with_vector(second.unwrap_or(0), place, &format!("{y}[e] = {x}[e] + p[e];"))
             }
             KernelOp::Position { .. } => self.add_position(second.unwrap_or(0), &x, &y, place),
-            KernelOp::Rope(rope) if self.neighbours(&op.op) => {
-                self.rotate_neighbours(value, rope, &x, &y, place)?
+            KernelOp::Rope(_) | KernelOp::Backward(Backward::RopeDx(_)) => {
+                self.rotate(value, &x, &y, place)?
             }
-            KernelOp::Rope(rope) => self.rotate_halves(value, op.operands[0], rope, &y, place)?,
+            KernelOp::Mask(mask) => self.mask(value, mask, "-LP_INFINITY", &x, &y, place),
+            KernelOp::Backward(Backward::MaskDx(mask)) => {
+                self.mask(value, &Mask { alibi: false, ..mask.clone() }, "0.0f", &x, &y, place)
+            }
+            KernelOp::Backward(Backward::ActivationDx(f)) => self.each(&format!(
+                "{y}[e] = {}_dx({x}[e]) * {}[e];",
+                function(*f),
+                self.name(second.unwrap_or(0), place)
+            )),
+            KernelOp::Backward(Backward::Gradient { .. }) => self.each(&format!("{y}[e] = {x}[e];")),
             other => {
                 let what = format!("{} inside a kernel that evaluates element by element", other.word());
                 return Err(self.spec.unsupported(what, "give it a region of its own"));
@@ -195,11 +197,46 @@ impl<'a> Evaluator<'a> {
         format!("{{ float p[{width}]; {load} {} }}\n", add.trim_end())
     }
 
+    /// Hidden scores of a run of keys, and ALiBi's slopes on the others.
+    fn mask(&self, value: ValueId, mask: &Mask, hidden: &str, x: &str, y: &str, place: &Place) -> String {
+        let shape = &self.spec.ty(value).shape;
+        let (heads, queries) = (shape[1], shape[2]);
+        let mut hides = vec!["false".to_string()];
+        if mask.causal {
+            hides.push("key > query".into());
+        }
+        if mask.window > 0 {
+            hides.push(format!("key <= query - {}", mask.window));
+        }
+        let slope = match mask.alibi {
+            true => format!(" + lp_slope{value}[row / {queries} % {heads}] * float(key - query)"),
+            false => String::new(),
+        };
+        format!(
+            "{{\n    const int query = cached + row % {queries};\n    LP_UNROLL for (int e = 0; e < {}; ++e) {{\n        \
+             const int key = {} + e;\n        {y}[e] = {} ? {hidden} : {x}[e]{slope};\n    }}\n}}\n",
+            self.width,
+            place.col,
+            hides.join(" || ")
+        )
+    }
+
+    fn rotate(&self, value: ValueId, x: &str, y: &str, place: &Place) -> Result<String, CudaError> {
+        let Some((op, Some((rope, back)))) = self.spec.op(value).map(|op| (op, rotation(&op.op))) else {
+            return Err(self.spec.malformed("no such rotation"));
+        };
+        let turn = if back { "sine = -sine;" } else { "" };
+        match self.neighbours(&op.op) {
+            true => self.rotate_neighbours(value, (rope, turn), x, y, place),
+            false => self.rotate_halves(value, op.operands[0], (rope, turn), y, place),
+        }
+    }
+
     /// Rotation where the two values of a pair are neighbours.
     fn rotate_neighbours(
         &self,
         value: ValueId,
-        rope: &Rope,
+        (rope, turn): (&Rope, &str),
         x: &str,
         y: &str,
         place: &Place,
@@ -216,7 +253,7 @@ impl<'a> Evaluator<'a> {
         let angle = format!("float(cached + row % {s}) * lp_frequency{value}[at / 2]");
         Ok(format!(
             "LP_UNROLL for (int e = 0; e < {width}; e += 2) {{\n    const int at = ({col} + e) % {head};\n    \
-             float sine = 0.0f, cosine = 1.0f;\n    if (at < {rot}) lp_sincos({angle}, sine, cosine);\n    \
+             float sine = 0.0f, cosine = 1.0f;\n    if (at < {rot}) lp_sincos({angle}, sine, cosine);\n    {turn}\n    \
              {y}[e] = {x}[e] * cosine - {x}[e + 1] * sine;\n    {y}[e + 1] = {x}[e + 1] * cosine + {x}[e] * sine;\n}}\n",
             width = self.width,
         ))
@@ -244,7 +281,7 @@ impl<'a> Evaluator<'a> {
         &self,
         value: ValueId,
         operand: ValueId,
-        rope: &Rope,
+        (rope, turn): (&Rope, &str),
         y: &str,
         place: &Place,
     ) -> Result<String, CudaError> {
@@ -254,7 +291,7 @@ impl<'a> Evaluator<'a> {
         Ok(format!(
             "LP_UNROLL for (int e = 0; e < {width}; ++e) {{\n    const int at = (col + e) % {head};\n    \
              float sine = 0.0f, cosine = 1.0f;\n    \
-             if (at < {rot}) lp_sincos(float(cached + row % {s}) * lp_frequency{value}[at % {half}], sine, cosine);\n    \
+             if (at < {rot}) lp_sincos(float(cached + row % {s}) * lp_frequency{value}[at % {half}], sine, cosine);\n    {turn}\n    \
              {y}[e] = {x}[e] * cosine + (at < {half} ? -{partner}[e] : {partner}[e]) * sine;\n}}\n",
             width = self.width,
         ))
@@ -279,7 +316,34 @@ impl<'a> Evaluator<'a> {
                     .unsupported(format!("an output {:?} before last_token", ty.shape), hint));
             }
         };
-        Ok(format!("lp_store(&{p}out{output}[({row}) * {pitch} + {col}], {valid}, {name});\n"))
+        let at = format!("&{p}out{output}[({row}) * {pitch} + {col}], {valid}");
+        if self.spec.gradient(value).is_some() {
+            let add = self.each(&format!("old[e] += {name}[e];"));
+            let width = self.width;
+            return Ok(format!(
+                "{{ float old[{width}]; lp_load({at}, old); {} lp_store({at}, old); }}\n",
+                add.trim_end()
+            ));
+        }
+        Ok(format!("lp_store({at}, {name});\n"))
+    }
+}
+
+/// Operands that are arrays of the same columns; parameters are read where they are used.
+pub(crate) fn streamed<'b>(op: &KernelOp, operands: &'b [ValueId]) -> &'b [ValueId] {
+    match op {
+        KernelOp::Add | KernelOp::Mul => operands,
+        KernelOp::Backward(Backward::ActivationDx(_) | Backward::SoftmaxDx) => operands,
+        _ => &operands[..1],
+    }
+}
+
+/// A rotation, and whether it turns back.
+fn rotation(op: &KernelOp) -> Option<(&Rope, bool)> {
+    match op {
+        KernelOp::Rope(rope) => Some((rope, false)),
+        KernelOp::Backward(Backward::RopeDx(rope)) => Some((rope, true)),
+        _ => None,
     }
 }
 
@@ -315,7 +379,12 @@ fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
 pub(crate) fn frequency_tables(spec: &KernelSpec) -> String {
     let mut text = String::new();
     for id in spec.results() {
-        let Some(KernelOp::Rope(rope)) = spec.op(id).map(|op| &op.op) else { continue };
+        if let Some(KernelOp::Mask(mask)) =
+            spec.op(id).map(|op| &op.op).filter(|_| spec.anchor != Anchor::Attention)
+        {
+            text.push_str(&slope_table(id, mask, spec.ty(id).shape[1]));
+        }
+        let Some((rope, _)) = spec.op(id).and_then(|op| rotation(&op.op)) else { continue };
         let mut values: Vec<String> = frequencies(rope).into_iter().map(c_float).collect();
         if values.is_empty() {
             values.push("0.0f".into());
@@ -330,6 +399,16 @@ pub(crate) fn frequency_tables(spec: &KernelSpec) -> String {
         );
     }
     text
+}
+
+/// ALiBi's slopes of a mask that is evaluated element by element.
+fn slope_table(id: ValueId, mask: &Mask, heads: u64) -> String {
+    if !mask.alibi {
+        return String::new();
+    }
+    let slopes = super::attention::slopes(heads).into_iter().map(|slope| c_float(slope * mask.alibi_scaling));
+    let lines: Vec<String> = slopes.collect::<Vec<_>>().chunks(8).map(|line| line.join(", ")).collect();
+    format!("__device__ const float lp_slope{id}[{heads}] = {{\n    {}}};\n", lines.join(",\n    "))
 }
 
 /// The pointers of a region's inputs, outputs and position, except the inputs named in `skip` (they are bound elsewhere).
@@ -355,7 +434,8 @@ pub(crate) fn signature(
     }
     for (j, &value) in spec.outputs.iter().enumerate() {
         let appends = matches!(spec.op(value).map(|op| &op.op), Some(KernelOp::KvAppend { .. }));
-        let access = if appends { Access::Update } else { Access::Write };
+        let adds = spec.gradient(value).is_some();
+        let access = if appends || adds { Access::Update } else { Access::Write };
         signature.write(Operand::Output(j), access, spec.ty(value).dtype, format!("out{j}"));
     }
     if spec.cached().is_some() {

@@ -8,7 +8,7 @@
 use super::dag::sequence;
 use super::matmul_source::{emit, form_of};
 use super::spec::{KernelOp, KernelSpec, Pairing, Source, ValueId};
-use super::{Choice, CudaError, Generated, LibraryProduct, Options};
+use super::{Choice, CudaError, Generated, LibraryProduct, Options, RightSide};
 use lapidary_runtime_gpu::program::packing::PackGroup;
 use lapidary_runtime_gpu::program::{Dtype, PackSource, Packing, RowOrder};
 use std::collections::{BTreeMap, BTreeSet};
@@ -282,9 +282,13 @@ fn library(
         mnk: [product.m, segment.cols, product.k],
         dtype: product.dtype,
         a: product.x,
-        w: Packing { groups, rows: segment.cols, cols: product.k, pitch },
+        lda: spec.inputs[product.x].ty.pitch(),
+        ldw: pitch,
+        deep: [false, false],
+        w: RightSide::Param(Packing { groups, rows: segment.cols, cols: product.k, pitch }),
         bias,
         residual: tail.residual,
+        adds: false,
         alpha: tail.alpha,
         flops: work.flops,
         bytes: work.bytes,

@@ -14,6 +14,7 @@ use lapidary_runtime_gpu::program::{Access, Dtype, Packing, RowOrder};
 
 pub mod assemble;
 mod attention;
+mod backward;
 mod dag;
 mod matmul;
 mod matmul_source;
@@ -141,6 +142,15 @@ pub enum Operand {
     Position,
 }
 
+/// The right side of a library product.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RightSide {
+    /// A packed weight.
+    Param(Packing),
+    /// Input `i` of the region.
+    Input(usize),
+}
+
 /// A product left to cuBLASLt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LibraryProduct {
@@ -150,12 +160,20 @@ pub struct LibraryProduct {
     pub dtype: Dtype,
     /// Input index of the left side.
     pub a: usize,
-    /// The packed weight.
-    pub w: Packing,
+    /// Elements between rows of the left side.
+    pub lda: u64,
+    /// Elements between rows of the right side.
+    pub ldw: u64,
+    /// Whether each side has one row per step of depth instead of its rows along the depth.
+    pub deep: [bool; 2],
+    /// The right side.
+    pub w: RightSide,
     /// The packed bias.
     pub bias: Option<Packing>,
     /// Input index of the residual.
     pub residual: Option<usize>,
+    /// Whether the product is added to what the f32 result holds.
+    pub adds: bool,
     /// Factor of the product.
     pub alpha: f64,
     /// Floating-point operations.
@@ -169,6 +187,9 @@ pub struct LibraryProduct {
 /// Turns one region into kernels or a library call.
 pub fn lower_kernel(spec: &KernelSpec, options: &Options) -> Result<Choice, CudaError> {
     spec.validate()?;
+    if let Some(choice) = backward::lower(spec, options)? {
+        return Ok(choice);
+    }
     match spec.anchor {
         Anchor::Row | Anchor::Elementwise | Anchor::Gather => row::lower(spec).map(Choice::Generated),
         Anchor::Matmul => matmul::lower(spec, options),

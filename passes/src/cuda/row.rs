@@ -2,9 +2,11 @@
 //!
 //! A row is held in registers from its first load to its last store, so memory sees each input and each output once.
 //! Runs are 16 bytes of bf16 wide; a row whose length is no multiple of that ends in single elements.
-use super::dag::{Evaluator, Place, cached_line, frequency_tables, sequence, signature, width_constant};
+use super::dag::{
+    Evaluator, Place, cached_line, frequency_tables, sequence, signature, streamed, width_constant,
+};
 use super::source::{c_float, constants, opening};
-use super::spec::{KernelOp, KernelSpec, NormKind, Pairing, ValueId};
+use super::spec::{Backward, KernelOp, KernelSpec, NormKind, Pairing, ValueId};
 use super::{CudaError, Generated, GeneratedKernel};
 use lapidary_runtime_gpu::program::RowOrder;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +20,14 @@ const ELEMENT_THREADS: u64 = 256;
 /// Lowers a row, elementwise or gather region.
 pub(crate) fn lower(spec: &KernelSpec) -> Result<Generated, CudaError> {
     let shape = Shape::of(spec)?;
-    let statistics = spec.ops.iter().any(|op| matches!(op.op, KernelOp::Norm { .. } | KernelOp::Softmax));
+    let statistics = spec.ops.iter().any(|op| {
+        matches!(
+            op.op,
+            KernelOp::Norm { .. }
+                | KernelOp::Softmax
+                | KernelOp::Backward(Backward::NormDx { .. } | Backward::SoftmaxDx)
+        )
+    });
     let kernel = if statistics { row_kernel(spec, &shape)? } else { element_kernel(spec, &shape)? };
     let output_orders = vec![RowOrder::Natural; spec.outputs.len()];
     Ok(Generated { kernels: vec![kernel], scratch: Vec::new(), output_orders })
@@ -43,7 +52,9 @@ impl Shape {
             return Err(spec.unsupported(format!("{rows} rows"), "reduce the batch or the sequence length"));
         }
         let width = spec.ops.iter().fold(8, |width, op| match &op.op {
-            KernelOp::Rope(rope) if rope.pairing == Pairing::Half => {
+            KernelOp::Rope(rope) | KernelOp::Backward(Backward::RopeDx(rope))
+                if rope.pairing == Pairing::Half =>
+            {
                 common_power(common_power(width, rope.rot_dims / 2), rope.head_dim)
             }
             _ => width,
@@ -156,7 +167,7 @@ fn valid_line(shape: &Shape, covered: u64) -> &'static str {
 }
 
 /// Threads and runs per thread for a row of `runs` runs: two runs each, to have two loads under way.
-fn split_row(runs: u64) -> (u64, u64) {
+pub(crate) fn split_row(runs: u64) -> (u64, u64) {
     let threads = runs.div_ceil(2).next_multiple_of(32).min(1024);
     (threads, runs.div_ceil(threads))
 }
@@ -243,6 +254,14 @@ impl RowWriter<'_> {
                     self.flush();
                     self.softmax(id)?;
                 }
+                KernelOp::Backward(Backward::NormDx { kind, eps }) => {
+                    self.operands(&[op.operands[0], op.operands[2]])?;
+                    self.norm_dx(id, *kind, *eps);
+                }
+                KernelOp::Backward(Backward::SoftmaxDx) => {
+                    self.operands(&op.operands)?;
+                    self.softmax_dx(id);
+                }
                 _ => self.pending.push_str(&self.evaluator.value(id, &place)?),
             }
         }
@@ -257,10 +276,10 @@ impl RowWriter<'_> {
     fn is_streamed(&self, input: ValueId) -> bool {
         let spec = self.evaluator.spec;
         spec.users(input).iter().any(|&user| {
-            spec.op(user).is_some_and(|op| match op.op {
-                KernelOp::Add | KernelOp::Mul => true,
+            spec.op(user).is_some_and(|op| match &op.op {
                 KernelOp::Embed => false,
-                _ => op.operands[0] == input,
+                KernelOp::Backward(Backward::NormDx { .. }) => op.operands[1] != input,
+                other => streamed(other, &op.operands).contains(&input),
             })
         })
     }
@@ -321,6 +340,73 @@ impl RowWriter<'_> {
         }
         self.evaluator.provide(id, &place);
         Ok(())
+    }
+
+    /// Has the values in their arrays before anything that follows.
+    fn operands(&mut self, values: &[ValueId]) -> Result<(), CudaError> {
+        for value in values {
+            self.pending.push_str(&self.evaluator.value(*value, &Place::here("[c]"))?);
+        }
+        self.flush();
+        Ok(())
+    }
+
+    /// `r (g - mean(g) - x̂ mean(g x̂))` with g = dy w and x̂ the normalised row; the middle term where rows are centred.
+    fn norm_dx(&mut self, id: ValueId, kind: NormKind, eps: f64) {
+        let operands = self.evaluator.spec.op(id).map(|op| op.operands.clone()).unwrap_or_default();
+        let (x, weight, dy, eps) = (operands[0], operands[1], operands[2], c_float(eps));
+        let _ = writeln!(self.code, "float sum{id} = 0.0f, mean{id} = 0.0f;");
+        if kind == NormKind::Layer {
+            self.over_runs(&format!("LP_UNROLL for (int e = 0; e < W; ++e) sum{id} += v{x}[c][e];\n"));
+            let _ = writeln!(
+                self.code,
+                "mean{id} = lp_block_sum<THREADS>(sum{id}, partial) * (1.0f / COLS);\nsum{id} = 0.0f;"
+            );
+        }
+        self.over_runs(&format!(
+            "LP_UNROLL for (int e = 0; e < W; ++e) {{\n    const float d = e < valid ? v{x}[c][e] - mean{id} : 0.0f;\n    \
+             sum{id} += d * d;\n}}\n"
+        ));
+        let _ = writeln!(
+            self.code,
+            "const float scale{id} = rsqrtf(lp_block_sum<THREADS>(sum{id}, partial) * (1.0f / COLS) + {eps});\n\
+             float all{id} = 0.0f, along{id} = 0.0f;"
+        );
+        let place = Place::here("[c]");
+        let products = format!(
+            "{{ const float g = e < valid ? v{dy}[c][e] * p[e] : 0.0f, d = (v{x}[c][e] - mean{id}) * scale{id}; \
+             v{id}[c][e] = g; all{id} += g; along{id} += e < valid ? g * d : 0.0f; }}"
+        );
+        let body = self.evaluator.with_vector(weight, &place, &products);
+        self.over_runs(&body);
+        let _ = writeln!(
+            self.code,
+            "along{id} = lp_block_sum<THREADS>(along{id}, partial) * (1.0f / COLS);\n{}",
+            match kind {
+                NormKind::Layer =>
+                    format!("all{id} = lp_block_sum<THREADS>(all{id}, partial) * (1.0f / COLS);"),
+                NormKind::Rms => format!("all{id} = 0.0f;"),
+            }
+        );
+        self.pending.push_str(&format!(
+            "LP_UNROLL for (int e = 0; e < W; ++e) v{id}[c][e] = scale{id} * (v{id}[c][e] - all{id} - \
+             (v{x}[c][e] - mean{id}) * scale{id} * along{id});\n"
+        ));
+        self.evaluator.provide(id, &place);
+    }
+
+    fn softmax_dx(&mut self, id: ValueId) {
+        let operands = self.evaluator.spec.op(id).map(|op| op.operands.clone()).unwrap_or_default();
+        let (p, dp) = (operands[0], operands[1]);
+        let _ = writeln!(self.code, "float sum{id} = 0.0f;");
+        self.over_runs(&format!(
+            "LP_UNROLL for (int e = 0; e < W; ++e) sum{id} += e < valid ? v{p}[c][e] * v{dp}[c][e] : 0.0f;\n"
+        ));
+        let _ = writeln!(self.code, "sum{id} = lp_block_sum<THREADS>(sum{id}, partial);");
+        self.pending.push_str(&format!(
+            "LP_UNROLL for (int e = 0; e < W; ++e) v{id}[c][e] = v{p}[c][e] * (v{dp}[c][e] - sum{id});\n"
+        ));
+        self.evaluator.provide(id, &Place::here("[c]"));
     }
 
     fn softmax(&mut self, id: ValueId) -> Result<(), CudaError> {

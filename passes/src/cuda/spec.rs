@@ -4,6 +4,10 @@
 //! `i - inputs.len()` after that. Operations are those of the `nn` dialect with the same operands and attributes.
 use lapidary_runtime_gpu::program::Dtype;
 
+mod backward;
+
+pub use backward::Backward;
+
 /// Index of a value in a region: inputs first, then results in order.
 pub type ValueId = usize;
 
@@ -156,6 +160,8 @@ pub enum KernelOp {
     },
     /// x [b, s, d] -> [b, 1, d].
     LastToken,
+    /// An operation that only a backward pass has.
+    Backward(Backward),
 }
 
 impl KernelOp {
@@ -178,6 +184,7 @@ impl KernelOp {
             KernelOp::Softmax => "softmax",
             KernelOp::Values { .. } => "values",
             KernelOp::LastToken => "last_token",
+            KernelOp::Backward(op) => op.word(),
         }
     }
 
@@ -187,7 +194,8 @@ impl KernelOp {
             KernelOp::Position { offset } => Some(*offset),
             KernelOp::Rope(rope) => Some(rope.offset),
             KernelOp::KvAppend { cached, .. } => Some(*cached),
-            KernelOp::Mask(mask) => Some(mask.offset),
+            KernelOp::Mask(mask) | KernelOp::Backward(Backward::MaskDx(mask)) => Some(mask.offset),
+            KernelOp::Backward(Backward::RopeDx(rope)) => Some(rope.offset),
             _ => None,
         }
     }
@@ -334,6 +342,14 @@ impl KernelSpec {
     /// Values of all operations, in order.
     pub fn results(&self) -> std::ops::Range<ValueId> {
         self.inputs.len()..self.inputs.len() + self.ops.len()
+    }
+
+    /// Whether a value is the sum in a gradient's buffer.
+    pub fn gradient(&self, value: ValueId) -> Option<&str> {
+        match self.op(value).map(|op| &op.op) {
+            Some(KernelOp::Backward(Backward::Gradient { param })) => Some(param),
+            _ => None,
+        }
     }
 
     /// Values that read `value`.

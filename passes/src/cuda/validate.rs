@@ -95,6 +95,10 @@ impl KernelSpec {
             }
             KernelOp::Scores { .. } => result.len() == 4 && shape(0).len() == 3 && shape(1).len() == 3,
             KernelOp::Values { .. } => result.len() == 3 && shape(0).len() == 4 && shape(1).len() == 3,
+            KernelOp::Backward(kind) => {
+                let shapes: Vec<&[u64]> = (0..op.operands.len()).map(shape).collect();
+                kind.fits(&shapes, result)
+            }
         };
         if good {
             return Ok(());
@@ -111,7 +115,7 @@ pub(crate) fn fits(ty: &TensorType) -> bool {
     dims && ty.cols() < 1 << 30 && elements.is_some_and(|n| n < MOST_ELEMENTS)
 }
 
-fn rotates(rope: &Rope, cols: u64) -> bool {
+pub(crate) fn rotates(rope: &Rope, cols: u64) -> bool {
     let divides = rope.head_dim > 0 && cols.is_multiple_of(rope.head_dim);
     divides && rope.rot_dims.is_multiple_of(2) && rope.rot_dims <= rope.head_dim && rope.theta > 0.0
 }
@@ -125,6 +129,7 @@ fn operand_counts(op: &KernelOp) -> &'static [usize] {
             &[1]
         }
         KernelOp::Mask(_) | KernelOp::Softmax | KernelOp::LastToken => &[1],
+        KernelOp::Backward(op) => op.operands(),
     }
 }
 

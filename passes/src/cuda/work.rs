@@ -2,7 +2,7 @@
 //!
 //! Counted per element: 1 for add, mul, scale, bias, position; 4 for an activation; 3 for a rotation; 5 for a norm; 4 for
 //! softmax; 2 per multiply-add of a product. Causal attention counts only the scores that are looked at.
-use super::spec::{KernelOp, KernelSpec};
+use super::spec::{Backward, KernelOp, KernelSpec, OpSpec};
 
 /// Operations and bytes of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +37,37 @@ impl KernelSpec {
                 let head_dim = self.ty(op.operands[0]).cols() / (*heads).max(1);
                 self.seen(&op.ty.shape, n).saturating_mul(2 * head_dim)
             }
+            KernelOp::Backward(kind) => self.backward_flops(kind, op),
             KernelOp::Values { .. } => {
                 let p = self.ty(op.operands[0]);
                 let per_head = op.ty.cols() / p.shape.get(1).copied().unwrap_or(1).max(1);
                 self.seen(&p.shape, p.elements()).saturating_mul(2 * per_head)
             }
+        }
+    }
+
+    /// As [`lapidary_models`] counts them: products 2 per multiply-add, sums and statistics by the element read.
+    fn backward_flops(&self, kind: &Backward, op: &OpSpec) -> u64 {
+        let read = |i: usize| self.ty(op.operands[i]).elements();
+        let n = op.ty.elements();
+        match kind {
+            Backward::LinearDx => n.saturating_mul(2 * self.ty(op.operands[0]).cols()),
+            Backward::LinearDw => n.saturating_mul(2 * self.ty(op.operands[0]).rows()),
+            Backward::ValuesDv { heads, .. } => {
+                let p = self.ty(op.operands[0]);
+                let head_dim = self.ty(op.operands[1]).cols() / (*heads).max(1);
+                self.seen(&p.shape, p.elements()).saturating_mul(2 * head_dim)
+            }
+            Backward::CrossEntropy | Backward::CrossEntropyDx | Backward::SoftmaxDx => 4 * read(0),
+            Backward::ColumnSum
+            | Backward::MaskDx(_)
+            | Backward::PositionDw { .. }
+            | Backward::Gradient { .. } => read(0),
+            Backward::EmbedDw => read(1),
+            Backward::ActivationDx(_) => 2 * n,
+            Backward::NormDx { .. } => 8 * n,
+            Backward::NormDw { .. } => 6 * read(0),
+            Backward::RopeDx(_) => 3 * n,
         }
     }
 
@@ -87,6 +113,8 @@ impl KernelSpec {
             Some(op) if matches!(op.op, KernelOp::KvAppend { .. }) => self.ty(op.operands[0]),
             _ => self.ty(id),
         };
-        ty.elements() * ty.dtype.bytes()
+        // A gradient is read before it is written.
+        let times = if self.gradient(id).is_some() { 2 } else { 1 };
+        times * ty.elements() * ty.dtype.bytes()
     }
 }

@@ -1,13 +1,14 @@
 //! One `nn.fused` as the plain data that the CUDA emitters take.
 
-use crate::cuda::Anchor;
 use crate::cuda::spec::{
     ActivationFn, Input, KernelOp, KernelSpec, Mask, NormKind, OpSpec, Pairing, Rope, RopeScaling, Source,
     TensorType, ValueId,
 };
+use crate::cuda::{Anchor, spec as cuda};
 use crate::pass::PassError;
 use crate::view::read_op;
 use lapidary_ir::{Op as IrOp, Value as IrValue};
+use lapidary_models::op::Backward;
 use lapidary_models::spec::{self, Activation};
 use lapidary_models::{DType, Op};
 use lapidary_runtime_gpu::program::Dtype;
@@ -78,11 +79,16 @@ impl<'c> Reader<'c> {
 
     fn op(&mut self, op: IrOp<'c>) -> Result<(), PassError> {
         let kind = read_op(op).map_err(|what| PassError::at(op, what))?;
-        let kind = kernel_op(&kind)
+        let param = op.text("name").unwrap_or_default();
+        let kind = kernel_op(&kind, param)
             .ok_or_else(|| PassError::at(op, format!("{} has no kernel on this GPU target", op.name())))?;
         let operands: Vec<ValueId> = op.operands().into_iter().filter_map(|value| self.find(value)).collect();
         let Some(result) = op.result(0) else { return Ok(()) };
-        self.ops.push(OpSpec { op: kind, operands, ty: ty(op, result)? });
+        let mut ty = ty(op, result)?;
+        if let KernelOp::Backward(cuda::Backward::Gradient { .. }) = kind {
+            ty.dtype = Dtype::F32;
+        }
+        self.ops.push(OpSpec { op: kind, operands, ty });
         self.known.push(result);
         Ok(())
     }
@@ -100,6 +106,17 @@ fn anchor(op: IrOp<'_>) -> Anchor {
         Some("gather") => Anchor::Gather,
         _ => Anchor::Elementwise,
     }
+}
+
+/// The type of a region's result in memory: sums that go into a gradient are f32.
+///
+/// # Errors
+/// As [`ty`].
+pub fn result_type(region: &Region<'_>, i: usize) -> Result<TensorType, PassError> {
+    let output = region.spec.outputs.get(i).copied();
+    output
+        .map(|value| region.spec.ty(value).clone())
+        .ok_or_else(|| PassError::at(region.op, "a result without a value"))
 }
 
 /// The type of a value, if GPU programs know it.
@@ -120,7 +137,7 @@ pub fn ty(op: IrOp<'_>, value: IrValue<'_>) -> Result<TensorType, PassError> {
     }
 }
 
-fn kernel_op(op: &Op) -> Option<KernelOp> {
+fn kernel_op(op: &Op, param: &str) -> Option<KernelOp> {
     Some(match *op {
         Op::Embed => KernelOp::Embed,
         Op::Position { offset } => KernelOp::Position { offset },
@@ -131,14 +148,9 @@ fn kernel_op(op: &Op) -> Option<KernelOp> {
         Op::Scale { by, .. } => KernelOp::Scale { by },
         Op::Activation(function) => KernelOp::Activation(activation(function)),
         Op::Norm { kind, eps } => KernelOp::Norm { kind: norm(kind), eps },
-        Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset } => KernelOp::Rope(Rope {
-            head_dim,
-            rot_dims,
-            pairing: pairing_of(pairing),
-            theta,
-            offset,
-            scaling: scaling_of(scaling),
-        }),
+        Op::Rope { head_dim, rot_dims, pairing, theta, scaling, offset } => {
+            KernelOp::Rope(rope(head_dim, rot_dims, pairing, theta, scaling, offset))
+        }
         Op::KvAppend { cache, cached } => KernelOp::KvAppend { cache: cache.name().to_string(), cached },
         Op::Scores { heads, kv_heads } => KernelOp::Scores { heads, kv_heads },
         Op::Mask { causal, window, alibi, offset } => KernelOp::Mask(Mask {
@@ -151,8 +163,47 @@ fn kernel_op(op: &Op) -> Option<KernelOp> {
         Op::Softmax => KernelOp::Softmax,
         Op::Values { heads, kv_heads } => KernelOp::Values { heads, kv_heads },
         Op::LastToken => KernelOp::LastToken,
-        Op::Param { .. } | Op::Repeat { .. } | Op::Backward(_) => return None,
+        Op::Param { .. } | Op::Repeat { .. } => return None,
+        Op::Backward(ref op) => KernelOp::Backward(backward(op, param)?),
     })
+}
+
+fn backward(op: &Backward, param: &str) -> Option<cuda::Backward> {
+    Some(match *op {
+        Backward::CrossEntropy => cuda::Backward::CrossEntropy,
+        Backward::CrossEntropyDx => cuda::Backward::CrossEntropyDx,
+        Backward::LinearDx => cuda::Backward::LinearDx,
+        Backward::LinearDw => cuda::Backward::LinearDw,
+        Backward::ColumnSum => cuda::Backward::ColumnSum,
+        Backward::ActivationDx(function) => cuda::Backward::ActivationDx(activation(function)),
+        Backward::NormDx { kind, eps } => cuda::Backward::NormDx { kind: norm(kind), eps },
+        Backward::NormDw { kind, eps } => cuda::Backward::NormDw { kind: norm(kind), eps },
+        Backward::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset } => {
+            cuda::Backward::RopeDx(rope(head_dim, rot_dims, pairing, theta, scaling, offset))
+        }
+        Backward::MaskDx { causal, window, offset } => {
+            cuda::Backward::MaskDx(Mask { causal, window, alibi: false, alibi_scaling: 1.0, offset })
+        }
+        Backward::SoftmaxDx => cuda::Backward::SoftmaxDx,
+        Backward::ValuesDv { heads, kv_heads } => cuda::Backward::ValuesDv { heads, kv_heads },
+        Backward::EmbedDw { .. } => cuda::Backward::EmbedDw,
+        Backward::PositionDw { offset, .. } => cuda::Backward::PositionDw { offset },
+        Backward::Gradient { .. } => cuda::Backward::Gradient { param: param.to_string() },
+        // Values that layers keep have a place of their own; a training graph reads every position.
+        Backward::Save { .. } | Backward::Saved { .. } | Backward::LastTokenDx { .. } => return None,
+    })
+}
+
+fn rope(
+    head_dim: u64,
+    rot_dims: u64,
+    pairing: spec::Pairing,
+    theta: f64,
+    scaling: spec::RopeScaling,
+    offset: u64,
+) -> Rope {
+    let (pairing, scaling) = (pairing_of(pairing), scaling_of(scaling));
+    Rope { head_dim, rot_dims, pairing, theta, offset, scaling }
 }
 
 fn activation(function: Activation) -> ActivationFn {

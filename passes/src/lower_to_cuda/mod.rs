@@ -12,7 +12,7 @@ mod module;
 mod words;
 mod write;
 
-use crate::cuda::{CudaError, Lowered, Options, lower};
+use crate::cuda::{CudaError, Lowered, ModuleSpec, Options, lower};
 use crate::pass::{Changed, Pass, PassCx, PassError, diagnostic};
 use lapidary_ir::{Module, Op as IrOp};
 use module::FusedModule;
@@ -84,6 +84,14 @@ impl Pass for LowerToCuda {
 pub fn emit_gpu(module: &Module<'_>, arch: &str, options: &Options) -> Result<Lowered, PassError> {
     let fused = module::read(module.op(), arch)?;
     lower(&fused.spec, options).map_err(|error| at_kernel(module.op(), &fused, &error))
+}
+
+/// A fused module as the plain data that [`lower`] takes.
+///
+/// # Errors
+/// [`PassError::Refused`] where the module is not fused.
+pub fn module_spec(module: &Module<'_>, arch: &str) -> Result<ModuleSpec, PassError> {
+    module::read(module.op(), arch).map(|fused| fused.spec)
 }
 
 /// The error at the region that it names.

@@ -1,6 +1,8 @@
 //! A fused module as the plain data that the CUDA emitters take: values in memory, kernels and repeats in order.
 
-use crate::cuda::{ModuleSpec, Node, ValueSpec};
+use crate::cuda::assemble::{KeptSpec, TrainingSpec};
+use crate::cuda::spec::{Input, KernelOp, Source};
+use crate::cuda::{Anchor, KernelSpec, ModuleSpec, Node, OpSpec, TensorType, ValueSpec};
 use crate::lower_to_cuda::kernel::{self, Region};
 use crate::pass::PassError;
 use lapidary_ir::{Op as IrOp, Value as IrValue};
@@ -21,12 +23,20 @@ pub struct FusedModule<'c> {
 pub fn read<'c>(module: IrOp<'c>, arch: &str) -> Result<FusedModule<'c>, PassError> {
     let main = module.lookup("main").filter(|op| op.is("func.func"));
     let main = main.ok_or_else(|| PassError::at(module, "there is no function @main to begin with"))?;
-    let mut reader =
-        Reader { module, values: Vec::new(), specs: Vec::new(), regions: Vec::new(), names: BTreeSet::new() };
-    let inputs = reader.arguments(main, &[])?;
+    let mut reader = Reader {
+        module,
+        values: Vec::new(),
+        specs: Vec::new(),
+        regions: Vec::new(),
+        names: BTreeSet::new(),
+        training: TrainingSpec::default(),
+    };
+    let inputs = reader.arguments(main, &["ids", "labels"])?;
     let (body, outputs) = reader.function(main)?;
     let name = module.text("nn.model").unwrap_or("module").to_string();
-    let spec = ModuleSpec { name, arch: arch.to_string(), values: reader.specs, inputs, outputs, body };
+    let training = reader.trains().then(|| reader.training.clone());
+    let spec =
+        ModuleSpec { name, arch: arch.to_string(), values: reader.specs, inputs, outputs, body, training };
     Ok(FusedModule { spec, regions: reader.regions })
 }
 
@@ -36,9 +46,15 @@ struct Reader<'c> {
     specs: Vec<ValueSpec>,
     regions: Vec<Region<'c>>,
     names: BTreeSet<String>,
+    training: TrainingSpec,
 }
 
 impl<'c> Reader<'c> {
+    /// Whether the module is a training step.
+    fn trains(&self) -> bool {
+        self.module.walk().iter().any(|op| op.is("nn.gradient"))
+    }
+
     /// Gives the tensor arguments of a function a place; ids in order.
     fn arguments(&mut self, function: IrOp<'c>, names: &[&str]) -> Result<Vec<usize>, PassError> {
         let arguments = function.region_block(0).map_or_else(Vec::new, |block| block.arguments());
@@ -59,6 +75,8 @@ impl<'c> Reader<'c> {
         for op in function.region_block(0).map_or_else(Vec::new, |block| block.ops()) {
             match op.name() {
                 "nn.param" => {}
+                "nn.save" => nodes.extend(self.save(op, &nodes)?),
+                "nn.saved" => self.saved(op)?,
                 "nn.fused" => nodes.push(self.kernel(op, &prefix)?),
                 "nn.repeat" => nodes.push(self.repeat(op)?),
                 "func.return" => return Ok((nodes, self.ids(op, &op.operands())?)),
@@ -76,8 +94,11 @@ impl<'c> Reader<'c> {
         let results = op.results();
         let place = |i: usize| if results.len() == 1 { label.clone() } else { format!("{label}.{i}") };
         let places: Vec<String> = (0..results.len()).map(place).collect();
-        let results = results.into_iter().zip(places).map(|(value, name)| self.place(op, value, name));
-        let results: Vec<usize> = results.collect::<Result<_, _>>()?;
+        let mut made = Vec::new();
+        for (i, (value, name)) in results.into_iter().zip(places).enumerate() {
+            made.push(self.typed_place(value, name, kernel::result_type(&region, i)?));
+        }
+        let results = made;
         (region.args, region.results) = (args.clone(), results.clone());
         let spec = region.spec.clone();
         self.regions.push(region);
@@ -101,16 +122,77 @@ impl<'c> Reader<'c> {
         };
         let Some(result) = op.result(0) else { return Err(PassError::at(op, "a repeat without a result")) };
         let result = self.place(op, result, leaving)?;
-        let times = op.i64("times").and_then(|times| u64::try_from(times).ok()).unwrap_or(0);
-        Ok(Node::Repeat { times, input, param, body: nodes, yielded, result })
+        let (times, first, reverse) = (number(op, "times"), number(op, "first"), op.flag("reverse"));
+        self.training.layers = self.training.layers.max(first + times);
+        Ok(Node::Repeat { times, first, reverse, input, param, body: nodes, yielded, result })
+    }
+
+    /// A kernel's result lives where it is kept; what came from elsewhere is copied there.
+    fn save(&mut self, op: IrOp<'c>, nodes: &[Node]) -> Result<Option<Node>, PassError> {
+        let value = op.operand(0).ok_or_else(|| PassError::at(op, "keeps nothing"))?;
+        let [id] = self.ids(op, &[value])?[..] else { return Err(PassError::at(op, "keeps nothing")) };
+        let slot = self.slot(op, value)?;
+        let made_here =
+            nodes.iter().any(|node| matches!(node, Node::Kernel { results, .. } if results.contains(&id)));
+        if made_here && !self.training.slots.contains_key(&id) {
+            self.training.slots.insert(id, slot);
+            return Ok(None);
+        }
+        let Some(result) = op.result(0) else { return Err(PassError::at(op, "a save without a result")) };
+        let ty = self.specs[id].ty.clone();
+        let name = self.unique(&identifier(&format!("keep.{}", self.training.kept[slot].name)));
+        let spec = KernelSpec {
+            name,
+            anchor: Anchor::Elementwise,
+            inputs: vec![Input { ty: ty.clone(), source: Source::Activation }],
+            ops: vec![OpSpec { op: KernelOp::Scale { by: 1.0 }, operands: vec![0], ty }],
+            outputs: vec![1],
+            reason: "The next layer writes over its input, which the backward pass needs.".into(),
+        };
+        let kept = self.place(op, result, format!("{}.kept", spec.name))?;
+        self.training.slots.insert(kept, slot);
+        Ok(Some(Node::Kernel { spec, args: vec![id], results: vec![kept] }))
+    }
+
+    fn saved(&mut self, op: IrOp<'c>) -> Result<(), PassError> {
+        let name = op.text("name").unwrap_or_default();
+        let slot = self.training.kept.iter().position(|kept| kept.name == name);
+        let (Some(slot), Some(result)) = (slot, op.result(0)) else {
+            return Err(PassError::at(op, format!("no layer keeps \"{name}\"")));
+        };
+        let place = self.place(op, result, format!("saved.{name}"))?;
+        self.training.slots.insert(place, slot);
+        Ok(())
+    }
+
+    /// What a save keeps, for the layers that its function runs for.
+    fn slot(&mut self, op: IrOp<'c>, value: IrValue<'c>) -> Result<usize, PassError> {
+        let function = op.parent().and_then(|function| function.symbol_name());
+        let repeats = self.module.walk().into_iter();
+        let call = repeats.filter(|call| call.is("nn.repeat")).find(|call| call.symbol("body") == function);
+        let call = call.ok_or_else(|| PassError::at(op, "keeps a value of a function that no layer is"))?;
+        let name = op.text("name").unwrap_or_default().to_string();
+        let ty = kernel::ty(op, value)?;
+        self.training.kept.push(KeptSpec {
+            name,
+            ty,
+            first: number(call, "first"),
+            times: number(call, "times"),
+        });
+        Ok(self.training.kept.len() - 1)
     }
 
     /// Gives a value a place in memory.
     fn place(&mut self, op: IrOp<'c>, value: IrValue<'c>, name: String) -> Result<usize, PassError> {
+        let ty = kernel::ty(op, value)?;
+        Ok(self.typed_place(value, name, ty))
+    }
+
+    fn typed_place(&mut self, value: IrValue<'c>, name: String, ty: TensorType) -> usize {
         let name = self.unique(&name);
-        self.specs.push(ValueSpec { name, ty: kernel::ty(op, value)? });
+        self.specs.push(ValueSpec { name, ty });
         self.values.push(value);
-        Ok(self.values.len() - 1)
+        self.values.len() - 1
     }
 
     fn ids(&self, op: IrOp<'c>, values: &[IrValue<'c>]) -> Result<Vec<usize>, PassError> {
@@ -129,6 +211,10 @@ impl<'c> Reader<'c> {
         }
         name
     }
+}
+
+fn number(op: IrOp<'_>, name: &str) -> u64 {
+    op.i64(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(0)
 }
 
 /// A C identifier that begins with a letter: `layer.attn.q_k_v` becomes `layer_attn_q_k_v`.

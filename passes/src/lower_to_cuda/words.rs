@@ -45,11 +45,13 @@ pub const fn anchor(anchor: cuda::Anchor) -> nn::Anchor {
 /// The kind of a buffer as the dialect knows it.
 pub const fn kind(kind: program::BufferKind) -> BufferKind {
     match kind {
-        program::BufferKind::Param => BufferKind::Param,
+        program::BufferKind::Param | program::BufferKind::Weight => BufferKind::Param,
         program::BufferKind::Input => BufferKind::Input,
         program::BufferKind::Output => BufferKind::Output,
         program::BufferKind::Arena => BufferKind::Arena,
-        program::BufferKind::Cache => BufferKind::Cache,
+        program::BufferKind::Cache | program::BufferKind::State | program::BufferKind::Kept => {
+            BufferKind::Cache
+        }
     }
 }
 

@@ -135,7 +135,7 @@ impl<'c> Writer<'_, 'c> {
     /// Launches in order; `layer` is the layer's number inside a repeat.
     fn steps(&self, steps: &[Step], block: Block<'c>, layer: Option<IrValue<'c>>) -> Result<(), PassError> {
         for step in steps {
-            if let Step::Repeat { times, body } = step {
+            if let Step::Repeat { times, body, .. } = step {
                 let (_, inner) = cuda::repeat(At::end_of(block), *times)?;
                 self.steps(body, inner, inner.argument(0))?;
                 continue;
@@ -215,7 +215,7 @@ impl<'c> Writer<'_, 'c> {
 /// Whether a step runs the kernel of a region, or a further launch of it.
 fn belongs(step: &Step, region: &Region<'_>) -> bool {
     let rest = step.kernel().and_then(|name| name.strip_prefix(region.spec.name.as_str()));
-    rest.is_some_and(|rest| rest.is_empty() || rest == "_merge")
+    rest.is_some_and(|rest| matches!(rest, "" | "_merge" | "_join" | "_keys"))
 }
 
 /// How often the function that holds an op runs.

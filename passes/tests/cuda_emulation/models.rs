@@ -228,12 +228,29 @@ impl Model {
         let param = b.value("x", self.d);
         let (body, yielded) = b.layer(param);
         let result = b.value("hidden", self.d);
-        let repeat = Node::Repeat { times: self.layers, input: embedded, param, body, yielded, result };
+        let repeat = Node::Repeat {
+            times: self.layers,
+            first: 0,
+            reverse: false,
+            input: embedded,
+            param,
+            body,
+            yielded,
+            result,
+        };
         let (norm, last) = b.norm("final_norm", "final_norm", result, true);
         let (head, logits) = b.head(last);
         let (name, arch) = (self.name.to_string(), "sm_80".to_string());
         let body = vec![embed, repeat, norm, head];
-        ModuleSpec { name, arch, values: b.values, inputs: vec![ids], outputs: vec![logits], body }
+        ModuleSpec {
+            name,
+            arch,
+            values: b.values,
+            inputs: vec![ids],
+            outputs: vec![logits],
+            body,
+            training: None,
+        }
     }
 
     /// A small model of the Llama kind, to be changed field by field.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Weights by canonical name and layer; the same name always gives the same numbers.
-fn weight(name: &str, ty: &TensorType) -> Tensor {
+pub fn weight(name: &str, ty: &TensorType) -> Tensor {
     let seed = name.bytes().fold(99u64, |seed, byte| seed.wrapping_mul(1099511628211) ^ u64::from(byte));
     let mut random = Random(seed);
     let mut tensor = Tensor::zeros(ty);
@@ -39,7 +39,7 @@ impl Reference<'_> {
         for node in nodes {
             match node {
                 Node::Kernel { spec, args, results } => self.kernel(spec, args, results, layer),
-                Node::Repeat { times, input, param, body, yielded, result } => {
+                Node::Repeat { times, input, param, body, yielded, result, .. } => {
                     let mut carried = self.values[input].clone();
                     for layer in 0..*times {
                         self.values.insert(*param, carried);
@@ -83,10 +83,10 @@ impl Reference<'_> {
 }
 
 /// The device's memory: one image per buffer outside of the arena, and the arena.
-struct Memory<'a> {
-    program: &'a GpuProgram,
-    buffers: BTreeMap<String, Vec<u8>>,
-    arena: Vec<u8>,
+pub struct Memory<'a> {
+    pub program: &'a GpuProgram,
+    pub buffers: BTreeMap<String, Vec<u8>>,
+    pub arena: Vec<u8>,
 }
 
 impl Memory<'_> {
@@ -100,12 +100,13 @@ impl Memory<'_> {
         &mut whole[at..at + arg.extent_bytes as usize]
     }
 
-    fn steps(&mut self, steps: &[Step], layer: u64, emulation: &Emulation, folder: &Path) {
+    pub fn steps(&mut self, steps: &[Step], layer: u64, emulation: &Emulation, folder: &Path) {
         for step in steps {
             match step {
-                Step::Repeat { times, body } => {
-                    (0..*times).for_each(|layer| self.steps(body, layer, emulation, folder))
-                }
+                Step::Repeat { times, reverse, body } => (0..*times).for_each(|round| {
+                    let slice = if *reverse { times - 1 - round } else { round };
+                    self.steps(body, slice, emulation, folder);
+                }),
                 Step::Gemm(gemm) => self.gemm(gemm, layer),
                 Step::Launch(l) => {
                     // Arguments in the same place share a file, so that writing over an input is really done.
@@ -129,13 +130,18 @@ impl Memory<'_> {
 
     /// What the library computes.
     fn gemm(&mut self, g: &Gemm, layer: u64) {
-        let mut image = |arg: &Arg| Image { dtype: g.dtype, bytes: self.slice(arg, layer).to_vec() };
-        let (a, w) = (image(&g.a), image(&g.w));
-        let (residual, bias) = (g.residual.as_ref().map(&mut image), g.bias.as_ref().map(&mut image));
-        let mut out = image(&g.out);
+        let mut image = |arg: &Arg, dtype| Image { dtype, bytes: self.slice(arg, layer).to_vec() };
+        let result = g.out_dtype.unwrap_or(g.dtype);
+        let (a, w) = (image(&g.a, g.dtype), image(&g.w, g.dtype));
+        let residual = g.residual.as_ref().map(|residual| image(residual, result));
+        let bias = g.bias.as_ref().map(|bias| image(bias, g.dtype));
+        let mut out = image(&g.out, result);
+        let (lda, ldw) = (g.lda as usize, g.ldw as usize);
+        let left = |row: usize, k: usize| if g.transpose_a { k * lda + row } else { row * lda + k };
+        let right = |col: usize, k: usize| if g.transpose_w { col * ldw + k } else { k * ldw + col };
         for row in 0..g.m as usize {
             for col in 0..g.n as usize {
-                let dot = |k: usize| a.get(row * g.lda as usize + k) * w.get(col * g.ldw as usize + k);
+                let dot = |k: usize| a.get(left(row, k)) * w.get(right(col, k));
                 let at = row * g.ldo as usize + col;
                 let sum: f64 = (0..g.k as usize).map(dot).sum::<f64>() * g.alpha;
                 let added = residual.as_ref().map_or(0.0, |r| g.beta * r.get(at))
@@ -175,7 +181,7 @@ fn check(model: &Model, run: Run, dtype: Dtype, tolerance: f64) -> GpuProgram {
             }
             BufferKind::Input if buffer.name == "cached" => (run.cached as i32).to_le_bytes().to_vec(),
             BufferKind::Input => activation_image(ids, &tokens).bytes,
-            BufferKind::Output | BufferKind::Arena => vec![0xff; buffer.bytes as usize],
+            _ => vec![0xff; buffer.bytes as usize],
         };
         memory.buffers.insert(buffer.name.clone(), bytes);
     }

@@ -66,6 +66,9 @@ pub fn evaluate(spec: &KernelSpec, inputs: &[Tensor], caches: &[(String, Tensor)
                 }
                 y
             }
+            KernelOp::Backward(kind) => {
+                backward(kind, &(0..op.operands.len()).map(x).collect::<Vec<_>>(), &op.ty)
+            }
         };
         values.push(result);
     }
@@ -219,4 +222,123 @@ fn weigh(p: &Tensor, v: &Tensor, heads: usize, kv_heads: usize, ty: &TensorType)
             })
             .sum()
     })
+}
+
+/// Operations of a backward pass. A gradient's own old value is added where the result is compared.
+fn backward(op: &Backward, x: &[&Tensor], ty: &TensorType) -> Tensor {
+    let mut y = Tensor::zeros(ty);
+    match op {
+        Backward::CrossEntropy => {
+            let counted = x[1].data.iter().filter(|label| **label >= 0.0).count().max(1) as f64;
+            for (row, label) in
+                x[0].data.chunks(x[0].cols()).zip(&x[1].data).filter(|(_, label)| **label >= 0.0)
+            {
+                let sum: f64 = row.iter().map(|v| v.exp()).sum();
+                y.data[0] += (sum.ln() - row[*label as usize]) / counted;
+            }
+        }
+        Backward::CrossEntropyDx => {
+            let counted = x[1].data.iter().filter(|label| **label >= 0.0).count().max(1) as f64;
+            let v = x[0].cols();
+            for (r, label) in x[1].data.iter().enumerate().filter(|(_, label)| **label >= 0.0) {
+                let row = &x[0].data[r * v..][..v];
+                let sum: f64 = row.iter().map(|v| v.exp()).sum();
+                for c in 0..v {
+                    let hit = if c == *label as usize { 1.0 } else { 0.0 };
+                    y.data[r * v + c] = (row[c].exp() / sum - hit) / counted;
+                }
+            }
+        }
+        Backward::LinearDx => {
+            let (n, k) = (x[0].cols(), x[1].cols());
+            y = y.map(|i, _| (0..n).map(|o| x[0].data[i / k * n + o] * x[1].data[o * k + i % k]).sum());
+        }
+        Backward::LinearDw => {
+            let (n, k, rows) = (x[0].cols(), x[1].cols(), x[0].data.len() / x[0].cols());
+            y = y.map(|i, _| (0..rows).map(|r| x[0].data[r * n + i / k] * x[1].data[r * k + i % k]).sum());
+        }
+        Backward::ColumnSum => {
+            let n = x[0].cols();
+            x[0].data.iter().enumerate().for_each(|(i, v)| y.data[i % n] += v);
+        }
+        Backward::ActivationDx(f) => {
+            let h = 1e-5;
+            y = x[0].map(|i, v| (activation(*f, v + h) - activation(*f, v - h)) / (2.0 * h) * x[1].data[i]);
+        }
+        Backward::NormDx { kind, eps } => {
+            // The derivative of Σ dy norm(x) by each element, from the definition of the norm.
+            let d = x[0].cols();
+            for r in 0..x[0].data.len() / d {
+                let (row, dy) = (&x[0].data[r * d..][..d], &x[2].data[r * d..][..d]);
+                let (mean, scale) = statistics(*kind, *eps, row);
+                let g: Vec<f64> = (0..d).map(|c| dy[c] * x[1].data[c]).collect();
+                let hat: Vec<f64> = row.iter().map(|v| (v - mean) * scale).collect();
+                let along = g.iter().zip(&hat).map(|(g, h)| g * h).sum::<f64>() / d as f64;
+                let all = if *kind == NormKind::Layer { g.iter().sum::<f64>() / d as f64 } else { 0.0 };
+                (0..d).for_each(|c| y.data[r * d + c] = scale * (g[c] - all - hat[c] * along));
+            }
+        }
+        Backward::NormDw { kind, eps } => {
+            let d = x[0].cols();
+            for (row, dy) in x[0].data.chunks(d).zip(x[1].data.chunks(d)) {
+                let (mean, scale) = statistics(*kind, *eps, row);
+                (0..d).for_each(|c| y.data[c] += (row[c] - mean) * scale * dy[c]);
+            }
+        }
+        Backward::RopeDx(rope) => {
+            // A rotation is orthogonal: turning by the negative frequencies turns back.
+            let forward = |v: &Tensor| rotate(rope, v);
+            for i in 0..x[0].data.len() {
+                let mut unit = Tensor::zeros(ty);
+                unit.data[i] = 1.0;
+                y.data[i] = forward(&unit).data.iter().zip(&x[0].data).map(|(u, dy)| u * dy).sum();
+            }
+        }
+        Backward::MaskDx(mask) => {
+            let hidden = apply_mask(
+                &Mask { alibi: false, ..mask.clone() },
+                &Tensor { data: vec![0.0; x[0].data.len()], ..x[0].clone() },
+            );
+            y = x[0].map(|i, v| if hidden.data[i].is_finite() { v } else { 0.0 });
+        }
+        Backward::SoftmaxDx => {
+            let l = x[0].cols();
+            for r in 0..x[0].data.len() / l {
+                let sum: f64 = (0..l).map(|c| x[0].data[r * l + c] * x[1].data[r * l + c]).sum();
+                (0..l).for_each(|c| y.data[r * l + c] = x[0].data[r * l + c] * (x[1].data[r * l + c] - sum));
+            }
+        }
+        Backward::ValuesDv { heads, kv_heads } => {
+            let (h, l, s) = (*heads as usize, x[0].shape[3], x[0].shape[2]);
+            let (ratio, d) = (h / *kv_heads as usize, x[1].cols() / h);
+            for (i, p) in x[0].data.iter().enumerate() {
+                let (b, head, query, key) = (i / (h * s * l), i / (s * l) % h, i / l % s, i % l);
+                for c in 0..d {
+                    let to = (b * l + key) * (h / ratio * d) + head / ratio * d + c;
+                    y.data[to] += p * x[1].data[(b * s + query) * h * d + head * d + c];
+                }
+            }
+        }
+        Backward::EmbedDw => {
+            let d = x[1].cols();
+            x[1].data
+                .iter()
+                .enumerate()
+                .for_each(|(i, v)| y.data[x[0].data[i / d] as usize * d + i % d] += v);
+        }
+        Backward::PositionDw { offset } => {
+            let (s, d) = (x[0].shape[1], x[0].cols());
+            let at = |i: usize| (*offset as usize + i / d % s) * d + i % d;
+            x[0].data.iter().enumerate().for_each(|(i, v)| y.data[at(i)] += v);
+        }
+        Backward::Gradient { .. } => y = x[0].clone(),
+    }
+    y
+}
+
+/// Mean (zero where rows are not centred) and inverse deviation of a row.
+fn statistics(kind: NormKind, eps: f64, row: &[f64]) -> (f64, f64) {
+    let d = row.len() as f64;
+    let mean = if kind == NormKind::Layer { row.iter().sum::<f64>() / d } else { 0.0 };
+    (mean, 1.0 / (row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / d + eps).sqrt())
 }

@@ -37,6 +37,14 @@ impl Region {
         self.spec.inputs.len() - 1
     }
 
+    /// Adds an operation with a result of this shape; losses and gradients are f32.
+    pub fn shaped(&mut self, op: KernelOp, operands: &[ValueId], shape: &[u64]) -> ValueId {
+        let single = matches!(op, KernelOp::Backward(Backward::CrossEntropy | Backward::Gradient { .. }));
+        let dtype = if single { Dtype::F32 } else { self.dtype };
+        self.spec.ops.push(OpSpec { op, operands: operands.to_vec(), ty: TensorType::new(dtype, shape) });
+        self.spec.inputs.len() + self.spec.ops.len() - 1
+    }
+
     /// Adds an operation; the result has the first operand's shape unless the operation changes it.
     pub fn op(&mut self, op: KernelOp, operands: &[ValueId]) -> ValueId {
         let first = self.spec.ty(operands[0]).shape.clone();

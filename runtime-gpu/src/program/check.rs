@@ -178,8 +178,8 @@ fn buffer_faults(buffer: &Buffer, arena_bytes: u64) -> Vec<Fault> {
         (BufferKind::Arena, _) | (_, None) => {}
         (_, Some(_)) => whys.push("has an arena offset but is not an arena buffer".into()),
     }
-    if (buffer.kind == BufferKind::Param) != buffer.packing.is_some() {
-        whys.push("parameters, and only they, have a packing".into());
+    if matches!(buffer.kind, BufferKind::Param | BufferKind::Weight) != buffer.packing.is_some() {
+        whys.push("parameters and weights, and only they, have a packing".into());
     }
     whys.into_iter().map(|why| Fault::Inconsistent { buffer: buffer.name.clone(), why }).collect()
 }
@@ -213,7 +213,7 @@ impl<'a> StepCheck<'a> {
     fn steps(&mut self, steps: &'a [Step], prefix: &str, rounds: u64) {
         for (i, step) in steps.iter().enumerate() {
             let place = format!("{prefix}{i}");
-            if let Step::Repeat { times, body } = step {
+            if let Step::Repeat { times, body, .. } = step {
                 self.steps(body, &format!("{place}."), rounds.saturating_mul((*times).max(1)));
                 continue;
             }
@@ -294,7 +294,7 @@ impl<'a> StepCheck<'a> {
 
     fn reads(&mut self, arg: &'a Arg, place: &str) {
         let Some(buffer) = self.buffers.get(arg.buffer.as_str()) else { return };
-        let given = matches!(buffer.kind, BufferKind::Param | BufferKind::Input | BufferKind::Cache);
+        let given = !matches!(buffer.kind, BufferKind::Output | BufferKind::Arena | BufferKind::Kept);
         if arg.access != Access::Write && !given && !self.written.contains(arg.buffer.as_str()) {
             self.faults.push(Fault::ReadBeforeWrite { step: place.into(), buffer: arg.buffer.clone() });
         }

@@ -119,6 +119,12 @@ pub enum BufferKind {
     Arena,
     /// Keys and values: keeps its contents from run to run.
     Cache,
+    /// Weights that are trained: loaded once, changed by every run.
+    Weight,
+    /// Gradients and moments: zero (or loaded) before the first run, keeps its contents from run to run.
+    State,
+    /// What layers keep from the forward pass to the backward pass of one run, a slice for each.
+    Kept,
 }
 
 /// A kernel that some step launches, or a library routine that some step calls.
@@ -169,10 +175,14 @@ pub enum Step {
     Launch(Launch),
     /// Call the library's matrix product.
     Gemm(Box<Gemm>),
-    /// Do the body `times` times; argument offsets advance by their `layer_stride_bytes` each time.
+    /// Do the body `times` times, for slice 0, 1, ..: the slice's number times `layer_stride_bytes` is added to an argument's
+    /// offset.
     Repeat {
         /// Number of rounds.
         times: u64,
+        /// Whether the last slices come first, as in a backward pass: round `r` then works on slice `times - 1 - r`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        reverse: bool,
         /// Steps of one round.
         body: Vec<Step>,
     },
@@ -194,7 +204,8 @@ pub struct Launch {
 }
 
 /// A library matrix product, all operands row-major:
-/// `out[m,n] = alpha * a[m,k] · w[n,k]^T + beta * residual[m,n] + bias[n]`, accumulated in f32.
+/// `out[m,n] = alpha * a[m,k] · w[n,k]^T + beta * residual[m,n] + bias[n]`, accumulated in f32. `a` may lie as `[k,m]`
+/// (`transpose_a`) and `w` as `[k,n]` (not `transpose_w`).
 ///
 /// For the column-major cuBLASLt this is `out^T = w · a^T`: operation A is `w` transposed, operation B is `a` as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -207,9 +218,9 @@ pub struct Gemm {
     pub n: u64,
     /// Columns of `a` and of `w`.
     pub k: u64,
-    /// Whether `a` is stored transposed (always false today).
+    /// Whether `a` is stored `[k, m]`, as the left side of a weight's gradient is.
     pub transpose_a: bool,
-    /// Whether `w` is stored `[n, k]` and used transposed (always true today).
+    /// Whether `w` is stored `[n, k]` and used transposed, as in a forward pass.
     pub transpose_w: bool,
     /// Elements between rows of `a`.
     pub lda: u64,
@@ -221,8 +232,11 @@ pub struct Gemm {
     pub alpha: f64,
     /// Factor of the residual: 0 without one.
     pub beta: f64,
-    /// Element type of all operands.
+    /// Element type of `a`, `w` and the bias, and of `out` and the residual unless they have their own.
     pub dtype: Dtype,
+    /// Element type of `out` and the residual where it is another one: gradients are f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_dtype: Option<Dtype>,
     /// Activations.
     pub a: Arg,
     /// Weights.

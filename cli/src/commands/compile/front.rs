@@ -69,6 +69,9 @@ fn passes(job: &Job<'_>) -> Result<Pipeline, Failure> {
 
 /// The target's own passes, with the machine's figures as options.
 fn target_passes(job: &Job<'_>) -> String {
+    if super::trains(job.args) {
+        return pipeline::training_text(job.goal, job.args.recompute.into(), &Fusion::On);
+    }
     let passes = pipeline::pipeline_text(job.goal, job.mup, &Fusion::On);
     match job.machine.as_ref().map(|machine| &machine.device) {
         None => passes,

@@ -7,16 +7,21 @@ use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::{show, toolchain};
 use lapidary_hardware::HardwareSpec;
-use lapidary_passes::cuda::Lowered;
+use lapidary_ir::Module;
+use lapidary_passes::cuda::{Lowered, Options};
+use lapidary_passes::lower_to_cuda::emit_gpu;
 use lapidary_passes::report::PipelineReport;
 use lapidary_runtime_gpu::compile::{
     CompileError, CompileOptions, Compiled, Nvrtc, Source, apply, compile_all,
 };
 use lapidary_runtime_gpu::program::{BufferKind, GpuProgram};
 
-/// Classes of device memory that a program uses.
-const CLASSES: [(&str, BufferKind); 5] = [
+/// Classes of device memory that a program uses. Weights and optimizer state are the same for every batch.
+const CLASSES: [(&str, BufferKind); 8] = [
     ("weights", BufferKind::Param),
+    ("weights", BufferKind::Weight),
+    ("optimizer_state", BufferKind::State),
+    ("kept_activations", BufferKind::Kept),
     ("kv_cache", BufferKind::Cache),
     ("activations", BufferKind::Arena),
     ("inputs", BufferKind::Input),
@@ -26,15 +31,18 @@ const CLASSES: [(&str, BufferKind); 5] = [
 /// Emits the program and its kernels into the artifact.
 pub fn emit(
     job: &Job<'_>,
-    passes: &PipelineReport,
+    (module, passes): (&Module<'_>, &PipelineReport),
     artifact: &mut Artifact,
     report: &mut Report,
     progress: &mut Progress,
 ) -> Result<Emitted, Failure> {
-    let lowered = passes.gpu.clone().ok_or_else(|| {
-        Failure::new(Exit::Usage, "--passes: the pipeline makes no GPU program")
-            .help("end it with lower-to-cuda")
-    })?;
+    let lowered = match super::trains(job.args) {
+        true => progress.stage("lowering to CUDA", || train(job, module))?,
+        false => passes.gpu.clone().ok_or_else(|| {
+            Failure::new(Exit::Usage, "--passes: the pipeline makes no GPU program")
+                .help("end it with lower-to-cuda")
+        })?,
+    };
     let Lowered { mut program, sources, .. } = lowered;
     account(&program, report);
     if let Some(failure) = over(job, report) {
@@ -54,6 +62,16 @@ pub fn emit(
     report.kernels = Some(kernels(&program)?);
     artifact.add_json("program.json", &program)?;
     Ok(Emitted { over: None })
+}
+
+/// The program of a training step. It leaves the module as it was fused: the IR has no words for what a step keeps from
+/// run to run.
+fn train(job: &Job<'_>, module: &Module<'_>) -> Result<Lowered, Failure> {
+    let gpu = job.machine.as_ref().and_then(HardwareSpec::gpu);
+    let processors = gpu.map_or(Options::default().processors, |gpu| gpu.multiprocessor.count);
+    let options = Options { processors, ..Options::default() };
+    emit_gpu(module, arch(job), &options)
+        .map_err(|error| Failure::diagnosed(false, "cuda", &error.diagnostics(), &error.to_string()))
 }
 
 fn add(job: &Job<'_>, artifact: &mut Artifact, name: &str, compiled: Compiled) {
@@ -111,7 +129,7 @@ fn compile(job: &Job<'_>, nvrtc: &Nvrtc, sources: &[Source]) -> Result<Vec<Compi
 
 fn account(program: &GpuProgram, report: &mut Report) {
     for (class, kind) in CLASSES {
-        report.memory_bytes.insert(class.to_string(), program.bytes_of(kind));
+        *report.memory_bytes.entry(class.to_string()).or_default() += program.bytes_of(kind);
     }
     tracing::info!(
         "arena {} of {} without reuse, machine {}",
@@ -140,7 +158,8 @@ fn over(job: &Job<'_>, report: &Report) -> Option<Failure> {
 
 /// Weights stay whatever the batch; the rest shrinks with it.
 fn smallest_change(job: &Job<'_>, report: &Report, capacity: u64) -> String {
-    let weights = report.memory_bytes.get("weights").copied().unwrap_or(0);
+    let of = |class: &str| report.memory_bytes.get(class).copied().unwrap_or(0);
+    let weights = of("weights") + of("optimizer_state");
     let rest = report.memory_bytes.values().sum::<u64>() - weights;
     let batch = job.graph.dims.batch;
     let room = capacity.saturating_sub(weights);

@@ -16,6 +16,7 @@ use crate::input;
 use crate::progress::Progress;
 use emit::Emit;
 use lapidary_hardware::HardwareSpec;
+use lapidary_models::autodiff::differentiate;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
 use lapidary_passes::{Goal, Mup};
 use report::Report;
@@ -54,7 +55,7 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
         let emitted = match args.target {
             Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,
             Target::Cpu => cpu::emit(&job, module, &mut artifact, &mut report, progress)?,
-            Target::A100 => gpu::emit(&job, passes, &mut artifact, &mut report, progress)?,
+            Target::A100 => gpu::emit(&job, (module, passes), &mut artifact, &mut report, progress)?,
         };
         Ok(emitted)
     })?;
@@ -159,6 +160,15 @@ fn graph(args: &Compile, spec: &ModelSpec) -> Result<Graph, Failure> {
         Mode::Decode => Dims { batch: args.batch, seq: 1, cached: seq.saturating_sub(1) },
         _ => Dims { batch: args.batch, seq, cached: 0 },
     };
-    Graph::build(spec, mode, dims)
-        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", args.model)))
+    let forward = Graph::build(spec, mode, dims);
+    let graph = match trains(args) {
+        true => forward.and_then(|forward| differentiate(&forward)),
+        false => forward,
+    };
+    graph.map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", args.model)))
+}
+
+/// Whether a whole training step is compiled; wafers have its forward pass so far.
+fn trains(args: &Compile) -> bool {
+    args.train && args.target != Target::Cg1Sim
 }

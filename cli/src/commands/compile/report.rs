@@ -5,6 +5,7 @@ use super::{Job, name};
 use crate::failure::Failure;
 use indexmap::IndexMap;
 use lapidary_models::Work;
+use lapidary_models::autodiff::RecomputeReport;
 use lapidary_models::mup::{ParamRule, parameter_table};
 use lapidary_passes::fusion::Refusal;
 use lapidary_passes::report::{FusionReport, PipelineReport};
@@ -39,6 +40,9 @@ pub struct Report {
     /// What was fused, if a fusion ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fusion: Option<Fusion>,
+    /// What a training step computes again, what that spares and costs, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<RecomputeReport>,
     /// Memory of a device by class.
     pub memory_bytes: IndexMap<String, u64>,
     /// What a device has; absent for the host.
@@ -127,6 +131,7 @@ impl Report {
             work: job.graph.work(),
             passes: Vec::new(),
             fusion: None,
+            recompute: None,
             memory_bytes: IndexMap::new(),
             memory_capacity_bytes: job.machine.as_ref().map(|machine| machine.device.memory().0 as u64),
             does_not_fit: None,
@@ -154,6 +159,7 @@ impl Report {
             .map(|pass| Pass { name: pass.name.clone(), changed: pass.changed, notes: pass.notes.clone() })
             .collect();
         self.fusion = passes.fusion.as_ref().map(fusion);
+        self.recompute.clone_from(&passes.recompute);
     }
 }
 

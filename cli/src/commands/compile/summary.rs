@@ -29,6 +29,15 @@ pub fn print(
         report.seq_len,
         if report.cached > 0 { format!(" after {}", report.cached) } else { String::new() },
     );
+    for segment in report.recompute.iter().flat_map(|recompute| &recompute.segments) {
+        let last = segment.first + segment.times.saturating_sub(1);
+        println!(
+            "recompute {} in layers {} to {last}: {}",
+            segment.policy.name(),
+            segment.first,
+            segment.reason
+        );
+    }
     if let Some(fusion) = &report.fusion {
         print_fusion(fusion);
     }

@@ -1,5 +1,5 @@
 //! Buffers: where values, parameters and caches live, and the arena's plan.
-use super::Assembler;
+use super::{Assembler, Round};
 use crate::cuda::CudaError;
 use crate::cuda::spec::{KernelOp, KernelSpec, TensorType};
 use lapidary_runtime_gpu::program::memory::{ALIGNMENT, Interval, lifetimes, plan_memory};
@@ -13,11 +13,11 @@ impl Assembler<'_> {
         &mut self,
         spec: &KernelSpec,
         results: &[usize],
-        rounds: Option<u64>,
+        round: Option<Round>,
     ) -> Result<(), CudaError> {
         for (j, &value) in spec.outputs.iter().enumerate() {
             let Some(KernelOp::KvAppend { cache, .. }) = spec.op(value).map(|op| &op.op) else { continue };
-            let name = match rounds {
+            let name = match round {
                 Some(_) => format!("cache.{cache}"),
                 None => format!("cache.{cache}.{}", self.caches.len()),
             };
@@ -27,20 +27,64 @@ impl Assembler<'_> {
                 );
             }
             let ty = self.module.values[results[j]].ty.clone();
-            self.buffers.push(buffer(&name, BufferKind::Cache, &ty, rounds));
+            self.buffers.push(buffer(&name, BufferKind::Cache, &ty, round.map(|round| round.times)));
             self.caches.insert(results[j], name);
         }
         Ok(())
     }
 
+    /// What layers keep has its own memory, a slice for each of them.
+    pub(super) fn claim_kept(&mut self) -> Result<(), CudaError> {
+        let Some(training) = &self.module.training else { return Ok(()) };
+        for kept in &training.kept {
+            let name = format!("kept.{}", kept.name);
+            self.buffers.push(buffer(&name, BufferKind::Kept, &kept.ty, Some(kept.times)));
+        }
+        for (value, slot) in &training.slots {
+            self.exists(*value)?;
+            let kept = training
+                .kept
+                .get(*slot)
+                .ok_or_else(|| self.malformed(format!("nothing is kept as {slot}")))?;
+            self.caches.insert(*value, format!("kept.{}", kept.name));
+        }
+        Ok(())
+    }
+
+    /// Sums that go into a gradient live in its buffer, one slice per layer of the model.
+    pub(super) fn claim_gradients(&mut self, spec: &KernelSpec, results: &[usize]) -> Result<(), CudaError> {
+        for (j, &value) in spec.outputs.iter().enumerate() {
+            let Some(param) = spec.gradient(value) else { continue };
+            let Some(training) = &self.module.training else {
+                return Err(spec.unsupported("a gradient outside of training", "compile a training graph"));
+            };
+            let name = format!("gradient.{param}");
+            if !self.buffers.iter().any(|buffer| buffer.name == name) {
+                let layers = param.contains('*').then_some(training.layers);
+                self.buffers.push(buffer(&name, BufferKind::State, spec.ty(value), layers));
+            }
+            self.caches.insert(results[j], name);
+        }
+        Ok(())
+    }
+
+    /// The slice of a buffer that a repeat begins with: its layers count from its own first one.
+    fn first_slice(&self, buffer: &Buffer, round: Option<Round>) -> u64 {
+        let Some(training) = &self.module.training else { return 0 };
+        let kept = training.kept.iter().find(|kept| buffer.name.strip_prefix("kept.") == Some(&kept.name));
+        let own = kept.map_or(0, |kept| kept.first);
+        round.map_or(0, |round| round.first.saturating_sub(own))
+    }
+
     /// A pointer to a buffer, or to the current layer's slice of it.
-    pub(super) fn pointer(&self, name: &str, access: Access) -> Result<Arg, CudaError> {
+    pub(super) fn pointer(&self, name: &str, access: Access, round: Option<Round>) -> Result<Arg, CudaError> {
         let found = self.buffers.iter().find(|buffer| buffer.name == name);
         let buffer = found.ok_or_else(|| self.malformed(format!("no buffer `{name}`")))?;
         let slice = buffer.shape.iter().rev().skip(1).product::<u64>() * buffer.pitch * buffer.dtype.bytes();
         let layer_stride_bytes = buffer.layers.map_or(0, |layers| layers.stride_bytes);
+        let offset_bytes = self.first_slice(buffer, round).saturating_mul(layer_stride_bytes);
         let buffer = name.to_string();
-        Ok(Arg { buffer, access, offset_bytes: 0, layer_stride_bytes, extent_bytes: slice })
+        Ok(Arg { buffer, access, offset_bytes, layer_stride_bytes, extent_bytes: slice })
     }
 
     /// The buffer of a value, made on first sight.
@@ -71,14 +115,23 @@ impl Assembler<'_> {
         spec: &KernelSpec,
         packing: &Packing,
         dtype: Dtype,
-        rounds: Option<u64>,
+        round: Option<Round>,
     ) -> Result<String, CudaError> {
         let sources = packing.groups.iter().flat_map(|group| &group.sources);
         let names: Vec<&str> = sources.map(|source| source.name.as_str()).collect();
         let layered = names.iter().any(|name| name.contains('*'));
-        let times = match (layered, rounds) {
+        let training = self.module.training.as_ref();
+        if training.is_some()
+            && packing.groups.iter().flat_map(|group| &group.sources).any(|s| s.scale != 1.0)
+        {
+            return Err(spec.unsupported(
+                "a weight with a load-time factor in training",
+                "keep the factor as an operation",
+            ));
+        }
+        let times = match (layered, round) {
             (false, _) => None,
-            (true, Some(times)) => Some(times),
+            (true, Some(round)) => Some(training.map_or(round.times, |training| training.layers)),
             (true, None) => return Err(spec.malformed("a parameter per layer outside of a repeat")),
         };
         let same = |known: &Packing| {
@@ -88,14 +141,16 @@ impl Assembler<'_> {
         if let Some(known) = self.buffers.iter_mut().find(matches) {
             let rows = known.packing.as_ref().map_or(0, |known| known.rows).max(packing.rows);
             let name = known.name.clone();
-            *known = param_buffer(&name, Packing { rows, ..packing.clone() }, dtype, times);
+            let kind = known.kind;
+            *known = param_buffer(&name, kind, Packing { rows, ..packing.clone() }, dtype, times);
             return Ok(name);
         }
         let mut name = names.join("+");
         while self.buffers.iter().any(|buffer| buffer.name == name) {
             name.push('\'');
         }
-        self.buffers.push(param_buffer(&name, packing.clone(), dtype, times));
+        let kind = if training.is_some() { BufferKind::Weight } else { BufferKind::Param };
+        self.buffers.push(param_buffer(&name, kind, packing.clone(), dtype, times));
         Ok(name)
     }
 
@@ -115,9 +170,6 @@ impl Assembler<'_> {
                 buffer.kind = BufferKind::Output;
             }
         }
-        // Parameters may have grown after their first use: read the extents again.
-        let mut steps = steps;
-        self.refresh(&mut steps)?;
         let alive = lifetimes(&steps);
         let mut planned: Vec<usize> = (0..self.buffers.len()).collect();
         planned.retain(|&i| self.buffers[i].kind == BufferKind::Arena);
@@ -142,9 +194,12 @@ impl Assembler<'_> {
         })
     }
 
-    fn refresh(&self, steps: &mut [Step]) -> Result<(), CudaError> {
+    /// Parameters may have grown after their first use: reads the extents again.
+    pub(super) fn refresh(&self, steps: &mut [Step]) -> Result<(), CudaError> {
         let again = |arg: &mut Arg| -> Result<(), CudaError> {
-            *arg = self.pointer(&arg.buffer, arg.access)?;
+            let slices = arg.offset_bytes.checked_div(arg.layer_stride_bytes).unwrap_or(0);
+            let fresh = self.pointer(&arg.buffer, arg.access, None)?;
+            *arg = Arg { offset_bytes: slices * fresh.layer_stride_bytes, ..fresh };
             Ok(())
         };
         for step in steps {
@@ -175,7 +230,13 @@ pub(super) fn buffer(name: &str, kind: BufferKind, ty: &TensorType, rounds: Opti
     }
 }
 
-fn param_buffer(name: &str, packing: Packing, dtype: Dtype, rounds: Option<u64>) -> Buffer {
+pub(super) fn param_buffer(
+    name: &str,
+    kind: BufferKind,
+    packing: Packing,
+    dtype: Dtype,
+    rounds: Option<u64>,
+) -> Buffer {
     let ty = TensorType::new(dtype, &[packing.rows, packing.cols]);
-    Buffer { pitch: packing.pitch, packing: Some(packing), ..buffer(name, BufferKind::Param, &ty, rounds) }
+    Buffer { pitch: packing.pitch, packing: Some(packing), ..buffer(name, kind, &ty, rounds) }
 }

@@ -10,6 +10,7 @@ use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Kernel, RowO
 use std::collections::BTreeMap;
 
 mod buffers;
+mod optimizer;
 mod places;
 mod steps;
 
@@ -31,6 +32,32 @@ pub struct ModuleSpec {
     pub outputs: Vec<usize>,
     /// What is done, in order.
     pub body: Vec<Node>,
+    /// What a training step has beside a forward pass.
+    pub training: Option<TrainingSpec>,
+}
+
+/// What layers keep, and how many there are.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TrainingSpec {
+    /// Layers of the model: slices of every parameter and gradient per layer.
+    pub layers: u64,
+    /// What layers keep from forward to backward.
+    pub kept: Vec<KeptSpec>,
+    /// Values that live in the running layer's slice of what is kept, by index.
+    pub slots: BTreeMap<usize, usize>,
+}
+
+/// A value that a run of layers keeps, a slice each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptSpec {
+    /// Name, unique among them.
+    pub name: String,
+    /// One layer's value.
+    pub ty: TensorType,
+    /// The first layer that keeps it.
+    pub first: u64,
+    /// How many layers keep it.
+    pub times: u64,
 }
 
 /// A value in memory.
@@ -58,6 +85,10 @@ pub enum Node {
     Repeat {
         /// Number of rounds.
         times: u64,
+        /// The layer of the first slice.
+        first: u64,
+        /// Whether the last layer comes first.
+        reverse: bool,
         /// The value that enters the first round.
         input: usize,
         /// Its name within the body.
@@ -96,7 +127,11 @@ pub struct KernelSource {
 /// Lowers a module to a program that passes its check.
 pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaError> {
     let mut assembler = Assembler::new(module, options)?;
-    let steps = assembler.nodes(&module.body, None)?;
+    let mut steps = assembler.nodes(&module.body, None)?;
+    assembler.refresh(&mut steps)?;
+    if module.training.is_some() {
+        steps.extend(assembler.optimizer()?);
+    }
     let places = (0..module.values.len()).map(|value| assembler.place(value).to_string()).collect();
     let program = assembler.program(steps)?;
     let sources = assembler.sources;
@@ -104,6 +139,13 @@ pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaErro
         Ok(checked) => Ok(Lowered { program: checked.into_inner(), sources, places }),
         Err(faults) => Err(CudaError::Unchecked { faults: faults.iter().map(ToString::to_string).collect() }),
     }
+}
+
+/// What a repeat says to what is inside.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    times: u64,
+    first: u64,
 }
 
 /// Rounds of the longest repeat.
@@ -148,6 +190,7 @@ impl<'a> Assembler<'a> {
         for &value in &module.inputs {
             assembler.value_buffer(value, BufferKind::Input);
         }
+        assembler.claim_kept()?;
         Ok(assembler)
     }
 
@@ -181,13 +224,14 @@ impl<'a> Assembler<'a> {
     }
 
     /// Steps of a list of nodes; `round` is set inside a repeat: how many there are and what they carry.
-    fn nodes(&mut self, nodes: &[Node], round: Option<(u64, Carried)>) -> Result<Vec<Step>, CudaError> {
+    fn nodes(&mut self, nodes: &[Node], round: Option<(Round, Carried)>) -> Result<Vec<Step>, CudaError> {
         let (rounds, carried) = (round.map(|round| round.0), round.map(|round| round.1));
         let mut steps = Vec::new();
         for (i, node) in nodes.iter().enumerate() {
             match node {
                 Node::Kernel { spec, args, results } => {
                     Call::of(spec, args, results)?;
+                    self.claim_gradients(spec, results)?;
                     self.settle(nodes, i, carried);
                     steps.extend(self.kernel(spec, args, results, rounds)?);
                 }
@@ -207,7 +251,10 @@ impl<'a> Assembler<'a> {
         used_later: &dyn Fn(usize) -> bool,
         nested: bool,
     ) -> Result<Vec<Step>, CudaError> {
-        let Node::Repeat { times, input, param, body, yielded, result } = node else { return Ok(Vec::new()) };
+        let Node::Repeat { times, first, reverse, input, param, body, yielded, result } = node else {
+            return Ok(Vec::new());
+        };
+        let round = Round { times: *times, first: *first };
         if !(1..=MOST_ROUNDS).contains(times) {
             return Err(
                 self.malformed(format!("a repeat of {times} rounds; 1 to {MOST_ROUNDS} are possible"))
@@ -219,18 +266,18 @@ impl<'a> Assembler<'a> {
         self.home[*result] = if entering { *result } else { self.home[*input] };
         self.home[*param] = self.home[*result];
         if entering {
-            steps.extend(self.copy(*input, *result)?);
+            steps.extend(self.copy(*input, *result, None)?);
         }
-        let mut body = self.nodes(body, Some((*times, Carried { param: *param, yielded: *yielded })))?;
-        if self.home[*yielded] != self.home[*param] {
-            body.extend(self.copy(*yielded, *param)?);
+        let mut body = self.nodes(body, Some((round, Carried { param: *param, yielded: *yielded })))?;
+        if self.place(*yielded) != self.place(*param) {
+            body.extend(self.copy(*yielded, *param, Some(round))?);
         }
-        steps.push(Step::Repeat { times: *times, body });
+        steps.push(Step::Repeat { times: *times, reverse: *reverse, body });
         Ok(steps)
     }
 
     /// An element-wise copy of one value to another's place.
-    fn copy(&mut self, from: usize, to: usize) -> Result<Vec<Step>, CudaError> {
+    fn copy(&mut self, from: usize, to: usize, round: Option<Round>) -> Result<Vec<Step>, CudaError> {
         let ty = self.module.values[from].ty.clone();
         let name = format!("copy_{}", self.kernels.len());
         let spec = KernelSpec {
@@ -241,6 +288,6 @@ impl<'a> Assembler<'a> {
             outputs: vec![1],
             reason: "A repeat keeps its value in one place.".into(),
         };
-        self.kernel(&spec, &[from], &[to], None)
+        self.kernel(&spec, &[from], &[to], round)
     }
 }

@@ -3,7 +3,7 @@
 //! That keeps the hidden state in one buffer from layer to layer and residual sums out of the arena. It is safe where the
 //! kernel reads the input only element by element, at the place it writes.
 use super::{Assembler, Node};
-use crate::cuda::spec::{Anchor, KernelOp, KernelSpec, Source, ValueId};
+use crate::cuda::spec::{Anchor, Backward, KernelOp, KernelSpec, Source, ValueId};
 
 /// What a repeat's body receives and hands on.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,7 @@ impl Assembler<'_> {
         for (j, &result) in results.iter().enumerate() {
             let appends =
                 spec.op(spec.outputs[j]).is_some_and(|op| matches!(op.op, KernelOp::KvAppend { .. }));
-            if appends || self.home[result] != result {
+            if appends || self.caches.contains_key(&result) || self.home[result] != result {
                 continue;
             }
             let first = carried.filter(|carried| carried.yielded == result).map(|carried| carried.param);
@@ -94,8 +94,11 @@ fn read_in_place(spec: &KernelSpec, args: &[usize], value: usize) -> bool {
 /// Whether a region reads an input only where it writes: through element-wise operations of the same rows.
 fn only_in_place(spec: &KernelSpec, input: ValueId) -> bool {
     // Outside of products, a half-split rotation computes its operand a second time at other columns.
-    let looks_aside =
-        spec.anchor != Anchor::Matmul && spec.ops.iter().any(|op| matches!(op.op, KernelOp::Rope(_)));
+    let looks_aside = spec.anchor != Anchor::Matmul
+        && spec
+            .ops
+            .iter()
+            .any(|op| matches!(op.op, KernelOp::Rope(_) | KernelOp::Backward(Backward::RopeDx(_))));
     !looks_aside
         && spec.users(input).iter().all(|&user| {
             spec.op(user).is_some_and(|op| {
@@ -108,6 +111,7 @@ fn only_in_place(spec: &KernelSpec, input: ValueId) -> bool {
                         | KernelOp::Bias
                         | KernelOp::Position { .. }
                         | KernelOp::Norm { .. }
+                        | KernelOp::Backward(Backward::ActivationDx(_))
                 )
             })
         })

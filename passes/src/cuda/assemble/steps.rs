@@ -1,10 +1,12 @@
 //! Steps of single regions: launches and library products with their arguments.
 use super::buffers::buffer;
-use super::{Assembler, KernelSource};
+use super::{Assembler, KernelSource, Round};
 use crate::cuda::spec::{KernelOp, KernelSpec, Source, TensorType, ValueId};
-use crate::cuda::{Choice, CudaError, GeneratedKernel, KernelArg, LibraryProduct, Operand, lower_kernel};
+use crate::cuda::{
+    Choice, CudaError, GeneratedKernel, KernelArg, LibraryProduct, Operand, RightSide, lower_kernel,
+};
 use lapidary_runtime_gpu::program::{
-    Access, Arg, BufferKind, Gemm, Kernel, KernelKind, Launch, RowOrder, Step,
+    Access, Arg, BufferKind, Dtype, Gemm, Kernel, KernelKind, Launch, RowOrder, Step,
 };
 use std::collections::BTreeMap;
 
@@ -15,12 +17,12 @@ impl Assembler<'_> {
         spec: &KernelSpec,
         args: &[usize],
         results: &[usize],
-        rounds: Option<u64>,
+        round: Option<Round>,
     ) -> Result<Vec<Step>, CudaError> {
         let call = Call::of(spec, args, results)?;
         self.types_agree(spec, &call)?;
         let choice = lower_kernel(spec, self.options)?;
-        self.claim_caches(spec, results, rounds)?;
+        self.claim_caches(spec, results, round)?;
         self.orders_agree(spec, &call)?;
         match choice {
             Choice::Generated(generated) => {
@@ -30,9 +32,9 @@ impl Assembler<'_> {
                     self.orders[self.home[result]] = order;
                 }
                 let kernels = generated.kernels.into_iter();
-                kernels.map(|kernel| self.launch(spec, &call, kernel, &scratch, rounds)).collect()
+                kernels.map(|kernel| self.launch(spec, &call, kernel, &scratch, round)).collect()
             }
-            Choice::Library(product) => Ok(vec![self.product(spec, &call, *product, rounds)?]),
+            Choice::Library(product) => Ok(vec![self.product(spec, &call, *product, round)?]),
         }
     }
 
@@ -86,14 +88,14 @@ impl Assembler<'_> {
         call: &Call,
         kernel: GeneratedKernel,
         scratch: &[String],
-        rounds: Option<u64>,
+        round: Option<Round>,
     ) -> Result<Step, CudaError> {
         if self.kernels.iter().any(|known| known.name == kernel.name) {
             return Err(spec.malformed("two kernels have this name"));
         }
         let mut args = Vec::new();
         for arg in &kernel.args {
-            args.push(self.argument(spec, call, arg, scratch, rounds)?);
+            args.push(self.argument(spec, call, arg, scratch, round)?);
         }
         let file = format!("kernels/{}.cu", kernel.name);
         let ops = if kernel.name == spec.name { spec.op_words() } else { vec!["merge".into()] };
@@ -122,7 +124,7 @@ impl Assembler<'_> {
         call: &Call,
         arg: &KernelArg,
         scratch: &[String],
-        rounds: Option<u64>,
+        round: Option<Round>,
     ) -> Result<Arg, CudaError> {
         let name = match &arg.operand {
             Operand::Input(input) => {
@@ -133,9 +135,9 @@ impl Assembler<'_> {
             Operand::Output(j) => self.value_buffer(call.results[*j], BufferKind::Arena),
             Operand::Scratch(i) => scratch[*i].clone(),
             Operand::Position => self.position(),
-            Operand::Param(packing, dtype) => self.parameter(spec, packing, *dtype, rounds)?,
+            Operand::Param(packing, dtype) => self.parameter(spec, packing, *dtype, round)?,
         };
-        self.pointer(&name, arg.access)
+        self.pointer(&name, arg.access, round)
     }
 
     fn product(
@@ -143,7 +145,7 @@ impl Assembler<'_> {
         spec: &KernelSpec,
         call: &Call,
         product: LibraryProduct,
-        rounds: Option<u64>,
+        round: Option<Round>,
     ) -> Result<Step, CudaError> {
         let [m, n, k] = product.mnk;
         let value = |input: usize| {
@@ -155,12 +157,12 @@ impl Assembler<'_> {
             None => None,
         };
         let out = self.value_buffer(call.results[0], BufferKind::Arena);
-        let w = self.parameter(spec, &product.w, product.dtype, rounds)?;
-        let bias = product
-            .bias
-            .as_ref()
-            .map(|bias| self.parameter(spec, bias, product.dtype, rounds))
-            .transpose()?;
+        let w = match &product.w {
+            RightSide::Param(packing) => self.parameter(spec, packing, product.dtype, round)?,
+            RightSide::Input(input) => self.value_buffer(value(*input)?, BufferKind::Arena),
+        };
+        let bias =
+            product.bias.as_ref().map(|bias| self.parameter(spec, bias, product.dtype, round)).transpose()?;
         self.kernels.push(Kernel {
             name: spec.name.clone(),
             file: None,
@@ -175,25 +177,27 @@ impl Assembler<'_> {
             flops: product.flops,
             bytes: product.bytes,
         });
-        let reading = |name: &String| self.pointer(name, Access::Read);
+        let reading = |name: &String| self.pointer(name, Access::Read, round);
+        let residual = residual.as_ref().or(product.adds.then_some(&out));
         Ok(Step::Gemm(Box::new(Gemm {
             kernel: spec.name.clone(),
             m,
             n,
             k,
-            transpose_a: false,
-            transpose_w: true,
-            lda: spec.inputs[product.a].ty.pitch(),
-            ldw: product.w.pitch,
+            transpose_a: product.deep[0],
+            transpose_w: !product.deep[1],
+            lda: product.lda,
+            ldw: product.ldw,
             ldo: spec.ty(spec.outputs[0]).pitch(),
             alpha: product.alpha,
             beta: if residual.is_some() { 1.0 } else { 0.0 },
             dtype: product.dtype,
+            out_dtype: product.adds.then_some(Dtype::F32),
             a: reading(&a)?,
             w: reading(&w)?,
-            residual: residual.as_ref().map(reading).transpose()?,
+            residual: residual.map(reading).transpose()?,
             bias: bias.as_ref().map(reading).transpose()?,
-            out: self.pointer(&out, Access::Write)?,
+            out: self.pointer(&out, if product.adds { Access::Update } else { Access::Write }, round)?,
         })))
     }
 }

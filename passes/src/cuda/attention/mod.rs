@@ -15,20 +15,20 @@ mod rows;
 const FEW_QUERIES: u64 = 8;
 
 /// What the region asks for.
-struct Attention {
-    q: ValueId,
-    k: ValueId,
-    v: ValueId,
-    dtype: Dtype,
-    batch: u64,
-    queries: u64,
-    keys: u64,
-    heads: u64,
-    kv_heads: u64,
-    head_dim: u64,
-    scale: f64,
-    mask: Mask,
-    cached: bool,
+pub(crate) struct Attention {
+    pub q: ValueId,
+    pub k: ValueId,
+    pub v: ValueId,
+    pub dtype: Dtype,
+    pub batch: u64,
+    pub queries: u64,
+    pub keys: u64,
+    pub heads: u64,
+    pub kv_heads: u64,
+    pub head_dim: u64,
+    pub scale: f64,
+    pub mask: Mask,
+    pub cached: bool,
 }
 
 /// Lowers an attention region.
@@ -71,7 +71,7 @@ impl Attention {
     }
 
     /// Numbers that both forms use.
-    fn constants(&self, spec: &KernelSpec) -> String {
+    pub fn constants(&self, spec: &KernelSpec) -> String {
         let mut text = constants(&[
             ("S", self.queries),
             ("L", self.keys),
@@ -119,7 +119,7 @@ impl Attention {
         signature
     }
 
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let mut words = format!(
             "{} queries of {} heads over {} keys of {} heads, head width {}",
             self.queries, self.heads, self.keys, self.kv_heads, self.head_dim

@@ -88,6 +88,22 @@ LP_DEVICE float lp_gelu_tanh(float x) {
 }
 LP_DEVICE float lp_relu(float x) { return fmaxf(x, 0.0f); }
 LP_DEVICE float lp_relu2(float x) { const float r = fmaxf(x, 0.0f); return r * r; }
+// Their slopes.
+LP_DEVICE float lp_silu_dx(float x) {
+    const float s = __fdividef(1.0f, 1.0f + expf(-x));
+    return s * (1.0f + x * (1.0f - s));
+}
+LP_DEVICE float lp_gelu_dx(float x) {
+    return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
+}
+LP_DEVICE float lp_gelu_tanh_dx(float x) {
+    // x s(2 u) with s the logistic function: s + x s (1 - s) 2 u'.
+    const float u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
+    const float s = __fdividef(1.0f, 1.0f + expf(-2.0f * u));
+    return s + x * s * (1.0f - s) * 1.5957691216057307f * (1.0f + 0.134145f * x * x);
+}
+LP_DEVICE float lp_relu_dx(float x) { return x > 0.0f ? 1.0f : 0.0f; }
+LP_DEVICE float lp_relu2_dx(float x) { return 2.0f * fmaxf(x, 0.0f); }
 
 // Sine and cosine of an angle below 10^5: the angle less the nearest multiple of pi/2 (taken off in three parts), then
 // the Taylor polynomials up to degree 9 and 8 on [-pi/4, pi/4]; no table, no stack.

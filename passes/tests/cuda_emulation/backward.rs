@@ -1,0 +1,198 @@
+//! Kernels of a backward pass compute the derivatives.
+use crate::harness::Case;
+use crate::region::Region;
+use lapidary_passes::cuda::Options;
+use lapidary_passes::cuda::spec::*;
+use lapidary_runtime_gpu::program::Dtype;
+
+const NO_LIBRARY: Options = Options { library: false, processors: 108, tile: None };
+/// So few processors that products take the large tile.
+const LARGE: Options = Options { library: false, processors: 1, tile: None };
+
+fn one(
+    name: &str,
+    (anchor, dtype): (Anchor, Dtype),
+    op: Backward,
+    operands: &[&[u64]],
+    result: &[u64],
+    gradient: bool,
+) -> KernelSpec {
+    let mut region = Region::new(name, anchor, dtype);
+    let labels = |i: usize| match op {
+        Backward::CrossEntropy | Backward::CrossEntropyDx => i == 1,
+        Backward::EmbedDw => i == 0,
+        _ => false,
+    };
+    let values: Vec<ValueId> = operands
+        .iter()
+        .enumerate()
+        .map(|(i, shape)| if labels(i) { region.ids(shape) } else { region.input(shape) })
+        .collect();
+    let mut out = region.shaped(KernelOp::Backward(op), &values, result);
+    if gradient {
+        let op = Backward::Gradient { param: "w".into() };
+        out = region.shaped(KernelOp::Backward(op), &[out], result);
+    }
+    region.finish(&[out])
+}
+
+fn check(spec: &KernelSpec, options: &Options) {
+    Case::new(spec, 7).check(options);
+}
+
+const BF16: (Anchor, Dtype) = (Anchor::Row, Dtype::Bf16);
+const F32: (Anchor, Dtype) = (Anchor::Row, Dtype::F32);
+
+#[test]
+fn activations_and_norms() {
+    for (i, f) in [
+        ActivationFn::Silu,
+        ActivationFn::Gelu,
+        ActivationFn::GeluTanh,
+        ActivationFn::Relu,
+        ActivationFn::Relu2,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let shape: &[u64] = &[2, 9, 43];
+        let dtype = if i % 2 == 0 { Dtype::F32 } else { Dtype::Bf16 };
+        let op = Backward::ActivationDx(f);
+        check(&one("slope", (Anchor::Elementwise, dtype), op, &[shape, shape], shape, false), &NO_LIBRARY);
+    }
+    for (kind, form, d) in
+        [(NormKind::Rms, BF16, 43), (NormKind::Layer, F32, 300), (NormKind::Layer, BF16, 64)]
+    {
+        let shape: &[u64] = &[3, 5, d];
+        let mut region = Region::new("norm_dx", form.0, form.1);
+        let (x, dy, r) = (region.input(shape), region.input(shape), region.input(shape));
+        let w = region.param("norm.weight", &[d]);
+        let dx = region.op(KernelOp::Backward(Backward::NormDx { kind, eps: 1e-5 }), &[x, w, dy]);
+        let sum = region.op(KernelOp::Add, &[dx, r]);
+        check(&region.finish(&[sum]), &NO_LIBRARY);
+        let op = Backward::NormDw { kind, eps: 1e-5 };
+        check(&one("norm_dw", form, op, &[&[40, 5, d], &[40, 5, d]], &[d], true), &NO_LIBRARY);
+    }
+    check(&one("db", BF16, Backward::ColumnSum, &[&[70, 3, 43]], &[43], true), &NO_LIBRARY);
+    check(&one("db", F32, Backward::ColumnSum, &[&[7, 40]], &[40], false), &NO_LIBRARY);
+}
+
+#[test]
+fn rotations_back() {
+    for (pairing, rot_dims) in [(Pairing::Half, 16), (Pairing::Half, 8), (Pairing::Interleaved, 8)] {
+        let rope =
+            Rope { head_dim: 16, rot_dims, pairing, theta: 1e4, offset: 0, scaling: RopeScaling::None };
+        let shape: &[u64] = &[1, 5, 32];
+        let form = (Anchor::Elementwise, Dtype::F32);
+        check(&one("rope_dx", form, Backward::RopeDx(rope), &[shape], shape, false), &NO_LIBRARY);
+    }
+}
+
+#[test]
+fn losses() {
+    for (form, vocab) in [(BF16, 203), (F32, 1000)] {
+        let logits: &[u64] = &[2, 9, vocab];
+        check(&one("loss", form, Backward::CrossEntropy, &[logits, &[2, 9]], &[1], false), &NO_LIBRARY);
+        check(
+            &one("loss_dx", form, Backward::CrossEntropyDx, &[logits, &[2, 9]], logits, false),
+            &NO_LIBRARY,
+        );
+    }
+}
+
+#[test]
+fn tables() {
+    let dy: &[u64] = &[3, 11, 43];
+    check(&one("embed_dw", BF16, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], true), &NO_LIBRARY);
+    check(&one("embed_dw", F32, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], false), &NO_LIBRARY);
+    let op = Backward::PositionDw { offset: 0 };
+    check(&one("position_dw", BF16, op.clone(), &[dy], &[13, 43], true), &NO_LIBRARY);
+    check(&one("position_dw", F32, op, &[dy], &[13, 43], false), &NO_LIBRARY);
+}
+
+#[test]
+fn products_by_weights() {
+    for (dtype, n, k, options) in [
+        (Dtype::Bf16, 72, 136, NO_LIBRARY),
+        (Dtype::Bf16, 43, 50, NO_LIBRARY),
+        (Dtype::Bf16, 150, 200, LARGE),
+        (Dtype::F32, 43, 70, NO_LIBRARY),
+    ] {
+        let (dy, x): (&[u64], &[u64]) = (&[2, 35, n], &[2, 35, k]);
+        let mut region = Region::new("dx", Anchor::Matmul, dtype);
+        let (dy_in, gate) = (region.input(dy), region.input(x));
+        let w = region.param("w", &[n, k]);
+        let dx = region.shaped(KernelOp::Backward(Backward::LinearDx), &[dy_in, w], x);
+        let slope = region.op(KernelOp::Backward(Backward::ActivationDx(ActivationFn::Silu)), &[gate, dx]);
+        check(&region.finish(&[dx, slope]), &options);
+        let form = (Anchor::Matmul, dtype);
+        check(&one("dw", form, Backward::LinearDw, &[dy, x], &[n, k], true), &options);
+        check(&one("dw", form, Backward::LinearDw, &[dy, x], &[n, k], false), &options);
+    }
+}
+
+#[test]
+fn products_of_attention_one_by_one() {
+    for (dtype, d, heads, kv_heads) in
+        [(Dtype::Bf16, 16, 4, 2), (Dtype::Bf16, 5, 3, 3), (Dtype::F32, 8, 4, 1)]
+    {
+        let (b, s) = (2, 37);
+        let (q, k, p) = ([b, s, heads * d], [b, s, kv_heads * d], [b, heads, s, s]);
+        let mut scores = Region::new("scores", Anchor::Matmul, dtype);
+        let (x, y) = (scores.input(&q), scores.input(&k));
+        let product = scores.op(KernelOp::Scores { heads, kv_heads }, &[x, y]);
+        let scaled = scores.op(KernelOp::Scale { by: 0.3 }, &[product]);
+        let mask = Mask { causal: true, window: 5, alibi: true, alibi_scaling: 1.0, offset: 0 };
+        let masked = scores.op(KernelOp::Mask(mask.clone()), &[scaled]);
+        check(&scores.finish(&[masked]), &NO_LIBRARY);
+        let mut values = Region::new("values", Anchor::Matmul, dtype);
+        let (x, y) = (values.input(&p), values.input(&k));
+        let product = values.op(KernelOp::Values { heads, kv_heads }, &[x, y]);
+        check(&values.finish(&[product]), &NO_LIBRARY);
+        let op = Backward::ValuesDv { heads, kv_heads };
+        check(&one("dv", (Anchor::Matmul, dtype), op, &[&p, &q], &k, false), &NO_LIBRARY);
+        let mut softmax = Region::new("softmax_dx", Anchor::Row, dtype);
+        let (x, y) = (softmax.input(&p), softmax.input(&p));
+        let dx = softmax.op(KernelOp::Backward(Backward::SoftmaxDx), &[x, y]);
+        let masked = softmax.op(KernelOp::Backward(Backward::MaskDx(mask)), &[dx]);
+        check(&softmax.finish(&[masked]), &NO_LIBRARY);
+    }
+}
+
+/// The region `attention.backward`, as fusion makes it.
+pub fn attention(name: &str, dtype: Dtype, [b, s, d, heads, kv_heads]: [u64; 5], mask: Mask) -> KernelSpec {
+    let (q, k, p) = ([b, s, heads * d], [b, s, kv_heads * d], [b, heads, s, s]);
+    let mut region = Region::new(name, Anchor::Attention, dtype);
+    let [q_in, dy] = [0; 2].map(|_| region.input(&q));
+    let [k_in, v_in] = [0; 2].map(|_| region.input(&k));
+    let by = (d as f64).sqrt().recip();
+    let back = |op: Backward| KernelOp::Backward(op);
+    let scores = region.op(KernelOp::Scores { heads, kv_heads }, &[q_in, k_in]);
+    let scaled = region.op(KernelOp::Scale { by }, &[scores]);
+    let masked = region.op(KernelOp::Mask(mask.clone()), &[scaled]);
+    let weights = region.op(KernelOp::Softmax, &[masked]);
+    let dp = region.op(KernelOp::Scores { heads, kv_heads }, &[dy, v_in]);
+    let dv = region.shaped(back(Backward::ValuesDv { heads, kv_heads }), &[weights, dy], &k);
+    let ds = region.shaped(back(Backward::SoftmaxDx), &[weights, dp], &p);
+    let hidden = region.op(back(Backward::MaskDx(Mask { alibi: false, ..mask })), &[ds]);
+    let last = region.op(KernelOp::Scale { by }, &[hidden]);
+    let dq = region.op(KernelOp::Values { heads, kv_heads }, &[last, k_in]);
+    let dk = region.shaped(back(Backward::ValuesDv { heads, kv_heads }), &[last, q_in], &k);
+    region.finish(&[dv, dq, dk])
+}
+
+#[test]
+fn attention_in_blocks_and_query_by_query() {
+    let plain = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+    let cases = [
+        (Dtype::Bf16, [1, 70, 16, 2, 2], plain.clone()),
+        (Dtype::Bf16, [2, 33, 24, 4, 2], Mask { window: 7, ..plain.clone() }),
+        (Dtype::Bf16, [1, 80, 144, 1, 1], Mask { alibi: true, ..plain.clone() }),
+        (Dtype::Bf16, [1, 20, 16, 2, 1], Mask { causal: false, ..plain.clone() }),
+        (Dtype::Bf16, [1, 9, 5, 2, 1], plain.clone()),
+        (Dtype::F32, [2, 21, 8, 4, 2], Mask { window: 6, alibi: true, ..plain }),
+    ];
+    for (dtype, sizes, mask) in cases {
+        check(&attention("attention_backward", dtype, sizes, mask), &NO_LIBRARY);
+    }
+}
