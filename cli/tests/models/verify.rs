@@ -12,8 +12,8 @@ fn every_stored_directory_passes_with_every_switch() {
         assert_eq!(ended.code, 0, "{name}: {}", ended.stderr);
         let document = ended.json();
         assert_eq!(document["schema"], "lapidary/verification");
-        // 2 settings of muP; all fused, nothing fused, each of the 7 rules alone and left out; 2 more interpreted.
-        assert_eq!(document["runs"].as_array().expect("runs").len(), 2 * (2 + 14 + 2));
+        // 2 settings of muP; all fused, nothing fused, each of the 8 rules alone and left out; 2 more interpreted.
+        assert_eq!(document["runs"].as_array().expect("runs").len(), 2 * (2 + 16 + 2));
         assert_eq!((&document["ok"], &document["greedy_match"]), (&json!(true), &json!(true)));
         let expected = read_json_tensors(&document);
         assert!(expected.iter().any(|name| name == "block0.mlp"), "{expected:?}");
@@ -164,6 +164,19 @@ fn bad_directories_are_exit_3() {
         std::fs::remove_file(folder.path().join(missing)).expect("a file");
         refused(&["verify", text(folder.path())], 3, &[]);
     }
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_exit_4() {
+    let folder = copy("amber-tiny");
+    let config = changed(read_json(&folder.path().join("config.json")), &[("num_hidden_layers", 4_000_000)]);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).expect("a file");
+    refused(&["verify", text(folder.path())], 4, &["weights", "kv_cache", "GiB", "too much"]);
+    refused(
+        &["verify", text(folder.path()), "--device", "reference"],
+        4,
+        &["reference", "weights", "too much"],
+    );
 }
 
 /// `expected.safetensors` of another model.

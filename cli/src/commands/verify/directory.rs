@@ -5,6 +5,7 @@
 
 use crate::failure::{Exit, Failure};
 use crate::input;
+use crate::memory::Needs;
 use lapidary_models::ModelSpec;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -169,6 +170,23 @@ impl Directory {
         };
         directory.check_ids()?;
         Ok(directory)
+    }
+
+    /// The memory of the largest run that the directory asks for.
+    pub fn needs(&self) -> Needs {
+        let greedy = self.greedy.iter().flat_map(|greedy| &greedy.cases);
+        let known = self.memorization.iter().flat_map(|memorization| &memorization.sequences);
+        let lists = [
+            self.ids.iter().map(|ids| (ids.len(), ids.len())).collect::<Vec<_>>(),
+            greedy.map(|case| (case.prompt.len() + case.continuation.len(), case.prompt.len())).collect(),
+            known.map(|one| (one.prompt.len() + one.generated.len(), one.prompt.len())).collect(),
+        ];
+        let most = |of: fn(&Vec<(usize, usize)>) -> usize| lists.iter().map(of).max().unwrap_or(0) as u64;
+        Needs {
+            sequences: most(Vec::len),
+            positions: most(|list| list.iter().map(|one| one.0).max().unwrap_or(0)),
+            tokens: most(|list| list.iter().map(|one| one.1).sum()),
+        }
     }
 
     fn check_ids(&self) -> Result<(), Failure> {

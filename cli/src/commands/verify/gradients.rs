@@ -9,11 +9,11 @@ use crate::args::Device;
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::weights::{self, Opened};
-use crate::{input, show};
+use crate::{input, memory, show};
 use lapidary_models::autodiff::labels::next_tokens;
 use lapidary_models::autodiff::{Policy, Recompute, training};
 use lapidary_models::optimizer::{AdamW, Decay, ParamUpdate};
-use lapidary_models::{Dims, Graph};
+use lapidary_models::{Dims, Graph, Slot};
 use lapidary_reference::{Batch, Optimizer, Oracle, Params, Tensor};
 use lapidary_runtime_cpu::train::Trainer;
 use lapidary_runtime_cpu::{Engine, LoadOptions};
@@ -23,6 +23,9 @@ use serde::{Deserialize, Serialize};
 pub const TOLERANCE: f64 = 1e-4;
 /// Difference of losses and relative difference of norms along the steps.
 pub const STEP_TOLERANCE: f64 = 1e-3;
+
+/// What helps where gradients do not fit.
+const SMALLER: &str = "verify a smaller model, or without --grads";
 
 /// The comparison of one gradient.
 #[derive(Clone, Debug, Serialize)]
@@ -206,10 +209,20 @@ fn learner<'a>(
         .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?
         .graph;
     if making.device != Device::Cpu {
+        // Weights, gradients and two moments of eight bytes each, and what the layers keep.
+        let bytes = |slot: &Slot| slot.ty.elements().saturating_mul(8 * slot.times);
+        let kept = graph.slots.iter().map(bytes).fold(0, u64::saturating_add);
+        let classes =
+            [("weights and optimizer", graph.parameters().saturating_mul(32)), ("kept_activations", kept)];
+        memory::check(&format!("the reference of {}", directory.spec.name), &classes, SMALLER)?;
         let (params, gradients) = (weights.params::<f64>()?, Params::new());
         return Ok(Box::new(Interpreted { ids, labels, graph, params, gradients, optimizer: None }));
     }
     let program = host::lower_training(&directory.spec, &graph, &making.switches.fusion)?;
+    let kept = program.kept_bytes_per_token().saturating_mul(dims.tokens());
+    let classes =
+        [("weights and optimizer", graph.parameters().saturating_mul(16)), ("kept_activations", kept)];
+    memory::check(&format!("training {}", directory.spec.name), &classes, SMALLER)?;
     let options = LoadOptions { jobs: making.jobs, engine: Engine::Compiled };
     let trainer = Trainer::load(program, weights, options)
         .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;

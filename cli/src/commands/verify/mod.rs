@@ -17,6 +17,7 @@ use super::print_json;
 use crate::args::{Device, Global, Precision, Verify};
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
+use crate::memory;
 use crate::progress::Progress;
 use crate::wafer::{Grid, Simulator};
 use crate::weights::{self, Opened};
@@ -26,8 +27,8 @@ use compiled::Compiled;
 use directory::Directory;
 use gradients::{GradientChecks, Making};
 use interpreted::Interpreted;
-use lapidary_models::DType;
 use lapidary_models::autodiff::Recompute;
+use lapidary_models::{DType, Dims, Graph, Mode};
 use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
 use lapidary_runtime_cpu::Engine;
@@ -64,6 +65,7 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
         Precision::F16 => Tolerances::rounded(&directory, 11)?,
         Precision::Bf16 => Tolerances::rounded(&directory, 8)?,
     };
+    fits(args, &directory, &settings[0])?;
     let report = weights::with(&directory.folder, &directory.spec, |weights| {
         let mut progress = Progress::new(global, settings.len() as u64);
         let verifier = Verifier { args, directory: &directory, weights, allowed, jobs: super::jobs(global) };
@@ -107,6 +109,26 @@ fn precision(args: &Verify) -> Result<Precision, Failure> {
         (Device::Reference | Device::Cuda, None) => Ok(Precision::F64),
         (_, Some(precision)) => wrong(precision),
     }
+}
+
+/// Whether the device's copy of the weights and what a run needs fit into memory, before anything is read. A simulated
+/// wafer checks its own.
+fn fits(args: &Verify, directory: &Directory, setting: &Setting) -> Result<(), Failure> {
+    if args.device == Device::Cpu {
+        let packed = if setting.precision == Precision::Bf16 { WeightType::Bf16 } else { WeightType::F32 };
+        let lowered = host::lower(&directory.spec, &setting.switches, packed)?;
+        return directory.needs().check(&lowered.program);
+    }
+    if args.device != Device::Reference {
+        return Ok(());
+    }
+    let size = if setting.precision == Precision::F64 { 8 } else { 4 };
+    let dims = Dims { batch: 1, seq: 1, cached: 0 };
+    let graph = Graph::build(&directory.spec, Mode::Forward, dims)
+        .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;
+    let what = format!("the reference of {}", directory.spec.name);
+    let classes = [("weights", graph.parameters().saturating_mul(size))];
+    memory::check(&what, &classes, "verify on the host (--device cpu), or a smaller model")
 }
 
 /// Refuses what a device cannot be asked for.
