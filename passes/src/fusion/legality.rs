@@ -81,12 +81,16 @@ pub fn kernel(flow: &Flow, nodes: &Set) -> Result<Anchor, String> {
     }
 }
 
-/// A product, sum or scatter that adds straight into the gradient behind it.
+/// A product, sum or scatter that adds straight into the gradient behind it; a column sum, into every gradient behind it.
 fn accumulated(flow: &Flow, nodes: &Set) -> Option<Anchor> {
-    let [first, second]: [usize; 2] = nodes.iter().copied().collect::<Vec<_>>().try_into().ok()?;
-    let adds = matches!(flow.op(second), Op::Backward(Backward::Gradient { .. }));
-    let behind = flow.node(second).inputs == [flow.node(first).output];
-    (adds && behind && class(flow.op(first)) == Class::Alone).then(|| alone(flow.op(first)))
+    let first = *nodes.first()?;
+    let takes = |n: &usize| {
+        matches!(flow.op(*n), Op::Backward(Backward::Gradient { .. }))
+            && flow.node(*n).inputs == [flow.node(first).output]
+    };
+    let several = matches!(flow.op(first), Op::Backward(Backward::ColumnSum));
+    let adds = nodes.iter().skip(1).all(takes) && (several || nodes.len() == 2);
+    (adds && class(flow.op(first)) == Class::Alone).then(|| alone(flow.op(first)))
 }
 
 /// The kernel of a single op.

@@ -152,7 +152,10 @@ impl Assembler<'_> {
         );
         let slice = one.weight.layers.map_or(0, |layers| layers.stride_bytes / one.weight.dtype.bytes());
         let source = one.constants()
-            + &constants(&[("WEIGHT_PITCH", one.weight.pitch)])
+            + &constants(&[
+                ("WEIGHT_PITCH", one.weight.pitch),
+                ("OWN_MASTER", u64::from(one.weight.dtype == Dtype::F32)),
+            ])
             + &long("WEIGHT_SLICE", slice)
             + &text;
         let mut args = Vec::new();

@@ -1,5 +1,5 @@
 //! Sums over all rows, column by column: derivatives by biases and by the weights of norms.
-use super::{Made, adds, input, natural};
+use super::{Made, input, natural, takers};
 use crate::cuda::row::split_row;
 use crate::cuda::source::{Signature, c_float, c_type, constants, opening};
 use crate::cuda::spec::{Backward, KernelOp, KernelSpec, NormKind, TensorType};
@@ -18,7 +18,7 @@ const MOST_BLOCKS: u64 = 216;
 
 /// Two kernels: shares of blocks, then their sum.
 pub(super) fn lower(spec: &KernelSpec) -> Result<Generated, CudaError> {
-    let (adds, op) = (adds(spec)?, &spec.ops[0].op);
+    let (takers, op) = (takers(spec)?, &spec.ops[0].op);
     let dy = input(spec, spec.ops[0].operands.len() - 1)?;
     let norm = match op {
         KernelOp::Backward(Backward::NormDw { kind, eps }) => Some((*kind, *eps, input(spec, 0)?)),
@@ -80,23 +80,28 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Generated, CudaError> {
         shared: [0, 128],
         args: signature.args,
     };
-    let join = join(spec, &scratch, (blocks, cols), adds, &paragraph);
+    let join = join(spec, &scratch, (blocks, cols), takers, &paragraph);
     let kernels = vec![shares.finish(spec, true, why)?, join.finish(spec, false, why)?];
     Ok(natural(spec, kernels, vec![scratch]))
 }
 
+/// Adds up the shares, into every gradient that takes them.
 fn join(
     spec: &KernelSpec,
     scratch: &TensorType,
     (blocks, cols): (u64, u64),
-    adds: bool,
+    takers: usize,
     paragraph: &str,
 ) -> Made {
     let out = spec.ty(spec.outputs[0]).dtype;
-    let access = if adds { Access::Update } else { Access::Write };
+    let access = if takers > 0 { Access::Update } else { Access::Write };
     let mut signature = Signature::default();
     signature.read(Operand::Scratch(0), Dtype::F32, "parts");
-    signature.write(Operand::Output(0), access, out, "out");
+    let mut body = String::new();
+    for i in 0..takers.max(1) {
+        signature.write(Operand::Output(i), access, out, &format!("out{i}"));
+        let _ = writeln!(body, "    lp_columns_join(parts, out{i});");
+    }
     let name = format!("{}_join", spec.name);
     let mut source = opening(paragraph);
     source.push_str(&constants(&[
@@ -107,8 +112,9 @@ fn join(
     ]));
     let _ = write!(
         source,
-        "constexpr bool ADDS = {adds};\ntypedef {} Out;\n{JOIN}\nextern \"C\" __global__ void __launch_bounds__(THREADS) \
-         {name}({}) {{\n    lp_columns_join(parts, out);\n}}\n",
+        "constexpr bool ADDS = {};\ntypedef {} Out;\n{JOIN}\nextern \"C\" __global__ void __launch_bounds__(THREADS) \
+         {name}({}) {{\n{body}}}\n",
+        takers > 0,
         c_type(out),
         signature.parameters(),
     );

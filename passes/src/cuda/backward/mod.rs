@@ -3,7 +3,7 @@
 //! Element-wise and row operations of a backward pass are evaluated by [`super::dag`] like those of a forward pass; what is
 //! here sums over an axis that its result does not have. Every sum has one order: no kernel adds through memory at once with
 //! another block, so each run gives the same bits.
-use super::spec::{Anchor, Backward, KernelOp, KernelSpec, ValueId};
+use super::spec::{Anchor, Backward, KernelOp, KernelSpec, OpSpec, ValueId};
 use super::{Choice, CudaError, Generated, GeneratedKernel, KernelArg, Options};
 use lapidary_runtime_gpu::program::RowOrder;
 
@@ -43,16 +43,34 @@ pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Option<Choic
 /// # Errors
 /// [`CudaError::Unsupported`] where anything else follows.
 fn adds(spec: &KernelSpec) -> Result<bool, CudaError> {
-    let first = spec.inputs.len();
-    let gradient = |op: &KernelOp| matches!(op, KernelOp::Backward(Backward::Gradient { .. }));
-    match (&spec.ops[..], &spec.outputs[..]) {
-        ([_], [output]) if *output == first => Ok(false),
-        ([_, second], [output]) if gradient(&second.op) && *output == first + 1 => Ok(true),
-        _ => {
-            Err(spec
-                .unsupported("more than a gradient behind a sum over rows", "give it a region of its own"))
-        }
+    match takers(spec)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(spec.unsupported("several gradients behind one product", "give it a region of its own")),
     }
+}
+
+/// How many gradients take the first operation's sum; 0 where it goes out as it is. Two layers that add to the same
+/// stream, as in a parallel block, have one derivative by both of their biases.
+///
+/// # Errors
+/// [`CudaError::Unsupported`] where anything else follows.
+fn takers(spec: &KernelSpec) -> Result<usize, CudaError> {
+    let first = spec.inputs.len();
+    let gradients = spec.ops.get(1..).unwrap_or_default();
+    let takes = |op: &OpSpec| {
+        matches!(op.op, KernelOp::Backward(Backward::Gradient { .. })) && op.operands.last() == Some(&first)
+    };
+    let last = first + gradients.len();
+    let wanted = if gradients.is_empty() { first..=first } else { first + 1..=last };
+    if gradients.iter().all(takes) && spec.outputs.iter().copied().eq(wanted) {
+        return Ok(gradients.len());
+    }
+    let words = spec.op_words().join(", ");
+    Err(spec.unsupported(
+        format!("{words} as one sum over rows"),
+        "give what is not a gradient a region of its own",
+    ))
 }
 
 /// The input behind an operand of the first operation.

@@ -20,7 +20,7 @@ LP_DEVICE void lp_columns(const Element* x, const Element* dy, float* parts) {
         if (SCALED) {
             float all = 0.0f;
             LP_UNROLL for (int c = 0; c < PER_THREAD; ++c) {
-                const int valid = COLS - first + (c * THREADS + int(threadIdx.x)) * W;
+                const int valid = COLS - first - (c * THREADS + int(threadIdx.x)) * W;
                 LP_UNROLL for (int e = 0; e < W; ++e) {
                     v[c][e] = e < valid ? v[c][e] - mean : 0.0f;
                     all += v[c][e] * v[c][e];
