@@ -243,9 +243,9 @@ fn backward(op: &Backward, x: &[&Tensor], ty: &TensorType) -> Tensor {
             for (r, label) in x[1].data.iter().enumerate().filter(|(_, label)| **label >= 0.0) {
                 let row = &x[0].data[r * v..][..v];
                 let sum: f64 = row.iter().map(|v| v.exp()).sum();
-                for c in 0..v {
+                for (c, (dx, logit)) in y.data[r * v..][..v].iter_mut().zip(row).enumerate() {
                     let hit = if c == *label as usize { 1.0 } else { 0.0 };
-                    y.data[r * v + c] = (row[c].exp() / sum - hit) / counted;
+                    *dx = (logit.exp() / sum - hit) / counted;
                 }
             }
         }

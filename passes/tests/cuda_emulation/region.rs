@@ -61,12 +61,7 @@ impl Region {
             }
             _ => first,
         };
-        self.spec.ops.push(OpSpec {
-            op,
-            operands: operands.to_vec(),
-            ty: TensorType::new(self.dtype, &shape),
-        });
-        self.spec.inputs.len() + self.spec.ops.len() - 1
+        self.shaped(op, operands, &shape)
     }
 
     pub fn finish(mut self, outputs: &[ValueId]) -> KernelSpec {

@@ -99,7 +99,7 @@ fn join(
     signature.read(Operand::Scratch(0), Dtype::F32, "parts");
     let mut body = String::new();
     for i in 0..takers.max(1) {
-        signature.write(Operand::Output(i), access, out, &format!("out{i}"));
+        signature.write(Operand::Output(i), access, out, format!("out{i}"));
         let _ = writeln!(body, "    lp_columns_join(parts, out{i});");
     }
     let name = format!("{}_join", spec.name);
