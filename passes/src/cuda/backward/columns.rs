@@ -64,7 +64,7 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Generated, CudaError> {
     let _ = write!(
         source,
         "constexpr bool CENTRE = {centre}, SCALED = {};\nconstexpr float EPS = {};\ntypedef {} Element;\n{ROW}{COLUMNS}\n\
-         extern \"C\" __global__ void __launch_bounds__(THREADS) {}({}) {{\n    lp_columns({}, dy, parts);\n}}\n",
+         extern \"C\" __global__ void __launch_bounds__(THREADS, THREADS <= 256 ? 2 : 1) {}({}) {{\n    lp_columns({}, dy, parts);\n}}\n",
         norm.is_some(),
         c_float(eps),
         c_type(ty.dtype),
