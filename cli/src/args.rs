@@ -58,6 +58,8 @@ pub enum Command {
     Explain(Explain),
     /// Write a plan's page: one file that opens offline.
     Report(Report),
+    /// Write a machine file with a site's own link rates, from a log of nccl-tests.
+    Calibrate(Calibrate),
     /// Hold predictions against published measurements; exit 6 where the gate fails.
     Accuracy(Accuracy),
     /// Run a compiled wafer program, or a .wafer text, through the simulator.
@@ -232,6 +234,9 @@ pub struct Plan {
     /// Price weights and optimizer that live on the host, as FSDP's cpu_offload does.
     #[arg(long)]
     pub cpu_offload: bool,
+    /// The slowest device is this much slower than it should be, and everybody waits for it.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
+    pub straggler: f64,
     /// Rows of the table.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
@@ -290,6 +295,23 @@ pub struct Explain {
     /// The candidate to compare with; the second-best when absent.
     #[arg(long, value_name = "NAME")]
     pub vs: Option<String>,
+}
+
+/// Arguments of `calibrate`.
+#[derive(Debug, Args)]
+pub struct Calibrate {
+    /// The output of all_reduce_perf, with its lines `# Rank ...`.
+    #[arg(long, value_name = "nccl.log")]
+    pub from: PathBuf,
+    /// The machine that it ran on: a machine file or a built-in name.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub machine: String,
+    /// Name of the site in the new file.
+    #[arg(long, value_name = "NAME", default_value = "site")]
+    pub name: String,
+    /// Write the machine file here.
+    #[arg(short, long, value_name = "FILE.toml")]
+    pub output: PathBuf,
 }
 
 /// Arguments of `report`.

@@ -5,6 +5,7 @@
 //! kernel, a collective or a wafer operation takes on it; planner and simulators call the same rules.
 
 pub mod builtin;
+pub mod calibrate;
 pub mod cluster;
 pub mod fault;
 pub mod gpu;

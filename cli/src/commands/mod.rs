@@ -1,6 +1,7 @@
 //! One file per verb.
 
 mod accuracy;
+mod calibrate;
 mod check;
 mod compile;
 mod doctor;
@@ -33,6 +34,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Plan(args) => plan::run(&args, global),
         Command::Explain(args) => explain::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Accuracy(args) => accuracy::run(&args, global),
         Command::Simulate(args) => simulate::run(&args, global),
         Command::Run(args) => run::run(&args, global),

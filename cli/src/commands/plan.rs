@@ -39,6 +39,7 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
     };
     let mut progress = Progress::new(global, 1);
     let prices = Physical { offload: args.cpu_offload, ..software(&args.software)? };
+    let prices = prices.with_straggler(straggler(args.straggler)?);
     let (interrupted, started) = (interrupt::flag()?, Instant::now());
     let late = || args.budget.is_some_and(|seconds| started.elapsed().as_secs_f64() > seconds);
     let stop = || interrupted.load(Ordering::Relaxed) || late();
@@ -88,6 +89,16 @@ fn write_pictures(
             Ok(())
         }
         (None, _) => Ok(()),
+    }
+}
+
+/// What the slowest device's kernels take over those of a sound one.
+fn straggler(percent: f64) -> Result<f64, Failure> {
+    match (0.0..=1000.0).contains(&percent) {
+        true => Ok(1.0 + percent / 100.0),
+        false => {
+            Err(Failure::new(Exit::Usage, format!("--straggler is {percent}, but must be from 0 to 1000")))
+        }
     }
 }
 

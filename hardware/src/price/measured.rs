@@ -8,6 +8,10 @@ use crate::gpu::Gpu;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+/// What a link carried where the all-reduces were measured, bytes per second: 300 GB/s each way through NVSwitch, of
+/// which 235 are reached (stas00/ml-engineering, NCCL all-reduce over 8 A100).
+pub const LINK_RATE: f64 = 300e9 * 0.78;
+
 /// Measured tables of one device.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measured {
@@ -107,6 +111,16 @@ impl Measured {
         }
         let eight = self.all_reduce.get(&8)?;
         Some(time * eight.at(bytes, 0.0, 1.0)? / eight.at(first, 0.0, 1.0)?)
+    }
+}
+
+impl Measured {
+    /// The same on links that carry `rate` bytes per second: the traffic takes longer or shorter, what the smallest
+    /// message takes stays.
+    pub fn all_reduce_at(&self, ranks: u64, bytes: f64, rate: f64) -> Option<f64> {
+        let (whole, least) = (self.all_reduce(ranks, bytes)?, self.all_reduce(ranks, 1.0)?);
+        let least = least.min(whole);
+        Some(least + (whole - least) * LINK_RATE / rate)
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Physical {
     pub stack: Stack,
     /// Whether weights and optimizer live on the host.
     pub offload: bool,
+    /// Time of the slowest device's kernels over that of a sound one, which all wait for; it is in the stack's pace
+    /// already ([`Physical::with_straggler`]).
+    pub straggler: f64,
 }
 
 /// What the terms of an estimate are about.
@@ -43,7 +46,14 @@ impl Physical {
     /// The model for a stack that comes with the program; `None` where there is none of this name.
     pub fn of(stack: &str) -> Option<Physical> {
         let stack = Stack::named(stack)?.clone();
-        Some(Physical { physics: Physics::builtin(), stack, offload: false })
+        Some(Physical { physics: Physics::builtin(), stack, offload: false, straggler: 1.0 })
+    }
+
+    /// The same with one device whose kernels take `times` as long: a step has no pass that does not wait for it.
+    pub fn with_straggler(mut self, times: f64) -> Physical {
+        self.stack.pace *= times;
+        self.straggler *= times;
+        self
     }
 
     /// The job of a plan; `work` is what a rank of its tensor-parallel degree does.
@@ -98,11 +108,14 @@ impl Physical {
             let value = self.physics.get(&name).unwrap_or(constant.value);
             list.push(Assumption::new(&name, value, &constant.unit, &constant.source));
         }
+        if self.straggler != 1.0 {
+            list.push(Assumption::new("straggler-slowdown", self.straggler, "ratio", "as asked"));
+        }
         let room = "layouts of published runs that overflowed or ran (planner/README.md)";
         list.push(Assumption::new("memory-room", ROOM, "ratio", room));
         let stack = &self.stack;
         let about = |name: &str| format!("software.{}.{name}", stack.name);
-        list.push(Assumption::new(&about("pace"), stack.pace, "ratio", &stack.fitted_on));
+        list.push(Assumption::new(&about("pace"), stack.pace / self.straggler, "ratio", &stack.fitted_on));
         list.push(Assumption::new(&about("data-overlap"), stack.data_overlap, "ratio", &stack.source));
         list.push(Assumption::new(&about("gather-overlap"), stack.gather_overlap, "ratio", &stack.source));
         list.push(Assumption::new(&about("tensor-overlap"), stack.tensor_overlap, "ratio", &stack.source));
@@ -140,6 +153,6 @@ impl Physical {
 impl Default for Physical {
     fn default() -> Self {
         let stack = Stack::named("lapidary").unwrap_or(&Stack::builtin()[0]).clone();
-        Physical { physics: Physics::builtin(), stack, offload: false }
+        Physical { physics: Physics::builtin(), stack, offload: false, straggler: 1.0 }
     }
 }

@@ -182,8 +182,9 @@ impl<'a> Rates<'a> {
         let machine = self.job.machine;
         let switch = machine.node.links.as_ref().is_some_and(|l| l.topology == LinkTopology::Switch);
         let table = self.measured.filter(|_| switch && ranks * stride <= machine.node.devices);
-        let table = table.and_then(|measured| measured.all_reduce(ranks, bytes));
-        let rule = || Ring::new(machine, Group { size: ranks, stride }).all_reduce(Bytes(bytes)).0;
+        let ring = Ring::new(machine, Group { size: ranks, stride });
+        let table = table.and_then(|measured| measured.all_reduce_at(ranks, bytes, ring.bandwidth.0));
+        let rule = || ring.all_reduce(Bytes(bytes)).0;
         table.unwrap_or_else(rule) * self.job.physics.inner_collective
     }
 }

@@ -223,6 +223,32 @@ fn bad_inputs_are_refused_with_what_would_do() {
 }
 
 #[test]
+fn sizes_that_do_not_divide_are_told() {
+    let (model, dgx) = (support::amber(), machine("dgx-a100").unwrap());
+    let request = |pins: &str| PlanRequest {
+        devices: Some(64),
+        global_batch: Some(64),
+        pins: Pins::parse(pins).unwrap(),
+        ..PlanRequest::new(&model, &dgx)
+    };
+    // Degrees that do not multiply to the devices, a micro-batch that does not divide: there is no such plan.
+    for pins in ["tp=3", "dp=8,mb=3", "tp=8,pp=8,dp=8"] {
+        let error = plan(&request(pins), &Physical::default()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("no plan has {}", Pins::parse(pins).unwrap())), "{error}");
+        assert!(error.contains("tp, pp and dp multiply to 64 devices, and a micro-batch divides"), "{error}");
+    }
+    // Fewer layers than stages, a batch that does not divide: a plan that cannot be built, with what would do.
+    let nearest = run(&request("pp=64")).nearest.unwrap();
+    assert_eq!(nearest.rejected_by, "32 layers are fewer than 64 stages");
+    assert!(nearest.would_fit[0].ends_with("without the pins"), "{nearest:?}");
+    let odd = PlanRequest { global_batch: Some(63), ..request("dp=64") };
+    assert_eq!(run(&odd).nearest.unwrap().rejected_by, "a global batch of 63 does not divide by dp 64");
+    let ranks = support::crystalcoder();
+    let odd = PlanRequest { model: &ranks, ..request("tp=4") };
+    assert_eq!(run(&odd).nearest.unwrap().rejected_by, "10922 MLP features do not divide by tp 4");
+}
+
+#[test]
 fn absurd_widths_are_rejected_with_the_tensor_that_is_too_large() {
     for width in [1 << 40, 1_000_000_000_000, u64::MAX / 4096] {
         let mut model = support::amber();

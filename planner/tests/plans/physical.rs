@@ -3,7 +3,7 @@
 use crate::support;
 use lapidary_hardware::builtin::machine;
 use lapidary_planner::sensitivity::sensitivity;
-use lapidary_planner::{Degrees, Physical, Pins, PlanRequest, plan};
+use lapidary_planner::{Degrees, Physical, Pins, PlanDocument, PlanRequest, plan};
 
 /// Tokens per second that arXiv 2312.06550, section 4.1.2, reports of 224 GPUs.
 const AMBER: f64 = 582.4e3;
@@ -62,6 +62,21 @@ fn every_number_that_matters_moves_the_step_the_right_way() {
         };
         weight(&pair[0]) >= weight(&pair[1])
     }));
+}
+
+#[test]
+fn everybody_waits_for_the_slowest() {
+    let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
+    let pins = Pins::parse("tp=1,pp=1,mb=5,sharding=full,recompute=none").unwrap();
+    let request = PlanRequest { global_batch: Some(2240), pins, ..PlanRequest::new(&model, &cluster) };
+    let slow = Physical::default().with_straggler(1.1);
+    let (sound, late) = (plan(&request, &Physical::default()).unwrap(), plan(&request, &slow).unwrap());
+    let terms = |document: &PlanDocument| document.chosen().unwrap().terms_s.clone();
+    let (a, b) = (terms(&sound), terms(&late));
+    assert!((b["matmul"] / a["matmul"] - 1.1).abs() < 0.01, "{} {}", b["matmul"], a["matmul"]);
+    // The network is not slower, and has more to hide behind.
+    assert!(b["dp_comm"] <= a["dp_comm"]);
+    assert!(late.assumptions.iter().any(|one| one.name == "straggler-slowdown" && one.value == 1.1));
 }
 
 #[test]
