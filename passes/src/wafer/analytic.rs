@@ -3,11 +3,12 @@
 //! An op takes what its fullest PE spends on it and the latency of its row once; ops follow one another. Queues,
 //! shared links and the ways in which PEs wait for each other within an op are left to levels `flow` and `event`.
 
-use super::placed::{Activation, Layout, OpKind, Path, Placed, PlacedOp, Step};
+use super::placed::{Activation, Layout, NormKind, OpKind, Path, Placed, PlacedOp, Step};
 use super::tile::Tiles;
 use lapidary_hardware::Wafer;
 use lapidary_hardware::price::wafer::{
-    Area, FUNCTION_CYCLES, HeadTile, Rates, attention, linear, norm, passing, pointwise, rope,
+    Area, FUNCTION_CYCLES, HeadTile, Rates, attention, attention_backward, column_sum, gather, linear, loss,
+    loss_backward, norm, norm_backward, norm_weight, outer_product, passing, pointwise, rope,
 };
 use lapidary_models::dtype::DType;
 use serde::Serialize;
@@ -63,8 +64,26 @@ impl Account<'_> {
                 linear(&self.rates, &self.area, self.own(&op.input), outputs) + biases
             }
             OpKind::Norm(op) => {
-                let means = op.kind == super::placed::NormKind::Layer;
-                norm(&self.rates, &self.area, self.features(&op.input), means)
+                norm(&self.rates, &self.area, self.features(&op.input), op.kind == NormKind::Layer)
+            }
+            OpKind::NormDx(op) => {
+                norm_backward(&self.rates, &self.area, self.features(&op.input), op.kind == NormKind::Layer)
+            }
+            OpKind::NormDw(op) => {
+                norm_weight(&self.rates, &self.area, self.features(&op.input), op.kind == NormKind::Layer)
+            }
+            OpKind::Outer(op) => {
+                outer_product(&self.rates, &self.area, self.own(&op.resident), self.features(&op.travelling))
+            }
+            OpKind::ColumnSum(op) => column_sum(&self.rates, &self.area, self.own(&op.input)),
+            OpKind::Loss(op) => loss(&self.rates, &self.area, self.features(&op.logits)),
+            OpKind::LossDx(op) => loss_backward(&self.rates, &self.area, self.features(&op.logits)),
+            OpKind::TableDw(op) => passing(&self.rates, &self.area, self.features(&op.value)),
+            OpKind::AttentionDx(_) => self.heads().map_or(0.0, |tile| attention_backward(&self.rates, &tile)),
+            OpKind::Gather(op) => {
+                let queries =
+                    self.placed.values.get(&op.input) == Some(&Layout::HeadTokens { queries: true });
+                self.heads().map_or(0.0, |tile| gather(&self.rates, &tile, queries))
             }
             OpKind::Rope(op) => self.heads().map_or(0.0, |tile| {
                 let queries =
@@ -89,8 +108,8 @@ impl Account<'_> {
     /// Features of a value in the fullest column.
     fn own(&self, value: &str) -> f64 {
         match (self.placed.values.get(value), self.placed.heads) {
-            (Some(Layout::HeadColumns), Some(heads)) => {
-                f64::from(Tiles::new(heads.query_features(), heads.columns).largest())
+            (Some(Layout::HeadColumns { queries }), Some(heads)) => {
+                f64::from(Tiles::new(heads.features(*queries), heads.columns).largest())
             }
             _ => self.area.features(self.features(value)),
         }
@@ -119,6 +138,11 @@ fn step(step: &Step) -> (f64, u32) {
         Step::Activation(Activation::Silu) => (3.0, FUNCTION_CYCLES.exp + FUNCTION_CYCLES.recip),
         Step::Activation(Activation::Gelu) => (3.0, FUNCTION_CYCLES.erf),
         Step::Activation(Activation::GeluTanh) => (5.0, FUNCTION_CYCLES.tanh),
+        Step::Slope(Activation::Relu) => (3.0, 0),
+        Step::Slope(Activation::Relu2) => (2.0, 0),
+        Step::Slope(Activation::Silu) => (5.0, FUNCTION_CYCLES.exp + FUNCTION_CYCLES.recip),
+        Step::Slope(Activation::Gelu) => (6.0, FUNCTION_CYCLES.erf + FUNCTION_CYCLES.exp),
+        Step::Slope(Activation::GeluTanh) => (11.0, FUNCTION_CYCLES.tanh),
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Channel {
     HeadWrap,
     /// To the next row of the same sequence, sent by rows of this parity.
     Down(u8),
+    /// From the last row of a sequence to its first.
+    RowWrap,
     /// From the north edge and on to the next row, sent by rows of this parity.
     Enter(u8),
     /// To the next row and out at the south edge, sent by rows of this parity.
@@ -55,6 +57,10 @@ impl Channel {
                 let row = placed.tokens.blocks().local(at.y);
                 southward(at.y, parity, true, row + 1 < placed.tokens.rows)
             }
+            Channel::RowWrap => {
+                let row = placed.tokens.blocks().local(at.y);
+                Some(northward(row == 0, row + 1 == placed.tokens.rows))
+            }
             Channel::Enter(parity) => southward(at.y, parity, true, at.y < last_y),
             Channel::Leave(parity) => southward(at.y, parity, at.y > 0, true),
         }
@@ -68,6 +74,15 @@ fn westward(first: bool, last: bool, read: bool) -> Route {
         (_, true) => Route::fixed(Port::Ramp, &[Port::West]),
         _ if read => Route::fixed(Port::East, &[Port::Ramp, Port::West]),
         _ => Route::fixed(Port::East, &[Port::West]),
+    }
+}
+
+/// A way from the last row of a sequence to its first.
+fn northward(first: bool, last: bool) -> Route {
+    match (first, last) {
+        (true, _) => Route::fixed(Port::South, &[Port::Ramp]),
+        (_, true) => Route::fixed(Port::Ramp, &[Port::North]),
+        _ => Route::fixed(Port::South, &[Port::North]),
     }
 }
 

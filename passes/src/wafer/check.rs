@@ -64,7 +64,7 @@ fn check_sizes(placed: &Placed) -> Result<(), WaferError> {
     for (value, layout) in &placed.values {
         let features = match layout {
             Layout::Columns { features } => u64::from(*features),
-            Layout::HeadColumns | Layout::HeadTokens { .. } => of_head,
+            Layout::HeadColumns { .. } | Layout::HeadTokens { .. } => of_head,
         };
         if features > MOST {
             return too_many(format!("features of {value}"), features);

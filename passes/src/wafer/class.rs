@@ -4,7 +4,7 @@ use super::channel::Colours;
 use super::check::check;
 use super::error::WaferError;
 use super::kernel::{self, scratch_name};
-use super::placed::{OpKind, Path, Placed, PlacedOp, Tokens};
+use super::placed::{Layout, OpKind, Path, Placed, PlacedOp, Tokens};
 use super::report::ClassReport;
 use super::roles::{Role, roles};
 use super::site::Site;
@@ -152,12 +152,26 @@ fn whole(placed: &Placed, site: &Site, value: &str, tensor: &str) -> Option<Tens
     let layout = *placed.values.get(value)?;
     let (features, first) = site.features(layout);
     let row = i64::from(placed.features(layout));
+    if matches!(layout, Layout::HeadTokens { .. }) {
+        return by_tokens(site, tensor, row, features);
+    }
     let index = (site.first_token() * row + first).plus(Var::Dim(1), row).plus(Var::Dim(0), 1);
     Some(TensorMap {
         tensor: tensor.into(),
         dims: vec![i64::from(features).into(), i64::from(site.tokens()).into()],
         index,
     })
+}
+
+/// A PE's part of a tensor `[tokens, features]` whose tokens lie over the columns of heads.
+fn by_tokens(site: &Site, tensor: &str, row: i64, features: u32) -> Option<TensorMap> {
+    let head = site.head()?;
+    let (features, dim) = (i64::from(features), i64::from(head.shape.dim));
+    let token = site.first_token() + head.first_token();
+    let of_block = head.shape.column_blocks().block_of_x() * features;
+    let index = (token * row + of_block).plus(Var::Dim(0), dim).plus(Var::Dim(1), row).plus(Var::Dim(2), 1);
+    let dims = vec![(features / dim).into(), i64::from(head.tokens()).into(), dim.into()];
+    Some(TensorMap { tensor: tensor.into(), dims, index })
 }
 
 /// Pairs of buffers that one vector op reads.
@@ -200,6 +214,7 @@ fn over(placed: &Placed, spec: &WaferSpec, site: &Site, class: &str, requests: &
         available: spec.buffer_bytes(),
         sram: spec.sram_bytes,
         reserved: spec.code_bytes,
+        kept: spec.kept_bytes,
         largest: largest.join(", "),
         tokens: placed.tokens.tiles().largest(),
         fitting: fitting_tokens(placed, spec, site),

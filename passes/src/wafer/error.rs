@@ -39,8 +39,8 @@ pub enum WaferError {
     },
     /// Memory of a PE is too small.
     #[error(
-        "phase {phase} needs {needed} bytes in a PE of class {class}, {available} are there ({sram} less {reserved} for code): \
-         {largest}; {}", hint_tokens(*tokens, *fitting)
+        "phase {phase} needs {needed} bytes in a PE of class {class}, {available} are there ({sram} less {reserved} for code{}): \
+         {largest}; {}", hint_kept(*kept), hint_tokens(*tokens, *fitting)
     )]
     Memory {
         /// The class of PEs.
@@ -55,6 +55,8 @@ pub enum WaferError {
         sram: u64,
         /// Bytes kept for code.
         reserved: u64,
+        /// Bytes for what other programs keep.
+        kept: u64,
         /// The largest buffers with their bytes.
         largest: String,
         /// Tokens of a row now.
@@ -80,6 +82,10 @@ pub enum WaferError {
         /// What to do instead.
         hint: String,
     },
+}
+
+fn hint_kept(kept: u64) -> String {
+    if kept > 0 { format!(" and {kept} for what other layers keep") } else { String::new() }
 }
 
 fn hint_tokens(tokens: u32, fitting: u32) -> String {

@@ -30,10 +30,10 @@ pub fn all_lanes(placed: &Placed, layout: Layout) -> Vec<Lanes> {
             let lanes = |lines: &[u32]| lanes_of(tiles, lines, lines.first().copied(), x(), 0.into());
             [lanes(large), lanes(small)].into_iter().flatten().collect()
         }
-        (Layout::HeadColumns, Some(heads)) => {
+        (Layout::HeadColumns { queries }, Some(heads)) => {
             let blocks = heads.column_blocks();
-            let tiles = Tiles::new(heads.query_features(), heads.columns);
-            let before = blocks.block_of_x() * i64::from(heads.query_features());
+            let tiles = Tiles::new(heads.features(queries), heads.columns);
+            let before = blocks.block_of_x() * i64::from(heads.features(queries));
             let is_large = |x: &u32| tiles.is_large(blocks.local(*x));
             let (large, small): (Vec<u32>, Vec<u32>) = (0..blocks.lines()).partition(is_large);
             let lanes = |lines: &[u32]| {
@@ -43,8 +43,8 @@ pub fn all_lanes(placed: &Placed, layout: Layout) -> Vec<Lanes> {
             [lanes(&large), lanes(&small)].into_iter().flatten().collect()
         }
         (Layout::HeadTokens { queries }, Some(heads)) => {
-            let features = if queries { heads.query_features() } else { heads.key_features() };
             let blocks = heads.column_blocks();
+            let features = heads.features(queries);
             let first = blocks.block_of_x() * i64::from(features);
             vec![Lanes { runs: vec![(0, blocks.lines(), 1)], features, first }]
         }
@@ -58,4 +58,26 @@ fn lanes_of(tiles: Tiles, lines: &[u32], sample: Option<u32>, part: Affine, befo
     let features = tiles.size(sample);
     let first = before + tiles.start_at(part, sample);
     Some(Lanes { runs: progressions(lines), features, first })
+}
+
+impl Lanes {
+    /// These lanes, those before column `column` apart from the others.
+    pub fn split_at(self, column: u32) -> [Lanes; 2] {
+        let Lanes { runs, features, first } = self;
+        let before =
+            |(at, lanes, step): &(u32, u32, u32)| column.saturating_sub(*at).div_ceil(*step).min(*lanes);
+        let some = |(_, lanes, _): &(u32, u32, u32)| *lanes > 0;
+        let (head, tail): (Vec<_>, Vec<_>) = runs
+            .iter()
+            .map(|run| {
+                let (n, (at, lanes, step)) = (before(run), *run);
+                ((at, n, step), (at + n * step, lanes - n, step))
+            })
+            .unzip();
+        let part = |runs: Vec<(u32, u32, u32)>| {
+            let runs = runs.into_iter().filter(some).collect();
+            Lanes { runs, features, first: first.clone() }
+        };
+        [part(head), part(tail)]
+    }
 }

@@ -30,6 +30,7 @@ mod site;
 mod spec;
 mod sram;
 mod tile;
+mod train;
 
 pub use analytic::{OpCycles, cycles};
 pub use channel::{Channel, Colours};
@@ -41,12 +42,16 @@ pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
 pub use lower::LowerToWafer;
 pub use place::{Workload, place_layer};
 pub use placed::{
-    Activation, Attention, Heads, Layout, Linear, Map, Norm, NormKind, OpKind, Pairing, Parameter, Path,
-    Placed, PlacedOp, Rope, Segment, Source, Step, Tokens,
+    Activation, Attention, AttentionDx, ColumnSum, Gather, Gradient, Heads, Layout, Linear, Loss, LossDx,
+    Map, Norm, NormDw, NormDx, NormKind, OpKind, Outer, Pairing, Parameter, Path, Placed, PlacedOp, Rope,
+    Segment, Source, Step, TableDw, Tokens,
 };
 pub use report::{ClassReport, ColourReport, PhaseReport, PlacementReport};
 pub use spec::WaferSpec;
 pub use tile::{Blocks, Tiles};
+pub use train::{
+    Kept, StepChoice, StepError, TrainError, TrainStage, choose_step, emit_training, place_training, way,
+};
 
 use channel::{Wanted, allocate};
 use check::check;

@@ -119,7 +119,7 @@ impl Layer<'_> {
             ("q", Layout::HeadTokens { queries: true }),
             ("k", keys),
             ("v", keys),
-            ("attn", Layout::HeadColumns),
+            ("attn", Layout::HeadColumns { queries: true }),
         ]);
         let bias = self.model.bias;
         let part = |value: &str| segment(value, &format!("layers.*.attn.{value}"), bias.qkv, 1.0);
@@ -180,7 +180,8 @@ impl Layer<'_> {
 
 fn segment(value: &str, parameter: &str, bias: bool, scale: f64) -> Segment {
     let part = |part: &str| Parameter { name: format!("{parameter}.{part}"), scale };
-    Segment { value: value.into(), weight: part("weight"), bias: bias.then(|| part("bias")) }
+    let (weight, bias) = (part("weight"), bias.then(|| part("bias")));
+    Segment { value: value.into(), weight, transposed: false, bias }
 }
 
 fn rope_of(value: &str, rope: &spec::Rope) -> Rope {
@@ -195,5 +196,6 @@ fn rope_of(value: &str, rope: &spec::Rope) -> Rope {
         pairing,
         frequencies,
         offset: 0,
+        back: false,
     }
 }

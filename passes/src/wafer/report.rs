@@ -2,7 +2,7 @@
 
 use super::channel::Channel;
 use super::placed::{OpKind, Placed};
-use lapidary_runtime_sim::program::{Direction, HostStream};
+use lapidary_runtime_sim::program::{Affine, Direction, HostStream};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -69,7 +69,7 @@ pub struct PhaseReport {
     pub words_out: u64,
     /// Words through the busiest lane, which bound the time from below.
     pub words_busiest_lane: u64,
-    /// Multiply-accumulates of linear layers and attention (causal).
+    /// Multiply-accumulates of linear layers, their derivatives and attention (causal).
     pub macs: u64,
     /// Bytes of a PE that are alive in this phase, in the fullest class.
     pub sram_bytes: u64,
@@ -95,14 +95,16 @@ impl PhaseReport {
 
     /// Adds the words of a stream.
     pub fn add(&mut self, stream: &HostStream) {
-        let constant = |n: &lapidary_runtime_sim::program::Affine| n.as_constant().unwrap_or(0).max(0) as u64;
-        let elements: u64 = stream.dims.iter().map(constant).product();
-        let words = elements / u64::from(stream.wire.lanes());
-        match stream.direction {
-            Direction::In => self.words_in += words * u64::from(stream.lanes),
-            Direction::Out => self.words_out += words * u64::from(stream.lanes),
+        for lane in 0..stream.lanes {
+            let x = stream.first + lane * stream.step;
+            let length = |n: &Affine| n.eval(|var| var.at_place(x, 0).unwrap_or(0)).max(0) as u64;
+            let words = stream.dims.iter().map(length).product::<u64>() / u64::from(stream.wire.lanes());
+            match stream.direction {
+                Direction::In => self.words_in += words,
+                Direction::Out => self.words_out += words,
+            }
+            self.words_busiest_lane = self.words_busiest_lane.max(words);
         }
-        self.words_busiest_lane = self.words_busiest_lane.max(words);
     }
 }
 
@@ -118,6 +120,12 @@ fn macs(placed: &Placed, kind: &OpKind) -> u64 {
         OpKind::Attention(attention) => {
             let length = u64::from(tokens.length);
             features(&attention.query) * length * (length + 1) * u64::from(tokens.sequences)
+        }
+        OpKind::Outer(outer) => features(&outer.travelling) * features(&outer.resident) * tokens.total(),
+        // Scores and gradients of shares twice, gradients of queries, keys and values.
+        OpKind::AttentionDx(attention) => {
+            let length = u64::from(tokens.length);
+            features(&attention.query) * length * (length + 1) / 2 * 7 * u64::from(tokens.sequences)
         }
         _ => 0,
     }

@@ -3,7 +3,7 @@
 //! A role is the list of everything about a line that the kernels ask and that is not affine: whether it is first or last,
 //! its parity, whether its tiles are the larger or the smaller ones, where its head block begins and ends.
 
-use super::placed::{Layout, OpKind, Path, Placed};
+use super::placed::{Layout, OpKind, Placed};
 use super::tile::{Tiles, progressions};
 use lapidary_runtime_sim::program::{Coord, Region};
 use std::collections::BTreeMap;
@@ -78,8 +78,8 @@ fn head_role(placed: &Placed, x: u32) -> Vec<u32> {
     let column = blocks.local(x);
     let mut role = vec![1, u32::from(column == 0), u32::from(column + 1 == heads.columns)];
     let row = placed.tokens.tiles();
-    let tilings =
-        [row.base(), row.largest(), heads.query_features()].map(|items| Tiles::new(items, heads.columns));
+    let tilings = [row.base(), row.largest(), heads.query_features(), heads.key_features()]
+        .map(|items| Tiles::new(items, heads.columns));
     for tiles in tilings {
         role.extend([tiles.is_large(column), column > 0 && tiles.is_large(column - 1)].map(u32::from));
     }
@@ -92,15 +92,15 @@ fn row_role(placed: &Placed, y: u32) -> Vec<u32> {
     let mut role = vec![u32::from(placed.tokens.tiles().is_large(row)), u32::from(last)];
     // The first row of a sequence is set as if the row above sent to it, which it never does.
     let is = |test: fn(&OpKind) -> bool| placed.ops.iter().any(|op| test(&op.kind));
-    let streams = is(|op| {
-        matches!(op, OpKind::Input { path: Path::Stream, .. } | OpKind::Output { path: Path::Stream, .. })
-    });
-    let attends = is(|op| matches!(op, OpKind::Attention(_))) && rows > 1;
+    let streams = is(OpKind::passes_rows);
+    let attends = is(|op| matches!(op, OpKind::Attention(_) | OpKind::AttentionDx(_))) && rows > 1;
     if streams {
         role.push(u32::from(y == 0));
     }
     if attends {
         role.push(u32::from(row + 1 == rows));
+        // Gradients of keys and values go on from the last row of a sequence to its first.
+        role.push(u32::from(row == 0 && is(|op| matches!(op, OpKind::AttentionDx(_)))));
     }
     if streams || attends {
         role.push(y % 2);

@@ -51,20 +51,21 @@ impl<'a> Site<'a> {
                 let tiles = Tiles::new(features, self.placed.width);
                 (tiles.size(self.at.x), tiles.start_at(Affine::from(Var::X), self.at.x))
             }
-            Layout::HeadColumns => self.block_features().unwrap_or((0, Affine::constant(0))),
+            Layout::HeadColumns { queries } => {
+                self.block_features(queries).unwrap_or((0, Affine::constant(0)))
+            }
             Layout::HeadTokens { queries } => match self.head() {
-                Some(head) if queries => (head.shape.query_features(), Affine::constant(0)),
-                Some(head) => (head.shape.key_features(), Affine::constant(0)),
+                Some(head) => (head.shape.features(queries), Affine::constant(0)),
                 None => (0, Affine::constant(0)),
             },
         }
     }
 
-    fn block_features(&self) -> Option<(u32, Affine)> {
+    fn block_features(&self, queries: bool) -> Option<(u32, Affine)> {
         let head = self.head()?;
-        let tiles = head.feature_tiles();
+        let tiles = head.feature_tiles(queries);
         let blocks = head.shape.column_blocks();
-        let start = blocks.block_of_x() * i64::from(head.shape.query_features());
+        let start = blocks.block_of_x() * i64::from(head.shape.features(queries));
         Some((tiles.size(head.column), start + tiles.start_at(blocks.local_x(), head.column)))
     }
 
@@ -174,9 +175,9 @@ impl HeadSite {
         Tiles::new(self.row_tokens, self.shape.columns)
     }
 
-    /// Query features of the block over its columns.
-    pub fn feature_tiles(&self) -> Tiles {
-        Tiles::new(self.shape.query_features(), self.shape.columns)
+    /// Query (or key) features of the block over its columns.
+    pub fn feature_tiles(&self, queries: bool) -> Tiles {
+        Tiles::new(self.shape.features(queries), self.shape.columns)
     }
 
     /// Tokens of this PE.

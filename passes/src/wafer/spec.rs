@@ -13,6 +13,8 @@ pub struct WaferSpec {
     pub banks: u64,
     /// Bytes kept free for code: an assumption, there is no printed figure for it.
     pub code_bytes: u64,
+    /// Bytes kept for what layers keep between programs.
+    pub kept_bytes: u64,
     /// Routable colours.
     pub colours: u32,
     /// Bytes that can enter (and leave) the wafer in a cycle.
@@ -43,6 +45,7 @@ impl WaferSpec {
             sram_bytes: wafer.pe.sram.0 as u64,
             banks: wafer.pe.banks,
             code_bytes: CODE_BYTES,
+            kept_bytes: 0,
             colours: wafer.router.colours as u32,
             bytes_per_cycle: wafer.ingress.as_ref().map_or(edge, |links| links.bandwidth().0 / clock.0),
             hop_cycles: 2 * wafer.router.ramp.0 + wafer.router.hop.0 + 1,
@@ -63,6 +66,6 @@ impl WaferSpec {
 
     /// Bytes for buffers.
     pub fn buffer_bytes(&self) -> u64 {
-        self.sram_bytes.saturating_sub(self.code_bytes)
+        self.sram_bytes.saturating_sub(self.code_bytes).saturating_sub(self.kept_bytes)
     }
 }

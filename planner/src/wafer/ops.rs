@@ -5,8 +5,8 @@
 //! and result is one kernel, and so are its derivatives: tensors of tokens by tokens exist in no processing element.
 
 use lapidary_hardware::price::wafer::{
-    Area, FUNCTION_CYCLES, HeadTile, Rates, attention, attention_backward, column_sum, linear, norm,
-    norm_backward, outer_product, passing, pointwise, rope, row_exchange,
+    Area, FUNCTION_CYCLES, HeadTile, Rates, attention, attention_backward, column_sum, gather, linear, loss,
+    loss_backward, norm, norm_backward, norm_weight, outer_product, passing, pointwise, rope,
 };
 use lapidary_models::autodiff::work::Phase;
 use lapidary_models::autodiff::{Policy, Recompute, training};
@@ -40,6 +40,13 @@ pub enum Kernel {
         /// Its derivative by the input.
         backward: bool,
     },
+    /// The derivative of a norm by its weight: the norm's sums again, and sums over all tokens.
+    NormWeight {
+        /// Features.
+        features: u64,
+        /// LayerNorm.
+        means: bool,
+    },
     /// Sums over all tokens, for each feature.
     ColumnSum {
         /// Features.
@@ -63,7 +70,7 @@ pub enum Kernel {
     },
     /// Scores to result, or back.
     Attention {
-        /// The five products of the derivatives.
+        /// The derivatives, and their way to the columns that linear layers read.
         backward: bool,
     },
     /// Rows of a table enter, or their gradients leave, token by token.
@@ -75,6 +82,8 @@ pub enum Kernel {
     Loss {
         /// Rows of the head.
         vocabulary: u64,
+        /// The derivative.
+        backward: bool,
     },
 }
 
@@ -137,8 +146,8 @@ fn ops(graph: &Graph, function: &Function) -> Vec<WaferOp> {
         let (weights, gradients) = match kernel {
             Kernel::Linear { inputs, outputs } => (inputs as f64 * outputs as f64, 0.0),
             Kernel::Outer { inputs, outputs } => (0.0, inputs as f64 * outputs as f64),
-            Kernel::ColumnSum { features } => (0.0, features as f64),
-            Kernel::Norm { features, backward: false, .. } => (features as f64, 0.0),
+            Kernel::ColumnSum { features } | Kernel::NormWeight { features, .. } => (0.0, features as f64),
+            Kernel::Norm { features, .. } => (features as f64, 0.0),
             _ => (0.0, 0.0),
         };
         Some(WaferOp { node: node.name.clone(), phase, kernel, weights, gradients })
@@ -186,19 +195,22 @@ fn backward_kernel(op: &Backward, features: u64, last: impl Fn(usize) -> u64) ->
     match op {
         Backward::LinearDx => Some(Kernel::Linear { inputs: last(0), outputs: features }),
         Backward::LinearDw => Some(Kernel::Outer { inputs: last(1), outputs: last(0) }),
-        Backward::ColumnSum | Backward::NormDw { .. } => Some(Kernel::ColumnSum { features }),
-        Backward::ActivationDx(function) => activation(*function).map_or(map(3.0, 0), |(ops, cost)| {
-            // The function again, its derivative from it, and the product with the gradient.
-            map(ops + 4.0, cost)
-        }),
+        Backward::ColumnSum => Some(Kernel::ColumnSum { features }),
+        Backward::NormDw { kind, .. } => {
+            Some(Kernel::NormWeight { features, means: *kind == NormKind::Layer })
+        }
+        Backward::ActivationDx(function) => {
+            let (ops, cost) = slope(*function);
+            map(ops, cost)
+        }
         Backward::NormDx { kind, .. } => {
             Some(Kernel::Norm { features, means: *kind == NormKind::Layer, backward: true })
         }
         Backward::RopeDx { head_dim, rot_dims, .. } => {
             Some(Kernel::Rope { heads: features / (*head_dim).max(1), pairs: rot_dims / 2 })
         }
-        Backward::CrossEntropy => Some(Kernel::Loss { vocabulary: last(0) }),
-        Backward::CrossEntropyDx => Some(Kernel::Loss { vocabulary: features }),
+        Backward::CrossEntropy => Some(Kernel::Loss { vocabulary: last(0), backward: false }),
+        Backward::CrossEntropyDx => Some(Kernel::Loss { vocabulary: features, backward: true }),
         Backward::EmbedDw { .. } | Backward::PositionDw { .. } => Some(Kernel::Passing { features }),
         // Inside attention's derivatives, or moved by the memory that an op reads.
         Backward::MaskDx { .. }
@@ -219,6 +231,18 @@ fn activation(function: Activation) -> Option<(f64, u32)> {
         Activation::Gelu => Some((5.0, FUNCTION_CYCLES.erf)),
         Activation::GeluTanh => Some((7.0, FUNCTION_CYCLES.tanh)),
         Activation::Relu | Activation::Relu2 => None,
+    }
+}
+
+/// Vector ops and cycles of functions of an activation's derivative and its product with the gradient, as
+/// `passes/src/wafer/kernel/map.rs` writes them.
+fn slope(function: Activation) -> (f64, u32) {
+    match function {
+        Activation::Silu => (8.0, FUNCTION_CYCLES.exp + FUNCTION_CYCLES.recip),
+        Activation::Gelu => (9.0, FUNCTION_CYCLES.erf + FUNCTION_CYCLES.exp),
+        Activation::GeluTanh => (14.0, FUNCTION_CYCLES.tanh),
+        Activation::Relu => (6.0, 0),
+        Activation::Relu2 => (5.0, 0),
     }
 }
 
@@ -273,7 +297,8 @@ impl Kernel {
             Kernel::Outer { inputs, outputs } => outer_product(rates, area, area.features(inputs), outputs),
             Kernel::Norm { features, means, backward: false } => norm(rates, area, features, means),
             Kernel::Norm { features, means, backward: true } => norm_backward(rates, area, features, means),
-            Kernel::ColumnSum { features } => column_sum(rates, area, features),
+            Kernel::ColumnSum { features } => column_sum(rates, area, area.features(features)),
+            Kernel::NormWeight { features, means } => norm_weight(rates, area, features, means),
             Kernel::Pointwise { features, ops, functions } => {
                 pointwise(rates, area, features, ops, f64::from(functions))
             }
@@ -283,12 +308,13 @@ impl Kernel {
                 heads.sequences * rope(rates, own, heads.tokens, pairs as f64)
             }
             Kernel::Attention { backward: false } => attention(rates, heads),
-            Kernel::Attention { backward: true } => attention_backward(rates, heads),
-            Kernel::Passing { features } => passing(rates, area, features),
-            Kernel::Loss { vocabulary } => {
-                let exchange = row_exchange(rates, area, 2.0 * area.tokens as f64);
-                pointwise(rates, area, vocabulary, 3.0, f64::from(FUNCTION_CYCLES.exp)) + exchange
+            Kernel::Attention { backward: true } => {
+                let gathers = gather(rates, heads, true) + 2.0 * gather(rates, heads, false);
+                attention_backward(rates, heads) + gathers
             }
+            Kernel::Passing { features } => passing(rates, area, features),
+            Kernel::Loss { vocabulary, backward: false } => loss(rates, area, vocabulary),
+            Kernel::Loss { vocabulary, backward: true } => loss_backward(rates, area, vocabulary),
         }
     }
 }

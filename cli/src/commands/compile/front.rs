@@ -30,10 +30,9 @@ pub fn run(
 ) -> Result<Outcome, Failure> {
     let pipeline = passes(job)?;
     let cx = IrContext::new();
-    let mut module =
-        progress
-            .stage("importing the graph", || lapidary_ir::import::import(&cx, &job.graph))
-            .map_err(|error| Failure::diagnosed(true, "import", error.diagnostics(), &error.to_string()))?;
+    let mut module = progress
+        .stage("importing the graph", || lapidary_ir::import::import(&cx, job.imported()))
+        .map_err(|error| Failure::diagnosed(true, "import", error.diagnostics(), &error.to_string()))?;
     let start = Instant::now();
     let clock = || start.elapsed();
     let watch = Watch { clock: Some(&clock), snapshots: true };
@@ -75,6 +74,8 @@ fn target_passes(job: &Job<'_>) -> String {
     let passes = pipeline::pipeline_text(job.goal, job.mup, &Fusion::On);
     match job.machine.as_ref().map(|machine| &machine.device) {
         None => passes,
+        // A training step is placed from its functions, after the passes.
+        Some(Device::Wafer(_)) if job.step.is_some() => passes,
         Some(Device::Wafer(wafer)) => {
             let usable = wafer.fabric.usable;
             format!("{passes},lower-to-wafer{{width={} height={}}}", usable.width, usable.height)

@@ -18,6 +18,7 @@ use emit::Emit;
 use lapidary_hardware::HardwareSpec;
 use lapidary_models::autodiff::differentiate;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
+use lapidary_passes::wafer::StepChoice;
 use lapidary_passes::{Goal, Mup};
 use report::Report;
 
@@ -32,6 +33,15 @@ pub struct Job<'a> {
     mup: Mup,
     emit: Emit,
     jobs: usize,
+    /// The training step that wafers run; none where nothing is trained on wafers.
+    step: Option<StepChoice>,
+}
+
+impl Job<'_> {
+    /// The graph that is compiled: that of the training step, where there is one.
+    fn imported(&self) -> &Graph {
+        self.step.as_ref().map_or(&self.graph, |step| &step.graph)
+    }
 }
 
 /// What a target adds to the artifact, or why the program cannot be used on the machine.
@@ -46,11 +56,17 @@ pub struct Emitted {
 /// Exit 3 for inputs, 4 when the program does not fit (the report is still written), 5 for what is not
 /// supported, 7 when PTX or cubin was asked for and NVRTC is missing.
 pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
-    let job = job(args, global)?;
-    let mut progress = Progress::new(global, 7);
+    let mut job = job(args, global)?;
+    let mut progress = Progress::new(global, 8);
     let mut artifact = Artifact::default();
     let mut report = Report::new(&job);
     report.training = progress.stage("planning the training", || training::plan(&job))?;
+    match progress.stage("fitting the training step", || wafer::step(&job))? {
+        Some(Ok(step)) => job.step = Some(step),
+        Some(Err(over)) => return unfit(args, &mut report, progress, over),
+        None => {}
+    }
+    let job = job;
     let stopped = front::run(&job, &mut progress, |module, passes, progress| {
         let emitted = match args.target {
             Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,
@@ -67,17 +83,22 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
         return front::print_stopped(&passes);
     };
     if let Some(failure) = emitted.over {
-        report.over(&failure);
-        let mut only_report = Artifact::default();
-        only_report.add_json("report.json", &report)?;
-        only_report.write(&args.output)?;
-        progress.finish();
-        return Err(failure);
+        return unfit(args, &mut report, progress, failure);
     }
     artifact.add_json("report.json", &report)?;
     progress.stage("writing the artifact", || artifact.write(&args.output))?;
     let times = progress.finish();
     summary::print(&job, &report, &passes, &times)
+}
+
+/// Writes the report of a program that cannot be used, and fails with the reason.
+fn unfit(args: &Compile, report: &mut Report, progress: Progress, over: Failure) -> Result<(), Failure> {
+    report.over(&over);
+    let mut only_report = Artifact::default();
+    only_report.add_json("report.json", report)?;
+    only_report.write(&args.output)?;
+    progress.finish();
+    Err(over)
 }
 
 fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
@@ -101,7 +122,8 @@ fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
         _ => Mup::Fold,
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs: global.jobs.map_or_else(cores, usize::from) })
+    let jobs = global.jobs.map_or_else(cores, usize::from);
+    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs, step: None })
 }
 
 /// The machine that was named or the target's own; the host is none.

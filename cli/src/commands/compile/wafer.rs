@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use crate::wafer_artifact::{Stage, WaferArtifact};
 use lapidary_hardware::Wafer;
 use lapidary_ir::Module;
-use lapidary_passes::wafer::{self, EmitError, EmitOptions, WaferError};
+use lapidary_passes::wafer::{self, EmitError, EmitOptions, StepChoice, StepError, WaferError};
 use lapidary_runtime_sim::{FabricSpec, prove};
 use std::panic::resume_unwind;
 
@@ -23,12 +23,15 @@ pub fn emit(
     let options = EmitOptions::default();
     let machine =
         job.machine.as_ref().ok_or_else(|| Failure::new(Exit::InvalidInput, "no wafer is named"))?;
-    let placed = progress.stage("placing on the wafer", || wafer::emit(module, machine, &options));
+    let placed = progress.stage("placing on the wafer", || match &job.step {
+        Some(step) => wafer::emit_training(module, machine, step.kept),
+        None => wafer::emit(module, machine, &options),
+    });
     let placed = match placed {
         Ok(placed) => placed,
         Err(error) => return over(job, machine.wafer(), error),
     };
-    report.placement = Some(account(&placed, machine.wafer()));
+    report.placement = Some(account(&placed, machine.wafer(), job.step.as_ref()));
     let programs = WaferArtifact {
         model: job.spec.name.clone(),
         tokens: Some(job.graph.dims.tokens()),
@@ -38,6 +41,19 @@ pub fn emit(
     progress.stage("checking the programs", || checked(&programs))?;
     programs.add_to(artifact)?;
     Ok(Emitted { over: None })
+}
+
+/// How the training step of the job fits a wafer, or why it does not; none where nothing is trained on wafers.
+pub fn step(job: &Job<'_>) -> Result<Option<Result<StepChoice, Failure>>, Failure> {
+    let Some(machine) = job.machine.as_ref().filter(|machine| job.args.train && machine.wafer().is_some())
+    else {
+        return Ok(None);
+    };
+    match wafer::choose_step(&job.spec, job.graph.dims, machine) {
+        Ok(step) => Ok(Some(Ok(step))),
+        Err(StepError::Graph(error)) => Err(Failure::new(Exit::InvalidInput, error.to_string())),
+        Err(StepError::Emit(error)) => over(job, machine.wafer(), error).map(|emitted| emitted.over.map(Err)),
+    }
 }
 
 fn stage(stage: wafer::Stage) -> Stage {
@@ -67,6 +83,7 @@ fn over(job: &Job<'_>, wafer: Option<&Wafer>, error: EmitError) -> Result<Emitte
     let reason = error.to_string();
     match error {
         EmitError::Module(error) => Err(Failure::diagnosed(false, "wafer", &error.diagnostics(), &reason)),
+        EmitError::Training(_) => Err(Failure::new(Exit::Unsupported, reason)),
         EmitError::Placement { error, .. } if matches!(*error, WaferError::Unsupported { .. }) => {
             Err(Failure::new(Exit::Unsupported, reason))
         }
@@ -94,7 +111,11 @@ fn fitting_batch(job: &Job<'_>, wafer: &Wafer, error: &WaferError) -> Option<u64
 }
 
 /// The placement of every stage with its cycles in closed form, and the same in words.
-fn account(placed: &wafer::WaferArtifact, wafer: Option<&Wafer>) -> serde_json::Value {
+fn account(
+    placed: &wafer::WaferArtifact,
+    wafer: Option<&Wafer>,
+    step: Option<&StepChoice>,
+) -> serde_json::Value {
     let cycles = |stage: &wafer::Stage| {
         let ops = wafer.and_then(|wafer| wafer::cycles(&stage.placed, wafer)).unwrap_or_default();
         (ops.iter().map(|op| op.cycles).sum::<u64>(), ops)
@@ -113,5 +134,17 @@ fn account(placed: &wafer::WaferArtifact, wafer: Option<&Wafer>) -> serde_json::
         let body = stage.generated.report.to_string();
         std::iter::once(head).chain(body.lines().map(str::to_string)).collect::<Vec<_>>()
     });
-    serde_json::json!({"stages": stages.collect::<Vec<_>>(), "summary": summary.collect::<Vec<_>>()})
+    let mut told = Vec::new();
+    if let Some(step) = step {
+        told.push(format!("training step: {}", wafer::way(step.again, step.kept)));
+        told.extend(step.refused.iter().map(|reason| format!("  does not fit: {reason}")));
+    }
+    told.extend(summary);
+    let mut account = serde_json::json!({"stages": stages.collect::<Vec<_>>(), "summary": told});
+    if let Some(step) = step {
+        let (recompute, kept, refused) = (step.again.name(), step.kept, &step.refused);
+        account["training"] =
+            serde_json::json!({"recompute": recompute, "kept": kept, "does_not_fit": refused});
+    }
+    account
 }

@@ -72,47 +72,79 @@ impl HeadTile {
 /// Cycles of causal attention with an online softmax. The last row of a sequence sees all of it and ends last.
 pub fn attention(rates: &Rates, tile: &HeadTile) -> f64 {
     let (scores, queries, dim) = (tile.scores(), tile.queries(), tile.dim);
-    let score = rates.op(scores, rates.mixed) + rates.op(scores * dim, rates.mixed);
-    let softmax = 3.0 * rates.op(scores, rates.single)
-        + rates.function(scores, FUNCTION_CYCLES.exp)
-        + 4.0 * rates.op(queries, rates.single)
-        + rates.function(queries, FUNCTION_CYCLES.exp);
     let weigh = rates.op(queries * dim, rates.single) + rates.op(scores * dim, rates.mixed);
-    let rounds = tile.rounds(score + softmax + weigh, tile.turn(rates, 2.0 * tile.keys(), 0.0));
+    let block = product(rates, tile) + soften(rates, tile) + weigh;
+    let rounds = tile.rounds(block, tile.turn(rates, 2.0 * tile.keys(), 0.0));
     let begin = rates.op(queries * dim, rates.half)
         + rates.op(queries * dim, rates.mixed)
         + 2.0 * rates.op(tile.keys(), rates.half);
     let end = rates.function(queries, FUNCTION_CYCLES.recip) + rates.op(queries * dim, rates.single);
-    rounds + tile.sequences * (begin + end + gather(rates, tile))
+    rounds + tile.sequences * (begin + end + turns(rates, tile, queries * dim))
 }
 
-/// Cycles of attention's derivatives by queries, keys and values, with the scores computed again: five products for
-/// the two of the forward pass. Keys and values travel with their gradients in 32 bits, which travel home at the end.
+/// Cycles of attention's derivatives by queries, keys and values, with the scores computed again. Keys and values go by
+/// twice. First every query finds its softmax and the sum of shares times their gradients: two products. Then the scores
+/// and the gradients of the shares again, and those of queries, keys and values: five products; the gradients of keys
+/// and values travel with their block in 32 bits and come home by the same way.
 pub fn attention_backward(rates: &Rates, tile: &HeadTile) -> f64 {
     let (scores, queries, dim) = (tile.scores(), tile.queries(), tile.dim);
-    let products = 5.0 * rates.op(scores * dim, rates.mixed) + 2.0 * rates.op(scores, rates.mixed);
-    let softmax = rates.function(scores, FUNCTION_CYCLES.exp) + 4.0 * rates.op(scores, rates.single);
-    let turn = tile.turn(rates, 2.0 * tile.keys(), 2.0 * tile.keys());
-    let home = tile.turn(rates, 0.0, 2.0 * tile.keys());
-    let begin = 2.0 * rates.op(queries * dim, rates.mixed) + 2.0 * rates.op(tile.keys(), rates.half);
-    let gathers = gather(rates, tile) * 2.0;
-    tile.rounds(products + softmax, turn) + tile.sequences * (tile.rounds * home + begin + gathers)
+    let (results, keys) = (queries * dim, tile.keys());
+    let weigh = rates.op(queries, rates.single) + rates.op(scores, rates.single);
+    let statistics = 2.0 * product(rates, tile) + soften(rates, tile) + weigh;
+    let first = tile.rounds(statistics, tile.turn(rates, 2.0 * keys, 0.0));
+    let softmax = 3.0 * rates.op(scores, rates.single) + rates.function(scores, FUNCTION_CYCLES.exp);
+    let gradients = 2.0 * product(rates, tile) + 3.0 * rates.op(scores * dim, rates.mixed) + softmax;
+    let turn = tile.turn(rates, 2.0 * keys, 0.0) + tile.turn(rates, 0.0, 2.0 * keys);
+    let second = tile.rounds(gradients, turn);
+    let blocks = 4.0 * rates.op(keys, rates.half);
+    let cleared = 3.0 * rates.op(queries, rates.mixed)
+        + rates.op(results, rates.mixed)
+        + rates.op(2.0 * keys, rates.mixed);
+    let softmaxes = rates.function(queries, FUNCTION_CYCLES.recip)
+        + rates.function(queries, FUNCTION_CYCLES.log)
+        + 2.0 * rates.op(queries, rates.single);
+    let kept = rates.op(results, rates.single) + 2.0 * rates.op(keys, rates.single);
+    let ends = rates.op(results, rates.half) + blocks + cleared + softmaxes + kept;
+    first + second + tile.sequences * ends
 }
 
-/// The results travel once more round the block, so that each column gets its own features.
-fn gather(rates: &Rates, tile: &HeadTile) -> f64 {
-    let results = tile.queries() * tile.dim;
-    let own = results / tile.columns;
-    tile.columns * (tile.turn(rates, results, 0.0) + rates.op(own, rates.half))
+/// Cycles for a value to get from the tokens of a head block's columns to its features: of the query heads or of the
+/// key/value heads.
+pub fn gather(rates: &Rates, tile: &HeadTile, queries: bool) -> f64 {
+    let elements = if queries { tile.queries() * tile.dim } else { tile.keys() };
+    tile.sequences * (rates.op(elements, rates.half) + turns(rates, tile, elements))
+}
+
+/// A product of all own queries with all keys of a block, over the features of a head.
+fn product(rates: &Rates, tile: &HeadTile) -> f64 {
+    rates.op(tile.scores(), rates.mixed) + rates.op(tile.scores() * tile.dim, rates.mixed)
+}
+
+/// The online softmax of a block.
+fn soften(rates: &Rates, tile: &HeadTile) -> f64 {
+    let (scores, queries) = (tile.scores(), tile.queries());
+    3.0 * rates.op(scores, rates.single)
+        + rates.function(scores, FUNCTION_CYCLES.exp)
+        + 4.0 * rates.op(queries, rates.single)
+        + rates.function(queries, FUNCTION_CYCLES.exp)
+}
+
+/// Elements travel once more round the block, so that each column gets its own features.
+fn turns(rates: &Rates, tile: &HeadTile, elements: f64) -> f64 {
+    let own = elements / tile.columns;
+    tile.columns * (tile.turn(rates, elements, 0.0) + rates.op(own, rates.half))
 }
 
 impl HeadTile {
     /// Bytes of a processing element that attention needs beside its operands: two blocks in turn, scores, shares and
-    /// sums in 32 bits; in the backward pass the gradients that travel and those of the queries as well.
+    /// sums in 32 bits; in the backward pass the gradients of the shares and those that travel as well.
     pub fn scratch_bytes(&self, backward: bool) -> f64 {
         let results = self.queries() * self.dim;
-        let block = (2.0 * self.keys()).max(results) * 2.0;
-        let wide = if backward { 2.0 * 2.0 * self.keys() * 4.0 + results * 4.0 } else { 0.0 };
+        let keys = 2.0 * self.keys();
+        let (block, wide) = match backward {
+            false => (keys.max(results) * 2.0, 0.0),
+            true => (keys * 2.0, 2.0 * keys * 4.0 + self.scores() * 4.0 + self.queries() * 4.0),
+        };
         2.0 * block + self.scores() * 6.0 + self.queries() * 16.0 + results * 4.0 + wide
     }
 }

@@ -1,13 +1,13 @@
 //! What operations on a wafer take, in cycles of its clock.
 
 mod attention;
+mod backward;
 mod kernel;
 mod rates;
 
-pub use attention::{HeadTile, attention, attention_backward};
-pub use kernel::{
-    column_sum, linear, norm, norm_backward, outer_product, passing, pointwise, rope, row_exchange,
-};
+pub use attention::{HeadTile, attention, attention_backward, gather};
+pub use backward::{column_sum, loss, loss_backward, norm_backward, norm_weight, outer_product};
+pub use kernel::{linear, norm, passing, pointwise, rope};
 pub use rates::{Area, FUNCTION_CYCLES, Functions, Rates};
 
 use crate::gpu::Precision;

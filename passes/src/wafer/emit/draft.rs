@@ -92,8 +92,10 @@ impl<'c> Draft<'c> {
                 Placement { rect, sram_bytes: phase.sram_bytes, colours: phase.colours.clone() }.store(op);
             }
         }
+        let node = |op: &Op<'c>| op.place().node;
+        let nodes = sources.iter().map(|ops| ops.iter().filter_map(node).collect()).collect();
         let text = text::print(&generated.program);
-        Ok(Stage { name: self.name, times: self.times, placed, generated, text })
+        Ok(Stage { name: self.name, times: self.times, placed, nodes, generated, text })
     }
 
     /// A name that nothing in this stage has yet.
@@ -140,7 +142,7 @@ impl<'c> Draft<'c> {
             self.names.push((result, old.clone()));
             return Ok(old);
         }
-        let layout = self.values.get(&old).copied().unwrap_or(Layout::HeadColumns);
+        let layout = self.values.get(&old).copied().unwrap_or(Layout::HeadColumns { queries: true });
         let new = self.define(result, &old, layout);
         self.push(
             &format!("copy.{new}"),

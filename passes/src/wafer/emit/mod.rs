@@ -7,7 +7,7 @@
 mod draft;
 mod reader;
 
-use super::{Generated, Placed, WaferError, WaferSpec};
+use super::{Generated, Placed, TrainError, WaferError, WaferSpec};
 use crate::pass::PassError;
 use crate::wafer::placed::OpKind;
 use draft::{Draft, Frame};
@@ -46,12 +46,14 @@ pub struct WaferArtifact {
 /// One program.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
-    /// `before`, `layer`, `after` or `model`.
+    /// `before`, `layer`, `after` or `model`; of a training step also `layer_backward` and `end`.
     pub name: String,
     /// How often it runs.
     pub times: u64,
     /// What was placed.
     pub placed: Placed,
+    /// Nodes of the graph that each op stands for.
+    pub nodes: Vec<Vec<String>>,
     /// The program, its host tensors and its report.
     pub generated: Generated,
     /// The program as `.wafer` text.
@@ -75,6 +77,9 @@ pub enum EmitError {
     /// The module is not of the form that is needed; each diagnostic says where and why.
     #[error(transparent)]
     Module(#[from] PassError),
+    /// A node of a training step has no place.
+    #[error(transparent)]
+    Training(TrainError),
     /// The placement does not fit the machine.
     #[error("stage {stage}: {error}")]
     Placement {

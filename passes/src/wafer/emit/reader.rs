@@ -221,7 +221,7 @@ impl<'c> Reader<'c> {
 
     fn segment(&self, op: Op<'c>, parts: &LinearParts<'c>, value: String) -> Result<Segment, PassError> {
         let bias = parts.bias.map(|index| self.parameter(op, index)).transpose()?;
-        Ok(Segment { value, weight: self.parameter(op, 1)?, bias })
+        Ok(Segment { value, weight: self.parameter(op, 1)?, transposed: false, bias })
     }
 
     /// Linear layers of the block with the same input and the same kind of output, in order.
@@ -279,6 +279,7 @@ impl<'c> Reader<'c> {
             pairing: if interleaved { Pairing::Interleaved } else { Pairing::Half },
             frequencies: rope.inverse_frequencies().into_iter().map(f64::from).collect(),
             offset: i64::try_from(count("offset")).unwrap_or(i64::MAX),
+            back: false,
         };
         let label = self.label(op);
         self.draft.push(&label, OpKind::Rope(rope), vec![op]);
@@ -312,7 +313,11 @@ impl<'c> Reader<'c> {
         let query = self.draft.take_over(op, query, query)?;
         let (key, value) = (self.draft.name_of(op, key)?, self.draft.name_of(op, value)?);
         let label = self.label(op);
-        let output = self.draft.define(Self::result(op)?.0, &format!("{label}.out"), Layout::HeadColumns);
+        let output = self.draft.define(
+            Self::result(op)?.0,
+            &format!("{label}.out"),
+            Layout::HeadColumns { queries: true },
+        );
         let scale = op.f64("scale").unwrap_or(1.0);
         self.draft.push(
             &label,
@@ -352,7 +357,8 @@ impl<'c> Reader<'c> {
         }
         let later = |user: &Op<'c>| *user != op && op.is_before(*user);
         let output = if operand.users().iter().any(later) {
-            let layout = self.draft.values.get(&input).copied().unwrap_or(Layout::HeadColumns);
+            let layout =
+                self.draft.values.get(&input).copied().unwrap_or(Layout::HeadColumns { queries: true });
             let wanted = format!("{}.out", self.label(op));
             self.draft.define(result, &wanted, layout)
         } else {

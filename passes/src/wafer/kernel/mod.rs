@@ -1,11 +1,17 @@
 //! Kernels: the statements of one PE for one placed op, the scratch memory they need and the channels they use.
 
 pub mod attention;
+mod column_sum;
+mod gather;
 mod linear;
+pub mod loss;
 mod map;
 mod norm;
+pub mod outer;
 mod rope;
+mod row;
 mod stream;
+pub mod tour;
 
 use super::channel::Channel;
 use super::error::WaferError;
@@ -49,6 +55,15 @@ pub fn code(site: &Site, op: &PlacedOp) -> Result<Vec<Stmt>, WaferError> {
         OpKind::Input { value, path: Path::Stream, .. } => stream::enter(site, op, value),
         OpKind::Output { value, path: Path::Stream, .. } => stream::leave(site, op, value),
         OpKind::Input { .. } | OpKind::Output { .. } => Ok(vec![]),
+        OpKind::Outer(outer) => outer::code(site, op, outer),
+        OpKind::ColumnSum(sum) => column_sum::code(site, op, sum),
+        OpKind::NormDx(norm) => norm::code_dx(site, op, norm),
+        OpKind::NormDw(norm) => norm::code_dw(site, op, norm),
+        OpKind::Gather(gather) => gather::code(site, op, gather),
+        OpKind::AttentionDx(attention) => attention::code_dx(site, op, attention),
+        OpKind::Loss(loss) => loss::code(site, op, loss),
+        OpKind::LossDx(loss) => loss::code_dx(site, op, loss),
+        OpKind::TableDw(table) => stream::leave(site, op, &table.value),
     }
 }
 
@@ -60,19 +75,34 @@ pub fn scratch(site: &Site, op: &PlacedOp) -> Result<Vec<Scratch>, WaferError> {
         OpKind::Map(map) => map::scratch(site, op, map),
         OpKind::Rope(rope) => rope::scratch(site, op, rope),
         OpKind::Attention(attention) => attention::scratch(site, op, attention),
-        OpKind::Input { .. } | OpKind::Output { .. } => Ok(vec![]),
+        OpKind::Outer(outer) => outer::scratch(site, op, outer),
+        OpKind::ColumnSum(sum) => column_sum::scratch(site, op, sum),
+        OpKind::NormDx(norm) => norm::scratch_dx(site, op, norm),
+        OpKind::NormDw(norm) => norm::scratch_dw(site, op, norm),
+        OpKind::Gather(gather) => gather::scratch(site, op, gather),
+        OpKind::AttentionDx(attention) => attention::scratch_dx(site, op, attention),
+        OpKind::Loss(loss) => loss::scratch(site, op, loss),
+        OpKind::LossDx(loss) => loss::scratch_dx(site, op, loss),
+        OpKind::Input { .. } | OpKind::Output { .. } | OpKind::TableDw(_) => Ok(vec![]),
     }
 }
 
 /// Channels that the op uses.
 pub fn channels(placed: &Placed, op: &PlacedOp) -> Vec<Channel> {
     let row_ring = [Channel::East(0), Channel::East(1), Channel::Wrap];
+    let leave = vec![Channel::Leave(0), Channel::Leave(1)];
     match &op.kind {
         OpKind::Linear(_) => [vec![Channel::Weights], row_ring.to_vec()].concat(),
-        OpKind::Norm(_) => vec![Channel::Weights, Channel::East(0), Channel::East(1), Channel::Back],
+        OpKind::Norm(_) | OpKind::NormDx(_) => [vec![Channel::Weights], row::CHANNELS.to_vec()].concat(),
+        OpKind::NormDw(_) | OpKind::Loss(_) => [row::CHANNELS.to_vec(), leave].concat(),
+        OpKind::LossDx(_) => row::CHANNELS.to_vec(),
+        OpKind::Outer(_) => [row_ring.to_vec(), leave].concat(),
+        OpKind::ColumnSum(_) | OpKind::TableDw(_) => leave,
+        OpKind::Gather(_) => gather::channels(placed),
+        OpKind::AttentionDx(_) => attention::channels_dx(placed),
         OpKind::Attention(_) => attention::channels(placed),
         OpKind::Input { path: Path::Stream, .. } => vec![Channel::Enter(0), Channel::Enter(1)],
-        OpKind::Output { path: Path::Stream, .. } => vec![Channel::Leave(0), Channel::Leave(1)],
+        OpKind::Output { path: Path::Stream, .. } => leave,
         OpKind::Input { .. } | OpKind::Output { .. } | OpKind::Map(_) | OpKind::Rope(_) => vec![],
     }
 }

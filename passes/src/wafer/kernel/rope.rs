@@ -1,7 +1,8 @@
 //! Rotary position embedding: local, because a PE holds all features of a head for its tokens.
 //!
 //! Half-split and interleaved pairs differ only in the strides of the slices. Cosines and sines of the PE's own
-//! positions are constant tables, computed by the host and there from the beginning.
+//! positions are constant tables, computed by the host and there from the beginning. The derivative turns back: the same
+//! code with the tables of the opposite angles.
 
 use super::{Scratch, scratch_name};
 use crate::wafer::code::{dims, from, op, slice, strided, to};

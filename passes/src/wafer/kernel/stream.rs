@@ -1,14 +1,15 @@
-//! Activations that enter at the north edge or leave at the south edge, passed on from row to row.
+//! Activations that enter at the north edge or leave at the south edge, passed on from row to row; and sums over all rows,
+//! which leave there too.
 //!
 //! Tokens go by in their order; a row keeps (or adds) its own and passes the others on. Which tokens those are needs no
 //! switches: counts are affine in the row.
 
 use crate::wafer::channel::Channel;
-use crate::wafer::code::{from, op, send, strided, to, words};
+use crate::wafer::code::{dims, from, op, send, strided, to, words};
 use crate::wafer::error::WaferError;
 use crate::wafer::placed::{Layout, PlacedOp};
 use crate::wafer::site::Site;
-use lapidary_runtime_sim::program::{Affine, OpKind, Stmt};
+use lapidary_runtime_sim::program::{Affine, OpKind, Slice, Stmt, Wire};
 
 /// Keeps the tokens of this row, then passes on those of the rows below.
 pub fn enter(site: &Site, at: &PlacedOp, value: &str) -> Result<Vec<Stmt>, WaferError> {
@@ -45,4 +46,14 @@ fn shape(site: &Site, at: &PlacedOp, value: &str) -> Result<(i64, i64), WaferErr
         return Err(WaferError::Layout { op: at.name.clone(), detail });
     }
     Ok((i64::from(site.features(layout).0), i64::from(site.tokens())))
+}
+
+/// Sends sums of this PE down the column, each added to those of the rows above, and out at the south edge in f32.
+pub fn sums(site: &Site, own: Slice, count: i64) -> Vec<Stmt> {
+    let come = words(site.channel(Channel::Leave(site.north_parity())), Wire::F32);
+    let on = send(site.channel(Channel::Leave(site.parity())), Wire::F32);
+    vec![match site.at.y {
+        0 => op(OpKind::Mov, on, [from(own)], dims([count])),
+        _ => op(OpKind::Add, on, [from(own), come], dims([count])),
+    }]
 }

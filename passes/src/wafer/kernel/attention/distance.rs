@@ -4,18 +4,18 @@
 //! first token of the visiting block, relative to the own row, is kept in `origin`. Softmax does not mind a constant
 //! per query, so ALiBi adds slope x position of the key instead of slope x distance.
 
-use super::{Kernel, MASKED};
+use super::{Kernel, MASKED, Scores};
 use crate::wafer::code::{dims, from, number, op, strided, to};
 use crate::wafer::kernel::{Scratch, scratch_name};
-use crate::wafer::placed::{Attention, PlacedOp};
+use crate::wafer::placed::PlacedOp;
 use crate::wafer::site::{HeadSite, Site};
 use crate::wafer::tile::Tiles;
 use lapidary_models::dtype::DType;
 use lapidary_runtime_sim::program::{Affine, OpKind, Operand, Stmt, TensorMap, Var};
 
 /// Whether an attention asks for distances.
-pub fn is_needed(attention: &Attention) -> bool {
-    attention.window.is_some() || !attention.slopes.is_empty()
+pub fn is_needed(scores: &Scores) -> bool {
+    scores.window.is_some() || !scores.slopes.is_empty()
 }
 
 /// ALiBi's slopes of `heads` heads, times `factor`: powers of 2^(-8/n) for n heads, n a power of two; the others take
@@ -28,18 +28,12 @@ pub fn slopes(heads: u32, factor: f64) -> Vec<f64> {
 }
 
 /// Tables and counters.
-pub fn scratch(
-    site: &Site,
-    at: &PlacedOp,
-    attention: &Attention,
-    head: &HeadSite,
-    largest: u32,
-) -> Vec<Scratch> {
-    if !is_needed(attention) {
+pub fn scratch(site: &Site, at: &PlacedOp, scores: &Scores, head: &HeadSite, largest: u32) -> Vec<Scratch> {
+    if !is_needed(scores) {
         return vec![];
     }
-    let heads = if attention.slopes.is_empty() { 0 } else { head.shape.kv * head.shape.ways };
-    let gaps = if attention.window.is_some() { head.tokens().saturating_mul(largest) } else { 0 };
+    let heads = if scores.slopes.is_empty() { 0 } else { head.shape.kv * head.shape.ways };
+    let gaps = if scores.window.is_some() { head.tokens().saturating_mul(largest) } else { 0 };
     let loaded = |name, elements: u32, tensor: &str, first: Affine| {
         let tensor = scratch_name(&at.name, tensor);
         let load =
@@ -67,7 +61,7 @@ pub fn scratch(
 
 impl Kernel<'_> {
     fn counts(&self) -> bool {
-        is_needed(self.attention)
+        is_needed(&self.scores)
     }
 
     fn counter(&self, kind: OpKind, by: i64, counter: &str) -> Stmt {
@@ -116,12 +110,12 @@ impl Kernel<'_> {
         let origin = from(strided(&self.name("origin"), 0, &[0]));
         let mut body =
             vec![op(OpKind::Add, to(self.all("places")), [from(self.all("steps")), origin], dims([keys]))];
-        if !self.attention.slopes.is_empty() {
+        if !self.scores.slopes.is_empty() {
             let slopes = from(strided(&self.name("slopes"), 0, &[1, 0, 0]));
             let places = from(strided(&self.name("places"), 0, &[0, 0, 1]));
             body.push(self.add_to_scores(slopes, places, keys));
         }
-        if let Some(window) = self.attention.window {
+        if let Some(window) = self.scores.window {
             body.extend(self.hide_beyond(i64::from(window), keys));
         }
         body

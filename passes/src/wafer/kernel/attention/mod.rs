@@ -11,15 +11,19 @@
 //! Blocks travel at the size of the largest one: with uneven tiles the words of up to one token per block are wasted,
 //! arithmetic is not.
 
+mod backward;
 pub mod distance;
 mod softmax;
 mod travel;
 
-use super::{Scratch, scratch_name};
+pub use backward::{channels as channels_dx, code as code_dx, scratch as scratch_dx};
+
+use super::gather::Gathering;
+use super::{Scratch, gather, scratch_name};
 use crate::wafer::channel::Channel;
 use crate::wafer::code::{dims, from, number, op, slice, strided, to};
 use crate::wafer::error::WaferError;
-use crate::wafer::placed::{Attention, Layout, Placed, PlacedOp};
+use crate::wafer::placed::{Attention, AttentionDx, Layout, Placed, PlacedOp};
 use crate::wafer::site::{HeadSite, Site};
 use crate::wafer::tile::Tiles;
 use lapidary_models::dtype::DType;
@@ -46,10 +50,7 @@ pub fn largest_block(placed: &Placed) -> u32 {
 
 /// Channels: round the head blocks, and down the rows of a sequence.
 pub fn channels(placed: &Placed) -> Vec<Channel> {
-    let mut channels = Vec::new();
-    if placed.heads.is_some_and(|heads| heads.columns > 1) {
-        channels.extend([Channel::East(0), Channel::East(1), Channel::HeadWrap]);
-    }
+    let mut channels = gather::channels(placed);
     if placed.tokens.rows > 1 {
         channels.extend([Channel::Down(0), Channel::Down(1)]);
     }
@@ -60,12 +61,14 @@ pub fn channels(placed: &Placed) -> Vec<Channel> {
 pub fn code(site: &Site, at: &PlacedOp, attention: &Attention) -> Result<Vec<Stmt>, WaferError> {
     check(site, at, attention)?;
     let Some(head) = site.head() else { return Ok(vec![]) };
-    let k = Kernel { site, at, attention, head };
-    let mut body = k.begin();
+    let k = Kernel { site, at, scores: attention.into(), head, pass: Pass::Result };
+    let mut body = vec![k.scale_queries()];
+    body.extend(k.begin());
     body.extend(k.own_row());
     body.extend(k.rows_above());
     body.extend(k.finish());
-    body.extend(k.gather());
+    let (here, next, output) = (k.name("block"), k.name("next"), &attention.output);
+    body.extend(Gathering { site, head, queries: true, here, next, output }.statements());
     Ok(body)
 }
 
@@ -77,10 +80,7 @@ pub fn scratch(site: &Site, at: &PlacedOp, attention: &Attention) -> Result<Vec<
     let queries = (shape.kv * shape.ways).saturating_mul(tokens);
     let block = largest.saturating_mul((2 * shape.key_features()).max(shape.query_features()));
     let dtype = site.placed.dtype;
-    let index = Affine::term(Var::Dim(0), i64::from(largest)).plus(Var::Dim(1), 1);
-    let lengths = vec![i64::from(tokens).into(), i64::from(tokens).into()];
-    let load = Some(TensorMap { tensor: MASK.into(), dims: lengths, index });
-    let mut scratch = distance::scratch(site, at, attention, &head, largest);
+    let mut scratch = distance::scratch(site, at, &attention.into(), &head, largest);
     scratch.extend([
         Scratch::new("block", dtype, block),
         Scratch::new("next", dtype, block),
@@ -91,23 +91,32 @@ pub fn scratch(site: &Site, at: &PlacedOp, attention: &Attention) -> Result<Vec<
         Scratch::new("shrink", DType::F32, queries),
         Scratch::new("sum", DType::F32, queries),
         Scratch::new("result", DType::F32, queries.saturating_mul(shape.dim)),
-        Scratch { load, ..Scratch::new("mask", DType::F32, tokens.saturating_mul(tokens)) },
+        mask_table(tokens, largest),
     ]);
     Ok(scratch)
 }
 
+/// The causal mask between the own tokens.
+fn mask_table(tokens: u32, largest: u32) -> Scratch {
+    let index = Affine::term(Var::Dim(0), i64::from(largest)).plus(Var::Dim(1), 1);
+    let lengths = vec![i64::from(tokens).into(), i64::from(tokens).into()];
+    let load = Some(TensorMap { tensor: MASK.into(), dims: lengths, index });
+    Scratch { load, ..Scratch::new("mask", DType::F32, tokens.saturating_mul(tokens)) }
+}
+
 fn check(site: &Site, at: &PlacedOp, attention: &Attention) -> Result<(), WaferError> {
     let placed = site.placed;
+    let keys = Layout::HeadTokens { queries: false };
+    let output = (&attention.output, Layout::HeadColumns { queries: true });
+    let queries = (&attention.query, Layout::HeadTokens { queries: true });
+    check_layouts(placed, at, &[queries, (&attention.key, keys), (&attention.value, keys), output])
+}
+
+fn check_layouts(placed: &Placed, at: &PlacedOp, wanted: &[(&String, Layout)]) -> Result<(), WaferError> {
     placed.heads(&at.name)?;
-    let wanted = [
-        (&attention.query, Layout::HeadTokens { queries: true }),
-        (&attention.key, Layout::HeadTokens { queries: false }),
-        (&attention.value, Layout::HeadTokens { queries: false }),
-        (&attention.output, Layout::HeadColumns),
-    ];
     for (value, layout) in wanted {
         let found = placed.layout(at, value)?;
-        if found != layout {
+        if found != *layout {
             let detail = format!("{value} lies as {found:?}, attention needs {layout:?}");
             return Err(WaferError::Layout { op: at.name.clone(), detail });
         }
@@ -115,11 +124,49 @@ fn check(site: &Site, at: &PlacedOp, attention: &Attention) -> Result<(), WaferE
     Ok(())
 }
 
+/// How scores are made.
+#[derive(Clone, Copy)]
+pub struct Scores<'a> {
+    query: &'a str,
+    key: &'a str,
+    value: &'a str,
+    scale: f64,
+    /// ALiBi's slopes of all query heads; empty without.
+    pub slopes: &'a [f64],
+    window: Option<u32>,
+}
+
+impl<'a> From<&'a Attention> for Scores<'a> {
+    fn from(a: &'a Attention) -> Self {
+        let (query, key, value) = (&a.query, &a.key, &a.value);
+        Scores { query, key, value, scale: a.scale, slopes: &a.slopes, window: a.window }
+    }
+}
+
+impl<'a> From<&'a AttentionDx> for Scores<'a> {
+    fn from(a: &'a AttentionDx) -> Self {
+        let (query, key, value) = (&a.query, &a.key, &a.value);
+        Scores { query, key, value, scale: a.scale, slopes: &a.slopes, window: a.window }
+    }
+}
+
+/// What is made of the scores while blocks travel past.
+#[derive(Clone, Copy)]
+enum Pass<'a> {
+    /// The result, by an online softmax.
+    Result,
+    /// Maximum and sum of the softmax, and the sum of its shares times their gradients.
+    Statistics { gradient: &'a str },
+    /// Gradients of queries, keys and values.
+    Gradients { gradient: &'a str },
+}
+
 struct Kernel<'a> {
     site: &'a Site<'a>,
     at: &'a PlacedOp,
-    attention: &'a Attention,
+    scores: Scores<'a>,
     head: HeadSite,
+    pass: Pass<'a>,
 }
 
 impl Kernel<'_> {
@@ -166,30 +213,35 @@ impl Kernel<'_> {
         self.key_heads() * self.dim() * self.largest()
     }
 
-    /// Scales the queries, clears the state and fills the block with the own keys and values.
-    fn begin(&self) -> Vec<Stmt> {
-        let state = self.key_heads() * self.queries();
+    fn fill(&self, name: &str, value: f64, count: i64) -> Stmt {
+        op(OpKind::Mov, to(self.all(name)), [number(value)], dims([count]))
+    }
+
+    fn scale_queries(&self) -> Stmt {
+        let query = || slice(self.scores.query, 0);
+        let elements = self.query_heads() * self.tokens() * self.dim();
+        op(OpKind::Mul, to(query()), [from(query()), number(self.scores.scale)], dims([elements]))
+    }
+
+    /// Fills the block with the own keys and values.
+    fn own_block(&self) -> [Stmt; 2] {
         let own = self.key_heads() * self.dim() * self.tokens();
-        let fill = |name: &str, value: f64, count: i64| {
-            op(OpKind::Mov, to(self.all(name)), [number(value)], dims([count]))
-        };
-        let query = || slice(&self.attention.query, 0);
         let copy = |first: i64, value: &str| {
             op(OpKind::Mov, to(slice(&self.name("block"), first)), [from(slice(value, 0))], dims([own]))
         };
-        vec![
-            op(
-                OpKind::Mul,
-                to(query()),
-                [from(query()), number(self.attention.scale)],
-                dims([state * self.dim()]),
-            ),
-            fill("max", MASKED, state),
-            fill("sum", 0.0, state),
-            fill("result", 0.0, state * self.dim()),
-            copy(0, &self.attention.key),
-            copy(self.values_at(), &self.attention.value),
-        ]
+        [copy(0, self.scores.key), copy(self.values_at(), self.scores.value)]
+    }
+
+    /// Clears the state and fills the block.
+    fn begin(&self) -> Vec<Stmt> {
+        let state = self.query_heads() * self.tokens();
+        let mut body = vec![
+            self.fill("max", MASKED, state),
+            self.fill("sum", 0.0, state),
+            self.fill("result", 0.0, state * self.dim()),
+        ];
+        body.extend(self.own_block());
+        body
     }
 
     /// Divides by the sums; the block becomes `[feature][token]`.

@@ -1,15 +1,27 @@
 //! Scores of a block and the online softmax.
 
-use super::Kernel;
+use super::{Kernel, Pass};
 use crate::wafer::code::{dims, from, number, op, strided, to};
 use lapidary_runtime_sim::program::{OpKind, Operand, Stmt};
 
 impl Kernel<'_> {
-    /// Scores of all own queries against the `keys` keys of the block, and their share in the result.
+    /// Scores of all own queries against the `keys` keys of the block, and what the pass makes of them.
     pub fn attend(&self, keys: i64, diagonal: bool) -> Vec<Stmt> {
         if keys == 0 || self.tokens() == 0 {
             return vec![];
         }
+        let mut body = self.masked_scores(keys, diagonal);
+        body.extend(match self.pass {
+            Pass::Result => [self.soften(keys), self.weigh(keys)].concat(),
+            Pass::Statistics { gradient } => {
+                [self.soften(keys), self.shares_dx(gradient, keys), self.weigh_shares_dx(keys)].concat()
+            }
+            Pass::Gradients { gradient } => self.gradients(gradient, keys),
+        });
+        body
+    }
+
+    fn masked_scores(&self, keys: i64, diagonal: bool) -> Vec<Stmt> {
         let mut body = self.score(keys);
         if diagonal && keys > 1 {
             let lengths = dims([self.query_heads(), self.tokens(), keys]);
@@ -17,15 +29,13 @@ impl Kernel<'_> {
             body.push(op(OpKind::Add, to(self.all("scores")), [from(self.all("scores")), mask], lengths));
         }
         body.extend(self.weigh_distance(keys));
-        body.extend(self.soften(keys));
-        body.extend(self.weigh(keys));
         body
     }
 
     fn score(&self, keys: i64) -> Vec<Stmt> {
         let (dim, queries) = (self.dim(), self.queries());
         let scores = || strided(&self.name("scores"), 0, &[queries * keys, keys, 1, 0]);
-        let query = from(strided(&self.attention.query, 0, &[queries * dim, dim, 0, 1]));
+        let query = from(strided(self.scores.query, 0, &[queries * dim, dim, 0, 1]));
         let key = from(strided(&self.name("block"), 0, &[keys * dim, 0, dim, 1]));
         let count = self.key_heads() * queries * keys;
         let lengths = dims([self.key_heads(), queries, keys, dim]);

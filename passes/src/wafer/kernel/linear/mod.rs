@@ -113,7 +113,9 @@ impl Kernel<'_> {
     fn least_inputs(&self) -> u32 {
         match (self.site.placed.values.get(&self.linear.input), self.site.placed.heads) {
             (Some(Layout::Columns { features }), _) => features / self.site.placed.width,
-            (Some(Layout::HeadColumns), Some(heads)) => heads.query_features() / heads.columns.max(1),
+            (Some(Layout::HeadColumns { queries }), Some(heads)) => {
+                heads.features(*queries) / heads.columns.max(1)
+            }
             _ => 0,
         }
     }

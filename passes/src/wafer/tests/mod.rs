@@ -8,6 +8,7 @@ const SPEC: WaferSpec = WaferSpec {
     sram_bytes: 49152,
     banks: 8,
     code_bytes: 4096,
+    kept_bytes: 0,
     colours: 24,
     bytes_per_cycle: 1e9,
     hop_cycles: 6,
@@ -101,7 +102,8 @@ fn columns(features: u32) -> Layout {
 
 fn segment(value: &str, bias: bool) -> Segment {
     let parameter = |part: &str| Parameter::plain(format!("{value}.{part}"));
-    Segment { value: value.into(), weight: parameter("w"), bias: bias.then(|| parameter("b")) }
+    let bias = bias.then(|| parameter("b"));
+    Segment { value: value.into(), weight: parameter("w"), transposed: false, bias }
 }
 
 fn op(name: &str, kind: OpKind) -> PlacedOp {
@@ -130,6 +132,17 @@ type Parameters = BTreeMap<String, Vec<f32>>;
 
 /// Generates, checks and simulates; the tensor `out` and the cycles.
 fn run(placed: &Placed, x: &Matrix, parameters: &Parameters) -> (Vec<f32>, u64) {
+    let (tensors, cycles) = run_all(placed, &[("in", &x.data)], parameters, &[]);
+    (tensors["out"].clone(), cycles)
+}
+
+/// Generates, checks and simulates; all tensors and the cycles. Each label counts for 1 / their number.
+fn run_all(
+    placed: &Placed,
+    given: &[(&str, &[f32])],
+    parameters: &Parameters,
+    labels: &[i32],
+) -> (BTreeMap<String, Vec<f32>>, u64) {
     let generated = generate(placed, &SPEC).unwrap_or_else(|fault| panic!("{fault}"));
     let checked = check_program(&generated.program, &FabricSpec::wse2()).unwrap_or_else(|faults| {
         let faults: Vec<_> = faults.iter().take(5).map(ToString::to_string).collect();
@@ -137,13 +150,15 @@ fn run(placed: &Placed, x: &Matrix, parameters: &Parameters) -> (Vec<f32>, u64) 
     });
     let mut tensors = BTreeMap::new();
     for (name, data) in &generated.host {
-        if let Some(values) = data.values(|name| parameters.get(name).map(Vec::as_slice), &[]) {
+        let count = labels.iter().filter(|label| **label >= 0).count() as u64;
+        let values = data.values(|name| parameters.get(name).map(Vec::as_slice), &[]);
+        if let Some(values) = values.or_else(|| data.label_values(labels, count)) {
             tensors.insert(name.clone(), values);
         }
     }
-    tensors.insert("in".to_owned(), x.data.clone());
+    tensors.extend(given.iter().map(|(name, values)| ((*name).to_owned(), values.to_vec())));
     let run = event::simulate(&checked, tensors).unwrap_or_else(|fault| panic!("{fault}"));
-    (run.tensors["out"].clone(), run.report.cycles)
+    (run.tensors, run.report.cycles)
 }
 
 fn assert_close(found: &[f32], expected: &Matrix, tolerance: f32) {
@@ -310,7 +325,7 @@ fn attention_half(
     };
     let rope = |value: &str| {
         let (frequencies, pairing) = (frequencies.clone(), half.pairing);
-        OpKind::Rope(Rope { value: value.into(), rotated, pairing, frequencies, offset: 0 })
+        OpKind::Rope(Rope { value: value.into(), rotated, pairing, frequencies, offset: 0, back: false })
     };
     let scale = 1.0 / f64::from(half.dim).sqrt();
     let [query, key, value, output_value] = ["q", "k", "v", "o"].map(str::to_owned);
@@ -325,6 +340,7 @@ fn attention_half(
         input: "o".into(),
         outputs: vec![Segment {
             weight: Parameter::plain("o.w"),
+            transposed: false,
             bias: Some(Parameter::plain("o.b")),
             value: "x".into(),
         }],
@@ -345,7 +361,7 @@ fn attention_half(
         ("q", Layout::HeadTokens { queries: true }),
         ("k", keys),
         ("v", keys),
-        ("o", Layout::HeadColumns),
+        ("o", Layout::HeadColumns { queries: true }),
     ];
     let placed = Placed { heads: Some(heads), ..placed(width, height, tokens, &values, ops) };
 
@@ -530,6 +546,10 @@ fn outputs_of_a_head_block_do_not_wait_for_the_ring() {
     let (_, cycles) = run(&placed, &x, &parameters);
     assert!(cycles < 96 * ring / 2, "{cycles} cycles for 96 outputs, with {ring} for each turn of the ring");
 }
+
+mod backward;
+mod backward_attention;
+mod backward_time;
 
 mod random {
     use super::*;

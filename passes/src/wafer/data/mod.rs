@@ -1,5 +1,7 @@
 //! How the host makes the tensors of a program from parameters and token ids.
 
+mod gradient;
+
 use super::kernel::attention;
 use super::placed::Parameter;
 use super::tile::Tiles;
@@ -52,6 +54,45 @@ pub enum HostData {
         /// How many numbers.
         elements: u32,
     },
+    /// Labels of the tokens as numbers; -1 where there is none.
+    Labels {
+        /// Number of tokens.
+        tokens: u64,
+    },
+    /// What each token counts in the loss: one over the number of labels, 0 where there is none.
+    Shares {
+        /// Number of tokens.
+        tokens: u64,
+    },
+    /// The gradient of a parameter, laid out as it is: it leaves the wafer.
+    Gradient {
+        /// The parameter.
+        parameter: Parameter,
+        /// Number of elements.
+        elements: u64,
+    },
+    /// The gradient of a row of a table for each token id: it leaves the wafer.
+    LookupGradient {
+        /// The table.
+        table: Parameter,
+        /// Elements of a row.
+        columns: u32,
+        /// Number of tokens.
+        tokens: u64,
+    },
+    /// The gradient of a row of a table for each position of each sequence: it leaves the wafer.
+    PositionsGradient {
+        /// The table.
+        table: Parameter,
+        /// Elements of a row.
+        columns: u32,
+        /// Number of sequences.
+        sequences: u32,
+        /// Tokens of a sequence.
+        length: u32,
+        /// Position of the first.
+        offset: u64,
+    },
     /// The causal mask between the tokens of one PE.
     Mask {
         /// Tokens of the fullest PE.
@@ -88,6 +129,8 @@ pub struct Part {
     pub parameter: Parameter,
     /// Rows.
     pub rows: u32,
+    /// Whether these are columns of the parameter.
+    pub transposed: bool,
 }
 
 impl Packing {
@@ -123,31 +166,48 @@ impl HostData {
             HostData::Mask { tokens } => u64::from(*tokens) * u64::from(*tokens),
             HostData::Numbers { values } => values.len() as u64,
             HostData::Count { elements } => u64::from(*elements),
+            HostData::Labels { tokens } | HostData::Shares { tokens } => *tokens,
+            HostData::Gradient { elements, .. } => *elements,
+            HostData::LookupGradient { columns, tokens, .. } => u64::from(*columns) * tokens,
+            HostData::PositionsGradient { columns, sequences, length, .. } => {
+                u64::from(*columns) * u64::from(*sequences) * u64::from(*length)
+            }
         }
     }
 
     /// The values, where `parameter` gives those of a parameter and `ids` are the token ids; `None` for activations of
-    /// the caller and where a parameter is missing or too short.
+    /// the caller, labels and gradients, and where a parameter is missing or too short.
     pub fn values<'a>(&self, parameter: impl Fn(&str) -> Option<&'a [f32]>, ids: &[i32]) -> Option<Vec<f32>> {
         let rows = Rows { parameter };
         match self {
-            HostData::Activations { .. } => None,
+            HostData::Activations { .. }
+            | HostData::Labels { .. }
+            | HostData::Shares { .. }
+            | HostData::Gradient { .. }
+            | HostData::LookupGradient { .. }
+            | HostData::PositionsGradient { .. } => None,
             HostData::Mask { tokens } => Some(attention::mask(*tokens)),
             HostData::Numbers { values } => Some(values.iter().map(|value| *value as f32).collect()),
             HostData::Count { elements } => Some((0..*elements).map(|n| n as f32).collect()),
             HostData::Cosines(angles) => Some(angles.table(f64::cos)),
             HostData::Sines(angles) => Some(angles.table(f64::sin)),
             HostData::Packed(packing) => {
-                let all = packing.rows().map(|(part, row)| (&part.parameter, u64::from(row)));
+                let all = packing.rows().map(|(part, row)| {
+                    let step = if part.transposed { part.rows } else { 1 };
+                    let first = if part.transposed { 1 } else { packing.columns };
+                    (&part.parameter, u64::from(row) * u64::from(first), step)
+                });
                 rows.collect(packing.columns, packing.elements(), all)
             }
             HostData::Lookup { table, columns, tokens } => {
                 let ids = ids.iter().take(usize::try_from(*tokens).ok()?);
-                let all = ids.map(|id| (table, u64::try_from(*id).unwrap_or(u64::MAX)));
+                let row = |id: &i32| u64::try_from(*id).unwrap_or(u64::MAX).saturating_mul((*columns).into());
+                let all = ids.map(|id| (table, row(id), 1));
                 rows.collect(*columns, self.elements(), all)
             }
             HostData::Positions { table, columns, sequences, length, offset } => {
-                let sequence = || (0..*length).map(|position| (table, u64::from(position) + offset));
+                let row = |position: u32| (u64::from(position) + offset) * u64::from(*columns);
+                let sequence = || (0..*length).map(|position| (table, row(position), 1));
                 rows.collect(*columns, self.elements(), (0..*sequences).flat_map(|_| sequence()))
             }
         }
@@ -170,19 +230,21 @@ struct Rows<F> {
 }
 
 impl<'a, F: Fn(&str) -> Option<&'a [f32]>> Rows<F> {
-    /// The rows one after the other, `elements` in all.
+    /// The rows one after the other, `elements` in all: of each the parameter, its first element and the distance
+    /// between two.
     fn collect<'b>(
         &self,
         columns: u32,
         elements: u64,
-        rows: impl Iterator<Item = (&'b Parameter, u64)>,
+        rows: impl Iterator<Item = (&'b Parameter, u64, u32)>,
     ) -> Option<Vec<f32>> {
         let columns = columns as usize;
         let mut values = Vec::with_capacity(usize::try_from(elements).ok()?);
-        for (parameter, row) in rows {
-            let first = usize::try_from(row).ok()?.checked_mul(columns)?;
-            let row = (self.parameter)(&parameter.name)?.get(first..first.checked_add(columns)?)?;
-            values.extend(row.iter().map(|value| (f64::from(*value) * parameter.scale) as f32));
+        for (parameter, first, step) in rows {
+            let (first, step) = (usize::try_from(first).ok()?, step.max(1) as usize);
+            let row = (self.parameter)(&parameter.name)?.get(first..)?;
+            let row = row.iter().step_by(step).take(columns);
+            values.extend(row.map(|value| (f64::from(*value) * parameter.scale) as f32));
         }
         (values.len() as u64 == elements).then_some(values)
     }

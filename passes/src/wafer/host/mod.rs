@@ -4,14 +4,15 @@
 //! the order `[output, input]` of the lane's own input features. Rows of the outputs of one layer are interleaved block
 //! by block when the tensor is packed, so that what a block of columns owns comes together.
 
+mod gradients;
+
 use super::channel::{Channel, Colours};
 use super::data::{Angles, HostData, Packing, Part};
 use super::error::WaferError;
-use super::kernel::{attention, scratch_name};
+use super::kernel::attention::{self, Scores};
+use super::kernel::scratch_name;
 use super::lanes::{Lanes, all_lanes, lanes};
-use super::placed::{
-    Attention, Layout, Linear, Norm, OpKind, Parameter, Path, Placed, PlacedOp, Rope, Source,
-};
+use super::placed::{Layout, Linear, Norm, OpKind, Parameter, Path, Placed, PlacedOp, Rope, Source};
 use lapidary_models::dtype::DType;
 use lapidary_runtime_sim::program::{Affine, Direction, HostStream, Port, Var, Wire};
 use std::collections::BTreeMap;
@@ -40,8 +41,19 @@ pub fn host(placed: &Placed, colours: &Colours, bytes_per_cycle: f64) -> Result<
             }
             OpKind::Output { value, tensor, path } => feeder.output(&mut host, value, tensor, *path)?,
             OpKind::Rope(rope) => feeder.angles(&mut host, rope),
-            OpKind::Attention(attention) => feeder.attention(&mut host, attention),
-            OpKind::Map(_) => {}
+            OpKind::Attention(attention) => feeder.attention(&mut host, &attention.into()),
+            OpKind::AttentionDx(attention) => feeder.attention(&mut host, &attention.into()),
+            OpKind::NormDx(norm) => {
+                let layout = placed.layout(op, &norm.input)?;
+                feeder.vector(&mut host, "weight", &norm.weight, layout);
+            }
+            OpKind::Outer(outer) => feeder.products(&mut host, outer)?,
+            OpKind::ColumnSum(sum) => feeder.sums(&mut host, &sum.input, &sum.result)?,
+            OpKind::NormDw(norm) => feeder.sums(&mut host, &norm.input, &norm.result)?,
+            OpKind::TableDw(table) => feeder.rows(&mut host, table)?,
+            OpKind::Loss(loss) => feeder.loss(&mut host, loss)?,
+            OpKind::LossDx(loss) => feeder.labels(&mut host, &loss.logits)?,
+            OpKind::Map(_) | OpKind::Gather(_) => {}
         }
     }
     Ok(host)
@@ -85,7 +97,8 @@ impl Feeder<'_> {
                 _ => self.placed.width,
             };
             let rows = self.placed.features(layout);
-            parts.push(Part { parameter: segment.weight.clone(), rows });
+            let transposed = segment.transposed;
+            parts.push(Part { parameter: segment.weight.clone(), rows, transposed });
             if let Some(bias) = &segment.bias {
                 self.vector(host, &format!("{}.bias", segment.value), bias, layout);
             }
@@ -115,19 +128,22 @@ impl Feeder<'_> {
     fn angles(&self, host: &mut Host, rope: &Rope) {
         let (frequencies, positions, offset) =
             (rope.frequencies.clone(), self.placed.tokens.length, rope.offset);
-        let angles = Angles { frequencies, positions, offset };
+        let mut angles = Angles { frequencies, positions, offset };
         host.tensors.insert(scratch_name(&self.op.name, "cos"), HostData::Cosines(angles.clone()));
+        if rope.back {
+            angles.frequencies.iter_mut().for_each(|frequency| *frequency = -*frequency);
+        }
         host.tensors.insert(scratch_name(&self.op.name, "sin"), HostData::Sines(angles));
     }
 
-    fn attention(&self, host: &mut Host, attention: &Attention) {
+    fn attention(&self, host: &mut Host, attention: &Scores) {
         let tokens = attention::largest_block(self.placed);
         host.tensors.insert(attention::MASK.into(), HostData::Mask { tokens });
         if attention::distance::is_needed(attention) {
             // First tokens of columns without any lie one past the last token of the row.
             let elements = self.placed.tokens.tiles().largest() + 1;
             host.tensors.insert(scratch_name(&self.op.name, "count"), HostData::Count { elements });
-            let values = attention.slopes.clone();
+            let values = attention.slopes.to_vec();
             host.tensors.insert(scratch_name(&self.op.name, "slopes"), HostData::Numbers { values });
         }
     }
@@ -136,7 +152,7 @@ impl Feeder<'_> {
     fn vector(&self, host: &mut Host, name: &str, parameter: &Parameter, layout: Layout) {
         let tensor = scratch_name(&self.op.name, name);
         let rows = self.placed.features(layout);
-        let parts = vec![Part { parameter: parameter.clone(), rows }];
+        let parts = vec![Part { parameter: parameter.clone(), rows, transposed: false }];
         host.tensors.insert(tensor.clone(), HostData::Packed(Packing { columns: 1, blocks: 1, parts }));
         self.matrix(host, self.weights(&tensor, Wire::F32), lanes(self.placed, layout), 1, rows);
     }
@@ -193,24 +209,36 @@ impl Feeder<'_> {
         for Lanes { runs, features, first } in lanes {
             let dims = vec![Affine::constant(rows as i64), Affine::constant(features.into())];
             let index = first.plus(Var::Dim(0), columns.into()).plus(Var::Dim(1), 1);
-            for (first, lanes, step) in runs {
-                host.phases.push(self.phase);
-                host.streams.push(HostStream {
-                    name: format!("{}.{}", flow.tensor, host.streams.len()),
-                    direction: flow.direction,
-                    edge: flow.edge,
-                    first,
-                    lanes,
-                    step,
-                    colour: self.colours.get(self.phase, flow.channel),
-                    wire: flow.wire,
-                    tensor: flow.tensor.into(),
-                    dims: dims.clone(),
-                    index: index.clone(),
-                    then: None,
-                    interval: self.interval(flow.wire),
-                });
-            }
+            self.streams(host, &flow, &runs, &dims, &index);
+        }
+    }
+
+    /// The same words through every lane of `runs`.
+    fn streams(
+        &self,
+        host: &mut Host,
+        flow: &Flow,
+        runs: &[(u32, u32, u32)],
+        dims: &[Affine],
+        index: &Affine,
+    ) {
+        for (first, lanes, step) in runs {
+            host.phases.push(self.phase);
+            host.streams.push(HostStream {
+                name: format!("{}.{}", flow.tensor, host.streams.len()),
+                direction: flow.direction,
+                edge: flow.edge,
+                first: *first,
+                lanes: *lanes,
+                step: *step,
+                colour: self.colours.get(self.phase, flow.channel),
+                wire: flow.wire,
+                tensor: flow.tensor.into(),
+                dims: dims.to_vec(),
+                index: index.clone(),
+                then: None,
+                interval: self.interval(flow.wire),
+            });
         }
     }
 
