@@ -97,7 +97,7 @@ pub fn pipeline_text(goal: Goal, mup: Mup, fusion: &Fusion) -> String {
 }
 
 /// The passes for a training step as [`lapidary_models::autodiff::differentiate`] makes it: muP's multipliers stay, and a
-/// policy of recomputation comes first. For wafers there is none.
+/// policy of recomputation comes first. For wafers see [`WAFER_TRAINING`].
 pub fn training_text(goal: Goal, policy: Recompute, fusion: &Fusion) -> String {
     let fusion = match (goal, fusion) {
         (Goal::Gpu, Fusion::On) => Fusion::Options(TRAINED_IN_PLACE.into()),
@@ -105,6 +105,10 @@ pub fn training_text(goal: Goal, policy: Recompute, fusion: &Fusion) -> String {
     };
     format!("recompute{{policy={}}},{}", policy.name(), pipeline_text(goal, Mup::Keep, &fusion))
 }
+
+/// The passes for a training step on a wafer. Equal ops stay apart: a softmax that is computed again for the result of an
+/// attention and once more for its derivatives would become one, with a matrix of scores between the two.
+pub const WAFER_TRAINING: &str = "canonicalize,dce,symbol-dce";
 
 impl Pipeline {
     /// Reads `canonicalize,fuse{only=attention}`, with or without MLIR's `builtin.module(..)` around it.

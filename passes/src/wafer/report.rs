@@ -148,7 +148,11 @@ impl fmt::Display for PlacementReport {
         )?;
         for phase in &self.phases {
             write!(f, "  {:<24} {:<10}", phase.name, phase.kind)?;
-            writeln!(f, " {:>12} words in  {:>16} MACs", phase.words_in, phase.macs)?;
+            write!(f, " {:>12} words in  {:>16} MACs", phase.words_in, phase.macs)?;
+            match phase.words_out {
+                0 => writeln!(f)?,
+                words => writeln!(f, "  {words:>12} words out")?,
+            }
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ fn target_passes(job: &Job<'_>) -> String {
     match job.machine.as_ref().map(|machine| &machine.device) {
         None => passes,
         // A training step is placed from its functions, after the passes.
-        Some(Device::Wafer(_)) if job.step.is_some() => passes,
+        Some(Device::Wafer(_)) if job.step.is_some() => pipeline::WAFER_TRAINING.to_string(),
         Some(Device::Wafer(wafer)) => {
             let usable = wafer.fabric.usable;
             format!("{passes},lower-to-wafer{{width={} height={}}}", usable.width, usable.height)

@@ -37,7 +37,7 @@ pub fn norm_backward(rates: &Rates, area: &Area, features: u64, means: bool) -> 
         rates.op(own * tokens, rates.mixed) + if means { rates.op(own * tokens, rates.single) } else { 0.0 };
     let sums = rates.op(out, rates.mixed) + tile + own * each * if means { 3.0 } else { 2.0 };
     let factors = rates.op(out, rates.single)
-        + each * if means { 13.0 } else { 5.0 }
+        + each * if means { 14.0 } else { 5.0 }
         + rates.function(tokens, FUNCTION_CYCLES.rsqrt);
     sums + row_exchange(rates, area, out, back) + factors + own * 3.0 * each
 }

@@ -36,6 +36,7 @@ pub fn scratch(site: &Site, at: &PlacedOp, norm: &NormDx) -> Result<Vec<Scratch>
         Scratch::new("sums", DType::F32, tokens.saturating_mul(k.sums() as u32)),
         Scratch::new("row", DType::F32, tokens),
         Scratch::new("weight", DType::F32, k.features as u32),
+        Scratch::new("added", DType::F32, if k.means() { tokens } else { 0 }),
     ])
 }
 
@@ -161,11 +162,16 @@ impl<'a> Kernel<'a> {
         let feature = || Affine::term(Var::Loop(0), self.tokens);
         let (x, result) = (from(slice(&self.norm.input, feature())), slice(&self.norm.output, feature()));
         let (row, sum) = (|| from(self.row()), |place: i64| from(self.sum(place)));
-        let scaled = match self.means() {
-            true => self.each(OpKind::Fmac, self.row(), [row(), sum(SQUARES), sum(VALUES)]),
-            false => self.each(OpKind::Mul, self.row(), [row(), sum(SQUARES)]),
-        };
         let rest = self.each(OpKind::Fmac, result, [x, sum(PRODUCTS), row()]);
-        repeat(self.features, vec![self.weigh(), scaled, rest])
+        if !self.means() {
+            let scaled = self.each(OpKind::Mul, self.row(), [row(), sum(SQUARES)]);
+            return repeat(self.features, vec![self.weigh(), scaled, rest]);
+        }
+        // In a buffer of its own, so that no op of the loop reads two slices of one bank.
+        let added = || slice(&self.name("added"), 0);
+        let mut body = vec![self.each(OpKind::Mov, added(), [sum(VALUES)])];
+        let scaled = self.each(OpKind::Fmac, self.row(), [row(), sum(SQUARES), from(added())]);
+        body.extend(repeat(self.features, vec![self.weigh(), scaled, rest]));
+        body
     }
 }
