@@ -6,7 +6,6 @@ use crate::wafer::{Kept, TrainStage, analytic, place_training};
 use lapidary_hardware::builtin::machine;
 use lapidary_models::autodiff::{Policy, Recompute, training};
 use lapidary_models::{Dims, ModelSpec, builtin};
-use lapidary_runtime_sim::flow;
 
 /// Event, flow and closed form of a program, and by op the closed form beside what the phase took.
 fn levels(placed: &Placed) -> [f64; 3] {
