@@ -190,7 +190,7 @@ fn graph(args: &Compile, spec: &ModelSpec) -> Result<Graph, Failure> {
     graph.map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", args.model)))
 }
 
-/// Whether a whole training step is compiled; wafers have its forward pass so far.
+/// Whether the graph of a whole training step is compiled; on wafers [`wafer::step`] chooses it.
 fn trains(args: &Compile) -> bool {
     args.train && args.target != Target::Cg1Sim
 }
