@@ -169,7 +169,10 @@ fn bad_directories_are_exit_3() {
 #[test]
 fn what_does_not_fit_into_memory_is_exit_4() {
     let folder = copy("amber-tiny");
-    let config = changed(read_json(&folder.path().join("config.json")), &[("num_hidden_layers", 4096), ("intermediate_size", 1_000_000)]);
+    let config = changed(
+        read_json(&folder.path().join("config.json")),
+        &[("num_hidden_layers", 4096), ("intermediate_size", 1_000_000)],
+    );
     std::fs::write(folder.path().join("config.json"), config.to_string()).expect("a file");
     refused(&["verify", text(folder.path())], 4, &["weights", "kv_cache", "GiB", "too much"]);
     refused(
