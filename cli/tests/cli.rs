@@ -265,6 +265,69 @@ fn a_plan_for_amber_is_ranked_and_keeps_what_it_rejected() {
 }
 
 #[test]
+fn a_plan_is_drawn_and_drawn_again_from_its_document() {
+    let folder = folder();
+    let asked = ["plan", "amber", "--machine", "amber-cluster", "--devices", "16", "--pin", "pp=4"];
+    let pictures =
+        ["--report", "a.html", "--trace", "t.json", "-o", "plan.json", "--budget", "60", "--straggler", "5"];
+    let output = lapidary(&[&asked[..], &pictures].concat(), folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("± ") && stdout(&output).contains("left out by a bound"));
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("a file");
+    let trace: serde_json::Value = serde_json::from_str(&read("t.json")).expect("JSON");
+    assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 100));
+    assert!(read("a.html").contains("\"timeline\":{"));
+    let output = lapidary(&["report", "plan.json", "-o", "b.html"], folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(read("b.html").contains("\"timeline\":null"));
+    let output = lapidary(&["report", "t.json", "-o", "c.html"], folder.path());
+    assert_eq!(code(&output), 3);
+    let output = lapidary(&[&asked[..], &["--straggler", "-1"]].concat(), folder.path());
+    assert_eq!(code(&output), 2);
+}
+
+#[test]
+fn inference_is_planned_within_its_latencies() {
+    let folder = folder();
+    let asked = ["plan", "amber", "--machine", "dgx-a100", "--serve", "--json"];
+    let output = lapidary(&[&asked[..], &["--between-tokens-ms", "12"]].concat(), folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!((plan["schema"].as_str(), plan["version"].as_u64()), (Some("lapidary/serve-plan"), Some(1)));
+    let first = &plan["candidates"][0];
+    assert_eq!(plan["chosen"], first["name"]);
+    assert!(first["between_last_tokens_s"].as_f64().is_some_and(|seconds| seconds <= 0.012));
+    let output = lapidary(&[&asked[..], &["--between-tokens-ms", "0.1"]].concat(), folder.path());
+    assert_eq!(code(&output), 4);
+    let output = lapidary(&[&asked[..], &["--pin", "pp=2"]].concat(), folder.path());
+    assert_eq!(code(&output), 2);
+}
+
+#[test]
+fn a_site_is_calibrated_and_planned_for() {
+    let folder = folder();
+    let ranks: String = (0..4)
+        .map(|rank| format!("#  Rank  {rank} Group  0 Pid 1 on host device  {rank} [0x07] A100\n"))
+        .collect();
+    let log = format!("{ranks}  1073741824 268435456 float sum -1 9000 1 180.0 0 9100 1 179.0 0\n");
+    std::fs::write(folder.path().join("nccl.log"), log).expect("a log");
+    let asked = ["calibrate", "--from", "nccl.log", "--machine", "amber-cluster", "-o", "site.toml"];
+    let output = lapidary(&asked, folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let output =
+        lapidary(&["plan", "amber", "--machine", "./site.toml", "--devices", "4", "--json"], folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    let efficiency = plan["assumptions"].as_array().expect("a list").iter();
+    let mut efficiency = efficiency.filter(|one| one["name"] == "node.links.efficiency");
+    let fact = efficiency.next().expect("the fact");
+    assert_eq!(fact["value"], 0.9);
+    assert!(fact["source"].as_str().is_some_and(|source| source.starts_with("nccl.log: ")));
+    std::fs::write(folder.path().join("nccl.log"), "nothing").expect("a log");
+    assert_eq!(code(&lapidary(&asked, folder.path())), 3);
+}
+
+#[test]
 fn models_show_counts_parameters_exactly() {
     let folder = folder();
     for (name, parameters) in [("amber", 6_738_415_616u64), ("crystalcoder", 6_575_278_720)] {
