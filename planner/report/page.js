@@ -6,7 +6,7 @@ window.addEventListener("error", () => { root.dataset.errors = String(Number(roo
 const { plan, timeline } = JSON.parse(document.getElementById("data").textContent);
 const place = (id) => document.getElementById(id);
 const gib = 1024 ** 3;
-const terms = { matmul: "#4878a8", attention: "#7ba6cf", memory_bound: "#a3c58b", recompute: "#6d9a5b", tp_comm: "#e0a458",
+const terms = { matmul: "#4878a8", attention: "#7ba6cf", memory_bound: "#a3c58b", recompute: "#6d9a5b", tp_comm: "#e0a458", cp_comm: "#e8c27a",
   host: "#a89bc4", pp_bubble: "#c9ccd1", pp_comm: "#d98b4a", dp_comm: "#c4623f", optimizer: "#7d6aa8", offload: "#8a6d5a",
   step: "#8d959e", accumulate: "#a3c58b", forward: "#4878a8", backward: "#6d9a5b" };
 const colour = (name) => terms[name] || "#9aa4ae";

@@ -67,7 +67,7 @@ impl Recompute {
     }
 }
 
-/// A plan for GPUs. Ranks are numbered tensor innermost, then data, then pipeline.
+/// A plan for GPUs. Ranks are numbered tensor innermost, then context, data and pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GpuPlan {
     /// Tensor-parallel ranks.
@@ -76,6 +76,9 @@ pub struct GpuPlan {
     pub pp: u64,
     /// Data-parallel ranks.
     pub dp: u64,
+    /// Ranks that share each sequence (context parallelism).
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub cp: u64,
     /// Sequences of a micro-batch.
     pub micro_batch: u64,
     /// Micro-batches of a step on each data-parallel rank.
@@ -105,6 +108,7 @@ impl GpuPlan {
             tp,
             pp,
             dp,
+            cp: 1,
             micro_batch: 1,
             accumulation: 1,
             sharding: Sharding::None,
@@ -119,12 +123,13 @@ impl GpuPlan {
 
     /// The degrees alone, as `tp4pp2dp28`.
     pub fn tag(&self) -> String {
-        format!("tp{}pp{}dp{}", self.tp, self.pp, self.dp)
+        let shared = if self.cp > 1 { format!("cp{}", self.cp) } else { String::new() };
+        format!("tp{}{shared}pp{}dp{}", self.tp, self.pp, self.dp)
     }
 
     /// Devices it runs on.
     pub fn world(&self) -> u64 {
-        self.tp * self.pp * self.dp
+        self.tp * self.cp * self.pp * self.dp
     }
 
     /// The word for what is computed again: of `full`, `partial` where not all layers are.
@@ -137,6 +142,7 @@ impl GpuPlan {
             ("tp", self.tp.to_string()),
             ("pp", self.pp.to_string()),
             ("dp", self.dp.to_string()),
+            ("cp", self.cp.to_string()),
             ("micro-batch", self.micro_batch.to_string()),
             ("sharding", self.sharding.name().to_string()),
             ("recompute", self.recompute_word().to_string()),
@@ -152,6 +158,14 @@ impl GpuPlan {
         ]);
         list
     }
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn is_one(ranks: &u64) -> bool {
+    *ranks == 1
 }
 
 /// The word for full recomputation of a part of the layers.
@@ -267,6 +281,7 @@ impl Degrees {
                 a.tp != b.tp,
                 a.pp != b.pp,
                 a.dp != b.dp,
+                a.cp != b.cp,
                 a.micro_batch != b.micro_batch,
                 a.sharding != b.sharding,
                 (a.recompute, a.recompute_layers) != (b.recompute, b.recompute_layers),

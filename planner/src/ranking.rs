@@ -5,7 +5,7 @@ use crate::cost::physical::Physical;
 use crate::document::{Beaten, Counts};
 use crate::plan::{Degrees, GpuPlan, Sharding};
 use crate::request::{Batch, PlanRequest};
-use crate::search::gpu::GpuSpace;
+use crate::search::gpu::{Degrees as Split, GpuSpace, of, with};
 use crate::search::only::Only;
 use crate::search::wafer::WaferSpace;
 use crate::search::walk::{Found, Walk, plain};
@@ -105,7 +105,7 @@ impl OfGpus<'_> {
         let mut plans: Vec<GpuPlan> = found.best.iter().map(|kept| kept.plan).collect();
         plans.extend(found.over.values().map(|kept| kept.plan));
         let layers = self.space.model.n_layers;
-        plans.extend(found.impossible.iter().map(|(tp, pp, dp)| GpuPlan::of_degrees(*tp, *pp, *dp, layers)));
+        plans.extend(found.impossible.iter().map(|degrees| with(*degrees, layers)));
         plans.extend(baselines.iter().filter_map(|(_, plan)| *plan));
         plans.sort();
         plans.dedup();
@@ -144,9 +144,7 @@ impl OfGpus<'_> {
 
     fn allows(&self, plan: &Evaluated) -> bool {
         match (plan.degrees, &plan.verdict) {
-            (Degrees::Gpu(degrees), Verdict::Impossible(_)) => {
-                self.only.degrees(degrees.tp, degrees.pp, degrees.dp)
-            }
+            (Degrees::Gpu(degrees), Verdict::Impossible(_)) => self.only.degrees(of(&degrees)),
             (Degrees::Gpu(degrees), _) => self.only.plan(&degrees),
             (Degrees::Wafer(_), _) => false,
         }
@@ -155,21 +153,25 @@ impl OfGpus<'_> {
     /// The best fully sharded plan without tensor or pipeline parallelism; where none can be built, the plan over all
     /// devices as data-parallel ranks says why.
     fn pure_fsdp(&self) -> Option<GpuPlan> {
-        let only = Only { tp: Some(1), pp: Some(1), sharding: Some(Sharding::Full), ..Only::default() };
+        let only =
+            Only { tp: Some(1), cp: Some(1), pp: Some(1), sharding: Some(Sharding::Full), ..Only::default() };
         let world = self.space.machine.devices();
         let refused = GpuPlan::of_degrees(1, 1, world, self.space.model.n_layers);
-        self.baseline(only).or_else(|| self.space.impossible(1, 1, world).map(|_| refused))
+        self.baseline(only).or_else(|| self.space.impossible((1, 1, 1, world)).map(|_| refused))
     }
 
     /// Tensor parallelism over a node, the fewest stages that fit, a distributed optimizer over the rest
     /// (arXiv 2104.04473, takeaways 1 and 2); no chunks.
     fn megatron_default(&self) -> Option<GpuPlan> {
         let (space, all) = (self.space, self.space.degrees(&Only::default()));
-        let built = || all.iter().filter(|(tp, pp, dp)| space.impossible(*tp, *pp, *dp).is_none());
+        let built = || all.iter().filter(|degrees| degrees.1 == 1 && space.impossible(**degrees).is_none());
         let tp = built().map(|(tp, ..)| *tp).filter(|tp| *tp <= space.machine.node.devices).max()?;
-        let of_stages = |(tp, pp, dp): &(u64, u64, u64)| {
+        let of_stages = |(tp, cp, pp, dp): &Split| {
             let sharding = if *dp > 1 { Sharding::Optimizer } else { Sharding::None };
-            self.baseline(plain(Only { tp: Some(*tp), pp: Some(*pp), ..Only::default() }, sharding))
+            self.baseline(plain(
+                Only { tp: Some(*tp), cp: Some(*cp), pp: Some(*pp), ..Only::default() },
+                sharding,
+            ))
         };
         let plans: Vec<GpuPlan> = built().filter(|degrees| degrees.0 == tp).filter_map(of_stages).collect();
         let fits = |plan: &&GpuPlan| space.evaluated(plan).feasible();
@@ -186,8 +188,8 @@ impl OfGpus<'_> {
     }
 }
 
-fn beaten(((tp, pp, dp), at_least_s): (&(u64, u64, u64), &f64)) -> Beaten {
-    Beaten { name: format!("tp{tp}pp{pp}dp{dp}"), at_least_s: *at_least_s }
+fn beaten((degrees, at_least_s): (&Split, &f64)) -> Beaten {
+    Beaten { name: with(*degrees, 1).tag(), at_least_s: *at_least_s }
 }
 
 fn counts(found: &Found) -> Counts {

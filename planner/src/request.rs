@@ -108,7 +108,8 @@ impl Batch {
 #[serde(transparent)]
 pub struct Pins(BTreeMap<String, String>);
 
-const GPU_PINS: [&str; 11] = [
+const GPU_PINS: [&str; 12] = [
+    "cp",
     "tp",
     "pp",
     "dp",
@@ -173,7 +174,7 @@ impl Pins {
     /// Whether the degrees alone keep to the pins, for plans that fail before anything else is decided.
     pub fn allow_degrees(&self, degrees: &Degrees) -> bool {
         let settings = degrees.settings();
-        let decided = |key: &str| matches!(key, "tp" | "pp" | "dp" | "systems" | "mode");
+        let decided = |key: &str| matches!(key, "tp" | "pp" | "dp" | "cp" | "systems" | "mode");
         let mut pinned = self.0.iter().filter(|(key, _)| decided(key));
         pinned.all(|(key, value)| settings.iter().any(|(name, found)| name == key && found == value))
     }

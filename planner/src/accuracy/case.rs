@@ -96,6 +96,7 @@ impl Case {
             pipeline,
             chunks: row.count("vpp").unwrap_or(1),
             data,
+            context: 1,
             micro_batch,
             accumulation: (global / (data * micro_batch) as f64).max(1.0),
             sharding: sharding(row, data, &mut assumed),

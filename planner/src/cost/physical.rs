@@ -27,7 +27,8 @@ pub struct Physical {
 }
 
 /// What the terms of an estimate are about.
-const BOUNDS: [(&str, Bound); 12] = [
+const BOUNDS: [(&str, Bound); 13] = [
+    ("cp_comm", Bound::Network),
     ("matmul", Bound::Compute),
     ("attention", Bound::Compute),
     ("memory_bound", Bound::Memory),
@@ -74,6 +75,7 @@ impl Physical {
                 pipeline: plan.pp,
                 chunks: plan.chunks,
                 data: plan.dp,
+                context: plan.cp,
                 micro_batch: plan.micro_batch,
                 accumulation: plan.accumulation as f64,
                 sharding: plan.sharding,

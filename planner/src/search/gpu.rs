@@ -7,7 +7,7 @@ use super::only::{Only, open};
 use crate::accuracy::error_bar;
 use crate::cost::physical::Physical;
 use crate::document::ErrorBar;
-use crate::plan::{Degrees, GpuPlan, Recompute, Sharding};
+use crate::plan::{GpuPlan, Recompute, Sharding};
 use crate::request::Batch;
 use crate::step::data::{Traffic, traffic};
 use crate::step::estimate::{estimate, estimate_by};
@@ -30,6 +30,22 @@ pub(crate) struct GpuSpace<'a> {
     /// What a rank does, by tensor-parallel degree; or why there is none.
     works: BTreeMap<u64, Result<Work, String>>,
 }
+
+/// Degrees of tensor, context, pipeline and data parallelism.
+pub(crate) type Degrees = (u64, u64, u64, u64);
+
+/// The degrees of a plan.
+pub(crate) fn of(plan: &GpuPlan) -> Degrees {
+    (plan.tp, plan.cp, plan.pp, plan.dp)
+}
+
+/// A plan with degrees and nothing else decided.
+pub(crate) fn with((tp, cp, pp, dp): Degrees, layers: u64) -> GpuPlan {
+    GpuPlan { cp, ..GpuPlan::of_degrees(tp, pp, dp, layers) }
+}
+
+/// Tokens that a rank keeps of a sequence at least: the space leaves out plans whose blocks of keys are smaller.
+const LEAST_TOKENS: u64 = 1024;
 
 /// A plan whose stages, sharding and recomputation are still open.
 #[derive(Clone, Copy, Debug)]
@@ -71,16 +87,31 @@ impl<'a> GpuSpace<'a> {
     }
 
     /// All degrees that multiply to the devices.
-    pub fn degrees(&self, only: &Only) -> Vec<(u64, u64, u64)> {
+    pub fn degrees(&self, only: &Only) -> Vec<Degrees> {
         let world = self.machine.devices();
-        let pairs = divisors(world)
-            .into_iter()
-            .flat_map(|tp| divisors(world / tp).into_iter().map(move |pp| (tp, pp, world / tp / pp)));
-        pairs.filter(|(tp, pp, dp)| only.degrees(*tp, *pp, *dp)).collect()
+        let mut all = Vec::new();
+        for tp in divisors(world) {
+            for cp in divisors(world / tp).into_iter().filter(|cp| self.shares(*cp)) {
+                let rest = world / tp / cp;
+                all.extend(divisors(rest).into_iter().map(|pp| (tp, cp, pp, rest / pp)));
+            }
+        }
+        all.retain(|degrees| only.degrees(*degrees));
+        all
+    }
+
+    /// Whether so many ranks may share a sequence: two blocks each, so that the causal mask is dealt evenly, no fewer
+    /// tokens than make sense, and attention as one kernel.
+    fn shares(&self, cp: u64) -> bool {
+        let length = self.batch.seq_len;
+        cp == 1
+            || (self.physical.stack.attention.flash()
+                && length.is_multiple_of(2 * cp)
+                && length / cp >= LEAST_TOKENS)
     }
 
     /// Why no plan has these degrees.
-    pub fn impossible(&self, tp: u64, pp: u64, dp: u64) -> Option<String> {
+    pub fn impossible(&self, (tp, _, pp, dp): Degrees) -> Option<String> {
         let (layers, global) = (self.model.n_layers, self.batch.global);
         if pp > layers {
             return Some(format!("{layers} layers are fewer than {pp} stages"));
@@ -92,11 +123,12 @@ impl<'a> GpuSpace<'a> {
     }
 
     /// Micro-batches and sequence parallelism under some degrees.
-    pub fn nodes(&self, (tp, pp, dp): (u64, u64, u64), only: &Only) -> Vec<Node> {
+    pub fn nodes(&self, degrees: Degrees, only: &Only) -> Vec<Node> {
+        let (tp, cp, _, dp) = degrees;
         let local = self.batch.global / dp;
-        let splits_rows = tp > 1 && self.batch.seq_len.is_multiple_of(tp);
+        let splits_rows = tp > 1 && self.batch.seq_len.is_multiple_of(tp * cp);
         let choices: &[bool] = if splits_rows { &[true, false] } else { &[false] };
-        let base = GpuPlan::of_degrees(tp, pp, dp, self.model.n_layers);
+        let base = with(degrees, self.model.n_layers);
         let mut nodes = Vec::new();
         for micro_batch in divisors(local).into_iter().filter(|found| open(only.micro_batch, *found)) {
             for rows in choices.iter().copied().filter(|found| open(only.sequence_parallel, *found)) {
@@ -129,7 +161,8 @@ impl<'a> GpuSpace<'a> {
     /// Shardings that mean something for some degrees. Gathering shards is not combined with a pipeline, which would
     /// gather again for every micro-batch of every stage.
     pub fn shardings(&self, plan: &GpuPlan, only: &Only) -> Vec<Sharding> {
-        let (pp, dp, per_node) = (plan.pp, plan.dp, self.machine.node.devices / plan.tp);
+        let (pp, dp) = (plan.pp, plan.dp * plan.cp);
+        let per_node = self.machine.node.devices / plan.tp;
         let means = |sharding: &Sharding| match sharding {
             Sharding::None => true,
             Sharding::Optimizer => dp > 1,
@@ -188,8 +221,8 @@ impl<'a> GpuSpace<'a> {
 
     /// A plan with everything that a document says of it.
     pub fn evaluated(&self, plan: &GpuPlan) -> Evaluated {
-        let degrees = Degrees::Gpu(*plan);
-        if let Some(reason) = self.impossible(plan.tp, plan.pp, plan.dp) {
+        let degrees = crate::plan::Degrees::Gpu(*plan);
+        if let Some(reason) = self.impossible(of(plan)) {
             return Evaluated::impossible(degrees, reason);
         }
         let priced = self.work(plan.tp).and_then(|work| {

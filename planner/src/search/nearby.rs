@@ -1,22 +1,22 @@
 //! The smallest change to a plan that does not fit that makes it fit.
 
-use super::gpu::GpuSpace;
+use super::gpu::{Degrees as Split, GpuSpace, of};
 use super::only::Only;
-use super::walk::Triple;
 use crate::plan::{Degrees, GpuPlan, Recompute};
 
 impl GpuSpace<'_> {
     /// The fitting plan with the fewest other decisions, as those decisions; pinned ones stay. Degrees are changed only
     /// where nothing under the plan's own fits, the nearest first.
     pub fn smallest_change(&self, plan: &GpuPlan, only: &Only) -> Option<String> {
-        let own = (plan.tp, plan.pp, plan.dp);
-        let away = |degrees: &Triple| {
+        let own = of(plan);
+        let away = |degrees: &Split| {
             let ratio = |a: u64, b: u64| (a as f64 / b as f64).log2().abs();
-            let changed = usize::from(degrees.0 != own.0) + usize::from(degrees.1 != own.1);
-            (changed, ratio(degrees.0, own.0) + ratio(degrees.1, own.1))
+            let pairs = [(degrees.0, own.0), (degrees.1, own.1), (degrees.2, own.2)];
+            let changed = pairs.iter().filter(|(a, b)| a != b).count();
+            (changed, pairs.iter().map(|(a, b)| ratio(*a, *b)).sum::<f64>())
         };
         let mut all = self.degrees(only);
-        all.retain(|(tp, pp, dp)| self.impossible(*tp, *pp, *dp).is_none());
+        all.retain(|degrees| self.impossible(*degrees).is_none());
         all.sort_by(|a, b| {
             let (one, other) = (away(a), away(b));
             one.0.cmp(&other.0).then(one.1.total_cmp(&other.1)).then(a.cmp(b))
@@ -35,7 +35,7 @@ impl GpuSpace<'_> {
     }
 
     /// The fitting plan under some degrees that is nearest to another.
-    fn nearest_under(&self, plan: &GpuPlan, degrees: Triple, only: &Only) -> Option<GpuPlan> {
+    fn nearest_under(&self, plan: &GpuPlan, degrees: Split, only: &Only) -> Option<GpuPlan> {
         let (work, capacity) = (self.work(degrees.0)?, self.machine.device.memory().0);
         let mut best: Option<(usize, u64, GpuPlan)> = None;
         for node in self.nodes(degrees, only) {

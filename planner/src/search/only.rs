@@ -1,5 +1,6 @@
 //! Decisions that are made already, as the search reads them.
 
+use super::gpu::{Degrees, of};
 use crate::plan::{GpuPlan, PARTIAL, Recompute, Sharding};
 use crate::request::Pins;
 
@@ -9,6 +10,7 @@ pub(crate) struct Only {
     pub tp: Option<u64>,
     pub pp: Option<u64>,
     pub dp: Option<u64>,
+    pub cp: Option<u64>,
     pub micro_batch: Option<u64>,
     pub sharding: Option<Sharding>,
     /// Recomputation, and whether of a part of the layers.
@@ -29,6 +31,7 @@ impl Only {
             tp: number("tp"),
             pp: number("pp"),
             dp: number("dp"),
+            cp: number("cp"),
             micro_batch: number("micro-batch"),
             sharding: word("sharding")
                 .and_then(|word| Sharding::ALL.into_iter().find(|one| one.name() == word)),
@@ -45,8 +48,8 @@ impl Only {
     }
 
     /// Whether the degrees alone are allowed.
-    pub fn degrees(&self, tp: u64, pp: u64, dp: u64) -> bool {
-        open(self.tp, tp) && open(self.pp, pp) && open(self.dp, dp)
+    pub fn degrees(&self, (tp, cp, pp, dp): Degrees) -> bool {
+        open(self.tp, tp) && open(self.cp, cp) && open(self.pp, pp) && open(self.dp, dp)
     }
 
     /// Whether stages of these sizes are allowed.
@@ -62,7 +65,7 @@ impl Only {
 
     /// Whether a whole plan is allowed.
     pub fn plan(&self, plan: &GpuPlan) -> bool {
-        self.degrees(plan.tp, plan.pp, plan.dp)
+        self.degrees(of(plan))
             && open(self.micro_batch, plan.micro_batch)
             && open(self.sharding, plan.sharding)
             && self.again(plan.recompute, plan.recompute_layers)

@@ -6,7 +6,7 @@
 //! What is kept does not grow with the space: the best, one per kind; and for degrees under which nothing fits the plan
 //! that is over by the least.
 
-use super::gpu::{GpuSpace, Node, Stages};
+use super::gpu::{Degrees, GpuSpace, Node, Stages, of};
 use super::only::Only;
 use crate::plan::{GpuPlan, Recompute, Sharding};
 use crate::request::Objective;
@@ -15,9 +15,6 @@ use crate::step::estimate::{bound, least};
 use crate::step::prices::Prices;
 use crate::step::{Again, Job, Work};
 use std::collections::BTreeMap;
-
-/// Degrees of tensor, pipeline and data parallelism.
-pub(crate) type Triple = (u64, u64, u64);
 
 /// What a search counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,11 +45,11 @@ pub(crate) struct Found {
     /// The best plans by rank, one per kind.
     pub best: Vec<Kept>,
     /// Of degrees under which nothing fits, the plan that is over by the least.
-    pub over: BTreeMap<Triple, Kept>,
+    pub over: BTreeMap<Degrees, Kept>,
     /// Degrees of which plans were left out without a look, and what they take at least.
-    pub beaten: BTreeMap<Triple, f64>,
+    pub beaten: BTreeMap<Degrees, f64>,
     /// Degrees that cannot be built.
-    pub impossible: Vec<Triple>,
+    pub impossible: Vec<Degrees>,
     pub tally: Tally,
     /// Whether it was not stopped.
     pub complete: bool,
@@ -76,14 +73,14 @@ impl Walk<'_> {
     /// Searches.
     pub fn run(&self) -> Found {
         let mut found = Found { complete: true, ..Found::default() };
-        let mut fits: BTreeMap<Triple, bool> = BTreeMap::new();
+        let mut fits: BTreeMap<Degrees, bool> = BTreeMap::new();
         let nodes = self.nodes(&mut found);
         for (node, least, prices) in &nodes {
             if (self.stop)() {
                 found.complete = false;
                 break;
             }
-            let degrees = (node.plan.tp, node.plan.pp, node.plan.dp);
+            let degrees = of(&node.plan);
             if self.objective == Objective::StepTime && *least > self.worst(&found) {
                 found.tally.left_out += self.space.leaves(node, &self.only);
                 let known = found.beaten.entry(degrees).or_insert(*least);
@@ -95,7 +92,7 @@ impl Walk<'_> {
             *fits.entry(degrees).or_default() |= fit;
         }
         // Degrees some of whose plans were not looked at are beaten, not refused.
-        let unknown = |degrees: &Triple| found.beaten.contains_key(degrees);
+        let unknown = |degrees: &Degrees| found.beaten.contains_key(degrees);
         let over =
             found.over.iter().filter(|(degrees, _)| fits.get(degrees) == Some(&false) && !unknown(degrees));
         found.over = over.map(|(degrees, kept)| (*degrees, *kept)).collect();
@@ -106,17 +103,16 @@ impl Walk<'_> {
     /// Every node with the least time of its plans and their prices, the most promising first.
     fn nodes(&self, found: &mut Found) -> Vec<(Node, f64, Prices)> {
         let mut nodes = Vec::new();
-        let mut known: BTreeMap<(u64, u64, bool), Prices> = BTreeMap::new();
+        let mut known: BTreeMap<(u64, u64, u64, bool), Prices> = BTreeMap::new();
         for degrees in self.space.degrees(&self.only) {
-            let (tp, pp, dp) = degrees;
-            let Some(work) = self.space.work(tp).filter(|_| self.space.impossible(tp, pp, dp).is_none())
-            else {
+            let tp = degrees.0;
+            let Some(work) = self.space.work(tp).filter(|_| self.space.impossible(degrees).is_none()) else {
                 found.impossible.push(degrees);
                 found.tally.impossible += 1;
                 continue;
             };
             for node in self.space.nodes(degrees, &self.only) {
-                let key = (tp, node.plan.micro_batch, node.plan.sequence_parallel);
+                let key = (tp, degrees.1, node.plan.micro_batch, node.plan.sequence_parallel);
                 let prices = *known.entry(key).or_insert_with(|| self.space.prices(&node, work));
                 let least = least(&self.space.job(&node.plan, work), &prices);
                 nodes.push((node, least, prices));
@@ -271,7 +267,7 @@ fn set(job: &mut Job<'_>, layers: Option<u64>) {
 
 /// Keeps the plan of its degrees that is over by the least.
 fn refuse(found: &mut Found, kept: Kept) {
-    let degrees = (kept.plan.tp, kept.plan.pp, kept.plan.dp);
+    let degrees = of(&kept.plan);
     let known = found.over.entry(degrees).or_insert(kept);
     if (kept.bytes, kept.seconds) < (known.bytes, known.seconds) {
         *known = kept;
@@ -317,7 +313,7 @@ mod tests {
         let mut all = Vec::new();
         for degrees in space.degrees(&only) {
             let Some(work) = space.work(degrees.0) else { continue };
-            if space.impossible(degrees.0, degrees.1, degrees.2).is_some() {
+            if space.impossible(degrees).is_some() {
                 continue;
             }
             for node in space.nodes(degrees, &only) {
@@ -358,8 +354,7 @@ mod tests {
         let mut kinds: BTreeMap<_, Kept> = BTreeMap::new();
         for (kept, _, _) in all.iter().filter(|(_, _, fits)| *fits) {
             let p = &kept.plan;
-            let kind =
-                (p.tp, p.pp, p.dp, p.micro_batch, p.sequence_parallel, p.chunks, p.sharding, p.recompute);
+            let kind = (of(p), p.micro_batch, p.sequence_parallel, p.chunks, p.sharding, p.recompute);
             let known = kinds.entry(kind).or_insert(*kept);
             if walk.before(kept, known) {
                 *known = *kept;
@@ -382,7 +377,7 @@ mod tests {
         fn the_search_finds_what_a_search_of_everything_finds(
             layers in 1u64..9, heads in prop::sample::select(vec![2u64, 4, 6, 8]), head_dim in prop::sample::select(vec![16u64, 64]),
             inner in 1u64..40, vocab in 100u64..80000, devices in prop::sample::select(vec![1u64, 2, 4, 8, 16]),
-            local in 1u64..7, seq in prop::sample::select(vec![64u64, 128, 512]), room in 0.0f64..1.0,
+            local in 1u64..7, seq in prop::sample::select(vec![64u64, 512, 2048, 4096]), room in 0.0f64..1.0,
             stack in prop::sample::select(vec!["lapidary", "megatron-2022", "fsdp-eager", "internevo"]),
             memory in any::<bool>(), top in 1usize..6,
         ) {
@@ -399,7 +394,7 @@ mod tests {
             let plans = |kept: &[Kept]| kept.iter().map(|kept| kept.plan.to_string()).collect::<Vec<_>>();
             prop_assert_eq!(plans(&found.best), plans(&wanted));
             for degrees in found.over.keys() {
-                let own = |plan: &GpuPlan| (plan.tp, plan.pp, plan.dp) == *degrees;
+                let own = |plan: &GpuPlan| of(plan) == *degrees;
                 prop_assert!(all.iter().all(|(kept, _, fits)| !fits || !own(&kept.plan)));
             }
             prop_assert_eq!(found.tally.evaluated + found.tally.left_out, all.len() as u64);

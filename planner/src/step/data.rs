@@ -89,13 +89,19 @@ pub fn parameters(job: &Job<'_>) -> (f64, f64) {
     best(best(stage(0), stage(last)), middle)
 }
 
+/// Ranks that sum their gradients: those with other data, and those with other tokens of the same sequences.
+fn gradient_ranks(job: &Job<'_>) -> u64 {
+    job.layout.data * job.layout.context
+}
+
 /// Ranks that share the optimizer state.
 pub fn state_ranks(job: &Job<'_>) -> u64 {
     let node = (job.machine.node.devices / job.layout.tensor).max(1);
+    let ranks = gradient_ranks(job);
     match job.layout.sharding {
         Sharding::None => 1,
-        Sharding::Optimizer | Sharding::Full => job.layout.data,
-        Sharding::Hybrid | Sharding::OptimizerInNode => node.min(job.layout.data),
+        Sharding::Optimizer | Sharding::Full => ranks,
+        Sharding::Hybrid | Sharding::OptimizerInNode => node.min(ranks),
     }
 }
 
@@ -104,7 +110,7 @@ pub fn traffic(job: &Job<'_>, rates: &Rates<'_>) -> Traffic {
     let (layers, tables) = parameters(job);
     let all = layers + tables;
     let owned = all / state_ranks(job) as f64;
-    let (ranks, stride) = (job.layout.data, job.layout.tensor);
+    let (ranks, stride) = (gradient_ranks(job), job.layout.tensor);
     let stack = job.stack;
     let mut found = Traffic {
         optimizer: if job.offload { 0.0 } else { rates.stream(stack.optimizer_traffic * owned) },
@@ -143,7 +149,7 @@ fn sharded(job: &Job<'_>, rates: &Rates<'_>, sizes: (f64, f64), found: &mut Traf
         scatter: half(stack.scatter_bytes * sizes.0 / layers),
         ends: half(stack.gather_bytes * sizes.1),
     });
-    let copies = job.layout.data / ranks.max(1);
+    let copies = gradient_ranks(job) / ranks.max(1);
     if copies > 1 {
         let bytes = stack.scatter_bytes * (sizes.0 + sizes.1) / ranks as f64;
         found.behind_backward = rates.all_reduce(copies, stride * ranks, bytes);

@@ -45,5 +45,5 @@ pub fn head(job: &Job<'_>, rates: &Rates<'_>) -> End {
 }
 
 fn rows(job: &Job<'_>, rates: &Rates<'_>, work: &PassWork) -> f64 {
-    rates.stream((work.stream_bytes / job.row_split() + work.split_bytes) * job.layout.micro_batch as f64)
+    rates.stream((work.stream_bytes / job.row_split() + work.split_bytes) * job.sequences())
 }

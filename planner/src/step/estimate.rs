@@ -22,7 +22,8 @@ pub struct Estimate {
 
 /// What each term may be off by, as a part of it: what the tables it rests on scatter by, and for terms that wait for
 /// other ranks what published repetitions of the same run differ by.
-const DOUBTS: [(&str, f64); 12] = [
+const DOUBTS: [(&str, f64); 13] = [
+    ("cp_comm", 0.4),
     ("matmul", 0.07),
     ("attention", 0.15),
     ("memory_bound", 0.15),
@@ -78,9 +79,10 @@ pub fn estimate_by(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> Estimat
     terms.insert("attention", m * passes.iter().map(|pass| pass.attention).sum::<f64>());
     let rows = passes.iter().map(|pass| pass.rows).sum::<f64>();
     terms.insert("memory_bound", m * (rows + traffic.accumulate));
-    terms.insert("recompute", m * (device.again.device() - device.again.tensor));
+    terms.insert("recompute", m * (device.again.device() - device.again.tensor - device.again.ring));
     let tensor = device.forward.tensor + device.backward.tensor + device.again.tensor;
     terms.insert("tp_comm", m * tensor);
+    terms.insert("cp_comm", m * (device.forward.ring + device.backward.ring + device.again.ring));
     terms.insert("host", (busy - m * (device.forward_device() + device.backward_device())).max(0.0));
     terms.insert("pp_bubble", (pipeline.0 - busy).max(0.0));
     terms.insert("pp_comm", pipeline.1);
@@ -163,7 +165,7 @@ fn message(job: &Job<'_>) -> f64 {
         return 0.0;
     }
     let node = job.machine.node.devices;
-    let across = job.layout.tensor * job.layout.data >= node;
+    let across = job.layout.tensor * job.layout.context * job.layout.data >= node;
     let split = job.tp();
     let bytes = lapidary_hardware::Bytes(2.0 * job.tokens() * job.shape.width / split);
     let transfer = lapidary_hardware::price::collective::point_to_point(job.machine, bytes, across);

@@ -88,6 +88,8 @@ pub struct Layout {
     pub chunks: u64,
     /// Data-parallel ranks.
     pub data: u64,
+    /// Ranks that share each sequence, passing keys and values round (context parallelism).
+    pub context: u64,
     /// Sequences of a micro-batch.
     pub micro_batch: u64,
     /// Micro-batches of a step on each rank; may be broken where a published batch does not divide.
@@ -135,9 +137,14 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Tokens of a micro-batch.
+    /// Sequences of a micro-batch for each rank that shares them.
+    pub fn sequences(&self) -> f64 {
+        self.layout.micro_batch as f64 / self.layout.context as f64
+    }
+
+    /// Tokens of a micro-batch on one rank.
     pub fn tokens(&self) -> f64 {
-        (self.layout.micro_batch * self.batch.seq_len) as f64
+        self.sequences() * self.batch.seq_len as f64
     }
 
     /// Tensor-parallel ranks as a number.

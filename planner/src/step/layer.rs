@@ -5,6 +5,8 @@ use super::job::Job;
 use super::rates::Rates;
 use super::work::PassWork;
 use crate::plan::Recompute;
+use lapidary_hardware::Bytes;
+use lapidary_hardware::price::collective::point_to_point;
 
 /// Seconds of a pass by what they are spent on, and its launches.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -17,6 +19,8 @@ pub struct Pass {
     pub rows: f64,
     /// Exposed tensor-parallel collectives.
     pub tensor: f64,
+    /// Exposed keys and values on their way round the ranks that share a sequence.
+    pub ring: f64,
     /// Kernels launched.
     pub launches: f64,
     /// Collectives that a tensor-parallel group meets at.
@@ -26,14 +30,14 @@ pub struct Pass {
 impl Pass {
     /// Seconds that the device is busy.
     pub fn device(&self) -> f64 {
-        self.products + self.attention + self.rows + self.tensor
+        self.products + self.attention + self.rows + self.tensor + self.ring
     }
 
     /// Seconds of the pass: the device's, or the host's where launches take longer. Ranks whose hosts set the pace
     /// also miss each other at collectives, as far as kernels in the queue do not make up for it.
     pub fn seconds(&self, host_launch: f64, skew: f64) -> f64 {
         let device = self.device();
-        let missed = (self.meetings * skew - (device - self.tensor)).max(0.0);
+        let missed = (self.meetings * skew - (device - self.tensor - self.ring)).max(0.0);
         device.max(self.launches * host_launch + missed)
     }
 
@@ -44,6 +48,7 @@ impl Pass {
             attention: self.attention * times,
             rows: self.rows * times,
             tensor: self.tensor * times,
+            ring: self.ring * times,
             launches: self.launches * times,
             meetings: self.meetings * times,
         }
@@ -59,6 +64,7 @@ impl std::ops::Add for Pass {
             attention: self.attention + other.attention,
             rows: self.rows + other.rows,
             tensor: self.tensor + other.tensor,
+            ring: self.ring + other.ring,
             launches: self.launches + other.launches,
             meetings: self.meetings + other.meetings,
         }
@@ -98,43 +104,67 @@ pub fn layer(job: &Job<'_>, rates: &Rates<'_>) -> Layer {
     let launches = job.stack.launches;
     let more = if job.attention.flash() { 0.0 } else { launches.unfused_attention };
     let meetings = if job.layout.tensor > 1 { 2.0 } else { 0.0 };
-    let calls = meetings * LAUNCHES_OF_A_COLLECTIVE;
-    let pass = |work: &PassWork, attention: f64, tensor: f64, count: f64, unpriced: f64| Pass {
-        products: rates.linears(&work.linears, job.tokens()),
-        attention,
-        rows: rows(job, rates, work) + (count - unpriced).max(0.0) * job.physics.gap,
-        tensor,
-        launches: count + more + calls,
-        meetings,
-    };
-    let forward = pass(&work.forward, core_forward, sweep, launches.forward, 5.0);
-    let backward = pass(&work.backward, core_backward, sweep - hidden, launches.backward, 10.0);
+    let rounds = (job.layout.context - 1) as f64;
+    let calls = (meetings + rounds) * LAUNCHES_OF_A_COLLECTIVE;
+    let pass =
+        |work: &PassWork, (attention, ring): (f64, f64), tensor: f64, count: f64, unpriced: f64| Pass {
+            products: rates.linears(&work.linears, job.tokens()),
+            attention,
+            rows: rows(job, rates, work) + (count - unpriced).max(0.0) * job.physics.gap,
+            tensor,
+            ring,
+            launches: count + more + calls,
+            meetings,
+        };
+    let forward =
+        pass(&work.forward, (core_forward, ring(job, core_forward, 1.0)), sweep, launches.forward, 5.0);
+    let backward = pass(
+        &work.backward,
+        (core_backward, ring(job, core_backward, 2.0)),
+        sweep - hidden,
+        launches.backward,
+        10.0,
+    );
     let selective = match job.attention.flash() {
         true => Pass { rows: rows(job, rates, &work.selective), launches: 3.0, ..Pass::default() },
         false => Pass { attention: unfused(job, rates, &work.selective), launches: more, ..Pass::default() },
     };
-    let full = pass(&work.full, core_forward, sweep, launches.forward, 5.0);
+    let full = pass(&work.full, (core_forward, ring(job, core_forward, 1.0)), sweep, launches.forward, 5.0);
     Layer { forward, backward, again: [selective, full] }
+}
+
+/// Keys and values that travel round the ranks of a sequence (arXiv 2310.01889) while attention works on those that are
+/// there: what of their way it does not hide. The backward pass sends their gradients along. The causal mask is taken to
+/// be dealt evenly over the ranks.
+fn ring(job: &Job<'_>, attention: f64, times: f64) -> f64 {
+    let ranks = job.layout.context;
+    if ranks <= 1 {
+        return 0.0;
+    }
+    let across = ranks * job.layout.tensor > job.machine.node.devices;
+    let bytes = times * 2.0 * 2.0 * job.tokens() * job.shape.key_width() / job.tp();
+    let message = point_to_point(job.machine, Bytes(bytes), across).0;
+    (ranks - 1) as f64 * (message - attention / ranks as f64).max(0.0)
 }
 
 /// Attention from scores to values.
 fn attention(job: &Job<'_>, rates: &Rates<'_>) -> (f64, f64) {
     let work = job.work;
     match job.attention.flash() {
-        true => rates.flash(&work.forward.core, &work.backward.core, job.layout.micro_batch as f64),
+        true => rates.flash(&work.forward.core, &work.backward.core, job.sequences()),
         false => (unfused(job, rates, &work.forward), unfused(job, rates, &work.backward)),
     }
 }
 
 /// Attention whose scores go through memory: batched products and row kernels.
 fn unfused(job: &Job<'_>, rates: &Rates<'_>, work: &PassWork) -> f64 {
-    let sequences = job.layout.micro_batch as f64;
+    let sequences = job.sequences();
     rates.contractions(&work.core, sequences) + rates.stream(work.score_bytes * sequences)
 }
 
 /// Row kernels outside attention's core.
 fn rows(job: &Job<'_>, rates: &Rates<'_>, work: &PassWork) -> f64 {
-    rates.stream((work.stream_bytes / job.row_split() + work.split_bytes) * job.layout.micro_batch as f64)
+    rates.stream((work.stream_bytes / job.row_split() + work.split_bytes) * job.sequences())
 }
 
 /// Tensor-parallel collectives of a pass, and what of the backward pass's hides behind weight gradients. Sequence

@@ -180,5 +180,5 @@ fn layer_bytes(job: &Job<'_>, recompute: Recompute) -> f64 {
         Recompute::Selective => 1,
         Recompute::Full => 2,
     }];
-    (kept.stream / job.row_split() + kept.split) * job.layout.micro_batch as f64
+    (kept.stream / job.row_split() + kept.split) * job.sequences()
 }

@@ -223,6 +223,36 @@ fn bad_inputs_are_refused_with_what_would_do() {
 }
 
 #[test]
+fn long_sequences_are_shared() {
+    let (mut model, dgx) = (support::amber(), machine("dgx-a100").unwrap());
+    model.max_seq = 32768;
+    let request = |pins: &str| PlanRequest {
+        devices: Some(64),
+        global_batch: Some(8),
+        pins: Pins::parse(pins).unwrap(),
+        ..PlanRequest::new(&model, &dgx)
+    };
+    let of = |pins: &str| run(&request(pins)).chosen().expect("a plan").clone();
+    let same = "mb=1,recompute=full,sharding=optimizer,pp=1,sp=on";
+    let (whole, shared) = (of(&format!("tp=8,cp=1,{same}")), of(&format!("tp=4,cp=4,dp=4,{same}")));
+    assert_eq!(shared.name, "tp4cp4pp1dp4");
+    let Degrees::Gpu(degrees) = shared.degrees else { panic!("a GPU plan") };
+    assert_eq!((degrees.world(), degrees.dp * degrees.accumulation), (64, 8));
+    // Half of the tokens in all on each rank: a quarter of each sequence, twice the features.
+    let half = |class: &str| shared.memory_bytes[class] as f64 / whole.memory_bytes[class] as f64;
+    assert!((half("activations") - 0.5).abs() < 1e-6, "{}", half("activations"));
+    assert!(shared.terms_s["cp_comm"] >= 0.0 && whole.terms_s["cp_comm"] == 0.0);
+    // Eight sequences and 64 devices: without sharing, tensor and pipeline parallelism must take the rest.
+    let best = run(&request(""));
+    assert!(best.chosen().unwrap().step_time_s <= shared.step_time_s);
+    check_laws(&best);
+    // Scores that go through memory are not passed round.
+    let unfused = Physical::of("megatron-2021").unwrap();
+    let error = plan(&request("cp=2"), &unfused).unwrap_err().to_string();
+    assert!(error.starts_with("no plan has cp=2"), "{error}");
+}
+
+#[test]
 fn sizes_that_do_not_divide_are_told() {
     let (model, dgx) = (support::amber(), machine("dgx-a100").unwrap());
     let request = |pins: &str| PlanRequest {
