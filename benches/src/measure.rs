@@ -38,8 +38,8 @@ fn best(times: usize, mut seconds: impl FnMut() -> f64) -> f64 {
     (0..times).map(|_| seconds()).fold(f64::INFINITY, f64::min)
 }
 
-/// Bytes per second that `threads` threads read from memory.
-pub fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
+/// Bytes per second that `threads` threads read from memory, each its share of every part.
+pub fn read_bandwidth(parts: &[&[u8]], threads: usize) -> f64 {
     let sum = |part: &[u8]| {
         let mut lanes = [0u64; 32];
         for words in part.as_chunks::<8>().0.as_chunks::<32>().0 {
@@ -50,12 +50,17 @@ pub fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
     let seconds = best(5, || {
         let start = Instant::now();
         std::thread::scope(|scope| {
-            let parts = bytes.chunks(bytes.len().div_ceil(threads.max(1)).max(1));
-            parts.for_each(|part| drop(scope.spawn(move || sum(part))));
+            for thread in 0..threads.max(1) {
+                let share = move |part: &&'_ [u8]| {
+                    let size = part.len().div_ceil(threads.max(1)).max(1);
+                    sum(part.chunks(size).nth(thread).unwrap_or(&[]));
+                };
+                scope.spawn(move || parts.iter().for_each(share));
+            }
         });
         start.elapsed().as_secs_f64()
     });
-    bytes.len() as f64 / seconds
+    parts.iter().map(|part| part.len()).sum::<usize>() as f64 / seconds
 }
 
 /// Operations per second of one thread's product kernel on operands in the first-level cache.

@@ -8,7 +8,7 @@ mod host;
 mod input;
 mod inspection;
 mod interrupt;
-mod map;
+pub mod map;
 mod memory;
 mod opt;
 mod output;

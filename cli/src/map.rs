@@ -4,15 +4,17 @@
 #![allow(unsafe_code)]
 
 use crate::failure::{Exit, Failure};
+use lapidary_runtime_cpu::weights::Owner;
 use memmap2::Mmap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A mapped file.
 pub struct Mapped {
     /// What messages call it.
     pub name: String,
-    map: Mmap,
+    map: Arc<Mmap>,
 }
 
 impl Mapped {
@@ -32,7 +34,15 @@ impl Mapped {
         // valid. What remains is another process that cuts the file off while we read it: the system then ends this
         // process, as it does for every program that maps files, and no memory of ours is touched.
         let map = unsafe { Mmap::map(&file) }.map_err(refused)?;
-        Ok(Mapped { name, map })
+        // Where the system holds files in huge pages it reads a file that is not in memory in pieces of that size.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Mapped { name, map: Arc::new(map) })
+    }
+
+    /// What keeps the file mapped.
+    pub fn owner(&self) -> Owner {
+        self.map.clone()
     }
 
     /// The file's bytes.

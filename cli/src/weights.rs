@@ -15,6 +15,7 @@ use lapidary_checkpoint::{Binding, Checkpoint, Faults, File, Index, Map, Values}
 use lapidary_models::{DType, ModelSpec};
 use lapidary_reference::{Params, Real, Tensor};
 use lapidary_runtime_cpu::program::WeightType;
+use lapidary_runtime_cpu::weights::Held;
 use lapidary_runtime_cpu::{TensorView, WeightError, Weights};
 use std::path::Path;
 
@@ -119,10 +120,12 @@ pub fn failure(found: Faults) -> Failure {
 
 /// Every parameter of a model, by canonical name with the layer filled in.
 pub struct Opened<'b> {
+    files: &'b Files,
     binding: &'b Binding<'b, 'b>,
 }
 
-/// Opens the checkpoint at `path`, a folder or a file, for as long as `work` needs it.
+/// Opens the checkpoint at `path`, a folder or a file, for as long as `work` needs it; what runs from the files keeps
+/// them mapped.
 ///
 /// # Errors
 /// Exit 3 with everything that is wrong with the files, or does not fit the model.
@@ -133,7 +136,7 @@ pub fn with<T>(
 ) -> Result<T, Failure> {
     let files = Files::open(path)?;
     let checkpoint = files.checkpoint()?;
-    work(&Opened { binding: &bind(spec, &checkpoint)? })
+    work(&Opened { files: &files, binding: &bind(spec, &checkpoint)? })
 }
 
 impl Opened<'_> {
@@ -167,5 +170,9 @@ impl Weights for Opened<'_> {
         let missing = || WeightError::Missing { name: name.into() };
         let tensor = self.binding.tensor(name).ok_or_else(missing)?;
         Ok(TensorView { dtype: tensor.dtype, shape: tensor.shape, bytes: tensor.bytes })
+    }
+
+    fn held(&self, bytes: &[u8]) -> Option<Held> {
+        self.files.files.iter().find_map(|mapped| Held::of(&mapped.owner(), bytes))
     }
 }

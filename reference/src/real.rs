@@ -1,8 +1,8 @@
-//! The two number types of the oracle.
+//! The number types of the oracle.
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-/// f32 or f64.
+/// f32 or f64, or what a test computes in.
 pub trait Real:
     Copy
     + PartialOrd
@@ -32,6 +32,11 @@ pub trait Real:
     fn sin(self) -> Self;
     /// Cosine.
     fn cos(self) -> Self;
+    /// The number as an operand of a product of matrices. f32 and f64 stay as they are; machines round here to the type
+    /// that they multiply in, and so may a number that stands for one.
+    fn operand(self) -> Self {
+        self
+    }
 }
 
 macro_rules! real {

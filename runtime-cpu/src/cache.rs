@@ -6,9 +6,9 @@
 //! ```
 //! A word is one f32 or two neighbouring bf16, as in [`crate::simd`].
 
-use crate::pack::allocate;
 use crate::program::{Cache, CacheKind, WeightType};
 use crate::simd::{COLUMNS, of_pair, to_bf16};
+use crate::store::allocate;
 use crate::weights::WeightError;
 use memmap2::MmapMut;
 use rayon::prelude::*;

@@ -3,16 +3,16 @@
 //! ```text
 //! CpuProgram -- check --> Checked -- Model::load(weights) --> Model -- session --> Session -- prefill, decode --> logits
 //! ```
-//! [`program`] is plain data; everything else runs it: [`pack`] lays weights out for streaming, [`rows`] compiles row
-//! functions, [`matmul`] and [`attention`] share the panel kernels of [`simd`], [`session`] walks over the steps,
-//! [`sample`] and [`generate`] turn logits into tokens. [`train`] runs whole training steps with the same kernels.
+//! [`program`] is plain data; everything else runs it: [`store`] finds the weights, in the mapped file wherever it has
+//! them as they are computed with, [`rows`] compiles row functions, [`matmul`] and [`attention`] run on the kernels of
+//! [`simd`], [`session`] walks over the steps, [`sample`] and [`generate`] turn logits into tokens. [`train`] runs whole
+//! training steps with the same kernels.
 
 pub mod attention;
 pub mod cache;
 pub mod generate;
 pub mod matmul;
 pub mod model;
-pub mod pack;
 pub mod program;
 pub mod rotation;
 pub mod rows;
@@ -21,6 +21,7 @@ pub mod scores;
 pub mod session;
 pub mod simd;
 mod step;
+pub mod store;
 pub mod train;
 pub mod weights;
 

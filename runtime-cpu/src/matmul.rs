@@ -1,21 +1,17 @@
-//! Products with packed matrices: `x [rows, k]` times a matrix in panels.
+//! Products with matrices as they lie in memory: `x [rows, k]` times the rows of a matrix `[width, k]`.
 //!
 //! ```text
-//! few rows    threads share the panels: every weight is read from memory once, by one thread
-//! many rows   threads share the rows: each runs through all panels with rows that stay in its own cache
+//! few rows    threads share the matrix: every weight is read from memory once, by one thread
+//! many rows   threads share the rows: each runs through the matrix with rows that stay in its own cache
 //! ```
 
-use crate::pack::Matrix;
 use crate::program::WeightType;
-use crate::simd::{COLUMNS, Isa, TILE_ROWS, Tile, pack, panel_product};
+use crate::simd::{COLUMNS, Dots, Isa, dot_products, pack};
+use crate::store::Matrix;
 use rayon::prelude::*;
 
-/// Up to here threads share the panels: 8 tiles of rows against one panel in the second-level cache.
-pub const FEW_ROWS: usize = 8 * TILE_ROWS;
-
-/// Words along the inner dimension that one pass over the panels covers: 32 columns of 512 words are 64 KiB, which a
-/// second-level cache keeps while all rows of a block go over them.
-const DEPTH: usize = 512;
+/// Up to here threads share the matrix.
+pub const FEW_ROWS: usize = 96;
 
 /// Rows of a left operand with their distance in memory.
 #[derive(Clone, Copy)]
@@ -28,42 +24,49 @@ pub struct RowsOf<'a> {
     pub rows: usize,
 }
 
-/// Packs words `from..to` of all rows into tiles of `[to - from][tile rows]`.
-fn pack_tiles(dtype: WeightType, x: RowsOf, k: usize, from: usize, to: usize, into: &mut Vec<u32>) {
-    let elements = from * dtype.per_word()..k.min(to * dtype.per_word());
-    into.resize((x.rows * (to - from)).max(into.len()), 0);
-    for first in (0..x.rows).step_by(TILE_ROWS) {
-        let rows = TILE_ROWS.min(x.rows - first);
-        let tile = &mut into[first * (to - from)..][..rows * (to - from)];
-        for row in 0..rows {
-            let source = &x.data[(first + row) * x.pitch..][elements.clone()];
-            pack(dtype, source, tile[row..].iter_mut().step_by(rows));
-        }
-    }
-}
-
-/// The tiles that [`pack_tiles`] made, over one panel: first row and contents.
-fn tiles<'a>(
-    dtype: WeightType,
-    packed: &'a [u32],
-    rows: usize,
-    w: &'a [u32],
-) -> impl Iterator<Item = (usize, Tile<'a>)> {
-    let steps = w.len() / COLUMNS;
-    (0..rows).step_by(TILE_ROWS).map(move |first| {
-        let count = TILE_ROWS.min(rows - first);
-        (first, Tile { dtype, x: &packed[first * steps..][..count * steps], w, rows: count, steps })
-    })
-}
+/// Words of a cache line, at which rows of words begin.
+const LINE: usize = 16;
 
 /// Memory that a product needs besides its operands; kept between calls.
 #[derive(Default)]
 pub struct Scratch {
-    tiles: Vec<u32>,
+    words: Vec<u32>,
     panels: Vec<f32>,
 }
 
-/// `out [rows, width] = x wᵀ` with the panels shared by `jobs` threads of the current pool.
+/// Rows as words of the matrix's type, `pitch` words apart.
+struct Words<'a> {
+    words: &'a [u32],
+    pitch: usize,
+    rows: usize,
+}
+
+impl Words<'_> {
+    fn new<'a>(dtype: WeightType, x: RowsOf, k: usize, into: &'a mut Vec<u32>) -> Words<'a> {
+        let pitch = dtype.words(k).next_multiple_of(LINE).max(LINE);
+        into.resize((x.rows * pitch + LINE).max(into.len()), 0);
+        let start = into.as_ptr().align_offset(4 * LINE).min(LINE);
+        let words = &mut into[start..][..x.rows * pitch];
+        for (row, into) in words.chunks_mut(pitch).enumerate() {
+            pack(dtype, &x.data[row * x.pitch..][..k], into.iter_mut());
+        }
+        Words { words, pitch, rows: x.rows }
+    }
+
+    /// Times one panel of a matrix. Columns behind the panel's rows become zero.
+    fn times(&self, isa: Isa, w: Matrix, panel: usize, out: &mut [f32], pitch: usize) {
+        let rows = w.panel(panel);
+        let (dtype, steps) = (w.dtype(), w.steps());
+        let dots = Dots { dtype, x: self.words, x_pitch: self.pitch, rows: self.rows, w: rows, steps };
+        let columns = dots.columns();
+        if columns < COLUMNS {
+            out.chunks_mut(pitch).take(self.rows).for_each(|row| row[columns..COLUMNS].fill(0.0));
+        }
+        dot_products(isa, dots, out, pitch);
+    }
+}
+
+/// `out [rows, width] = x wᵀ` with the matrix shared by `jobs` threads of the current pool.
 pub fn product_sharing_panels(
     isa: Isa,
     jobs: usize,
@@ -72,9 +75,9 @@ pub fn product_sharing_panels(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let (dtype, steps, width, rows) = (w.dtype(), w.steps(), w.width(), x.rows);
-    let Scratch { tiles: packed, panels } = scratch;
-    pack_tiles(dtype, x, w.columns(), 0, steps, packed);
+    let (width, rows) = (w.width(), x.rows);
+    let Scratch { words, panels } = scratch;
+    let x = Words::new(w.dtype(), x, w.columns(), words);
     let direct = rows == 1;
     if !direct {
         panels.resize((rows * width).max(panels.len()), 0.0);
@@ -83,9 +86,7 @@ pub fn product_sharing_panels(
     let share = (width / COLUMNS).div_ceil(jobs.max(1)).max(1);
     let work = |(part, out): (usize, &mut [f32])| {
         for (at, out) in out.chunks_mut(rows * COLUMNS).enumerate() {
-            for (first, tile) in tiles(dtype, packed, rows, w.panel(part * share + at, 0, steps)) {
-                panel_product(isa, tile, &mut out[first * COLUMNS..], COLUMNS, false);
-            }
+            x.times(isa, w, part * share + at, out, COLUMNS);
         }
     };
     match jobs {
@@ -108,15 +109,9 @@ fn interleave(panels: &[f32], rows: usize, width: usize, out: &mut [f32]) {
 
 /// `out [rows, width] = x wᵀ` on one thread, for a block of rows.
 pub fn product_of_block(isa: Isa, x: RowsOf, w: Matrix, scratch: &mut Scratch, out: &mut [f32]) {
-    let (dtype, steps, width) = (w.dtype(), w.steps(), w.width());
-    for from in (0..steps).step_by(DEPTH) {
-        let to = steps.min(from + DEPTH);
-        pack_tiles(dtype, x, w.columns(), from, to, &mut scratch.tiles);
-        for panel in 0..width / COLUMNS {
-            for (first, tile) in tiles(dtype, &scratch.tiles, x.rows, w.panel(panel, from, to)) {
-                let out = &mut out[first * width + panel * COLUMNS..];
-                panel_product(isa, tile, out, width, from > 0);
-            }
-        }
+    let width = w.width();
+    let x = Words::new(w.dtype(), x, w.columns(), &mut scratch.words);
+    for panel in 0..width / COLUMNS {
+        x.times(isa, w, panel, &mut out[panel * COLUMNS..], width);
     }
 }

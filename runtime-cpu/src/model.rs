@@ -1,12 +1,12 @@
-//! A program with its weights packed and its row functions compiled: everything that sessions share.
+//! A program with its weights at hand and its row functions compiled: everything that sessions share.
 
 use crate::attention::alibi_slopes;
-use crate::pack::Packed;
 use crate::program::{Checked, CpuProgram, KeyOp, Mask, RowFn, Step};
 use crate::rotation::turn;
 use crate::rows::{Jit, Kernel, Turn};
 use crate::session::{RunError, Session};
 use crate::simd::Isa;
+use crate::store::Store;
 use crate::weights::{WeightError, Weights};
 use thiserror::Error;
 
@@ -61,7 +61,7 @@ pub(crate) struct Planned {
 /// A program ready to run.
 pub struct Model {
     pub(crate) program: Checked<CpuProgram>,
-    pub(crate) packed: Packed,
+    pub(crate) store: Store,
     pub(crate) plan: Vec<Planned>,
     pub(crate) pool: rayon::ThreadPool,
     pub(crate) jobs: usize,
@@ -69,7 +69,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Packs the weights and compiles the row functions.
+    /// Finds the weights, converts those that the checkpoint has in another form, and compiles the row functions.
     ///
     /// # Errors
     /// When a weight is missing or has another shape, or threads or memory cannot be had.
@@ -81,11 +81,11 @@ impl Model {
         let jobs = options.jobs.max(1);
         let threads = |e: rayon::ThreadPoolBuildError| LoadError::Threads { jobs, why: e.to_string() };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().map_err(threads)?;
-        let packed = pool.install(|| Packed::load(&program, weights))?;
+        let store = pool.install(|| Store::load(&program, weights))?;
         let turns: Vec<Turn> = program.rotations.iter().map(turn).collect();
         let mut jit = if options.engine == Engine::Compiled { Jit::new() } else { None };
         let plan = plan(&program.body, &turns, &mut jit);
-        Ok(Model { program, packed, plan, pool, jobs, isa: Isa::detect() })
+        Ok(Model { program, store, plan, pool, jobs, isa: Isa::detect() })
     }
 
     /// The program.
@@ -98,9 +98,9 @@ impl Model {
         self.isa
     }
 
-    /// The packed weights.
-    pub fn packed(&self) -> &Packed {
-        &self.packed
+    /// The weights.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Row functions in all, and how many of them were compiled.

@@ -4,12 +4,12 @@ use crate::attention::{Attention, Span};
 use crate::cache::{KeyValues, Place};
 use crate::matmul::{FEW_ROWS, RowsOf, Scratch, product_of_block, product_sharing_panels};
 use crate::model::{Model, Planned};
-use crate::pack::Matrix;
 use crate::program::{BufferId, ParameterId, RowFn, RowOp, Rows, Step, Target};
 use crate::rotation::RotationTable;
 use crate::rows::{Kernel, Sink, Source, pitch, rotations};
 use crate::scores::ScoreRows;
 use crate::session::{Observation, Watch};
+use crate::store::Matrix;
 use rayon::prelude::*;
 
 /// Rows whose product one thread computes before their epilogue runs, 20 tiles: the product of a block stays in the
@@ -300,7 +300,7 @@ impl Pass {
         let rows = self.rows(buffer.rows);
         let x = RowsOf { data: &memory.slots[buffer.slot], pitch: pitch(buffer.width), rows };
         let form = &model.program.parameters[weight].form;
-        let w = model.packed.matrix(form, weight, self.layer_index());
+        let w = model.store.matrix(form, weight, self.layer_index());
         if rows > FEW_ROWS {
             return Product::ByBlocks(x, w);
         }
@@ -321,7 +321,7 @@ impl Pass {
         let buffer = |id: BufferId| &memory.slots[model.program.buffers[id].slot];
         let pitch = pitch(width);
         let layer = self.layer_index();
-        let table = |id: ParameterId| model.packed.matrix(&model.program.parameters[id].form, id, layer);
+        let table = |id: ParameterId| model.store.matrix(&model.program.parameters[id].form, id, layer);
         let gather = |rows: usize, fill: &mut dyn FnMut(usize, &mut [f32])| {
             let mut data = vec![0.0; rows * pitch];
             data.chunks_mut(pitch).enumerate().for_each(|(row, into)| fill(row, into));
@@ -330,7 +330,7 @@ impl Pass {
         match op {
             RowOp::Product { column } => Read::Product(column as usize),
             RowOp::Vector { parameter } => {
-                Read::Rows(Source { data: model.packed.vector(parameter, layer), pitch: 0 })
+                Read::Rows(Source { data: model.store.vector(parameter, layer), pitch: 0 })
             }
             RowOp::Embedding { parameter } => {
                 let table = table(parameter);

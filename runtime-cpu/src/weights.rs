@@ -2,6 +2,8 @@
 
 use lapidary_models::DType;
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// A tensor in canonical layout (linears `[out, in]`), row-major, little-endian.
@@ -22,6 +24,37 @@ pub trait Weights: Sync {
     /// # Errors
     /// When the tensor is missing or cannot be read.
     fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightError>;
+
+    /// The bytes that a view borrowed, to be read for as long as a model lives; none where they have no such owner.
+    fn held(&self, bytes: &[u8]) -> Option<Held> {
+        let _ = bytes;
+        None
+    }
+}
+
+/// What bytes belong to, such as a mapped file.
+pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Part of something whose bytes do not move while it lives.
+#[derive(Clone)]
+pub struct Held {
+    owner: Owner,
+    range: Range<usize>,
+}
+
+impl Held {
+    /// `bytes` as a part of its owner; none where they lie elsewhere.
+    pub fn of(owner: &Owner, bytes: &[u8]) -> Option<Held> {
+        let whole = owner.as_ref().as_ref();
+        let start = (bytes.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+        let range = start..start.checked_add(bytes.len())?;
+        (range.end <= whole.len()).then(|| Held { owner: owner.clone(), range })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.owner.as_ref().as_ref()[self.range.clone()]
+    }
 }
 
 /// Why a weight cannot be used.
@@ -51,8 +84,8 @@ pub enum WeightError {
         /// What was found.
         what: String,
     },
-    /// There is not enough memory for the packed copy.
-    #[error("{name}: {bytes} bytes for the packed copy: {why}")]
+    /// There is not enough memory for a copy.
+    #[error("{name}: {bytes} bytes for a copy: {why}")]
     Memory {
         /// The parameter.
         name: String,

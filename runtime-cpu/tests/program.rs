@@ -3,11 +3,13 @@
 use lapidary_models::DType;
 use lapidary_models::spec::{Activation, NormKind, Pairing, Rope, RopeScaling};
 use lapidary_runtime_cpu::program::*;
+use lapidary_runtime_cpu::weights::{Held, Owner};
 use lapidary_runtime_cpu::{
     Finish, Generation, LoadOptions, Model, RunError, Sampling, TensorView, WeightError, Weights, Which,
     generate,
 };
 use std::borrow::Cow;
+use std::sync::Arc;
 
 const D: u64 = 8;
 const V: u64 = 40;
@@ -27,6 +29,51 @@ impl Weights for Numbers {
         let number = |i: u64| (((i + 1) * (2 * seed + 1) * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0;
         let bytes = (0..shape.iter().product()).flat_map(|i| number(i).to_le_bytes()).collect();
         Ok(TensorView { dtype: DType::F32, shape, bytes: Cow::Owned(bytes) })
+    }
+}
+
+/// The same in one piece of memory, as a mapped file has them, the first one `shift` bytes behind its beginning.
+struct Filed {
+    file: Owner,
+    shift: usize,
+}
+
+const NAMES: [&str; 12] = [
+    "embed",
+    "head",
+    "layers.0.norm",
+    "layers.1.norm",
+    "layers.0.q",
+    "layers.1.q",
+    "layers.0.k",
+    "layers.1.k",
+    "layers.0.v",
+    "layers.1.v",
+    "layers.0.out",
+    "layers.1.out",
+];
+
+impl Filed {
+    fn new(shift: usize) -> Filed {
+        let tensors =
+            NAMES.iter().flat_map(|name| Numbers.tensor(name).expect("a tensor").bytes.into_owned());
+        let file: Vec<u8> = vec![0; shift].into_iter().chain(tensors).collect();
+        Filed { file: Arc::new(file), shift }
+    }
+}
+
+impl Weights for Filed {
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightError> {
+        let size = |name: &&str| Numbers.tensor(name).map(|t| t.bytes.len());
+        let missing = || WeightError::Missing { name: name.into() };
+        let at = NAMES.iter().position(|known| *known == name).ok_or_else(missing)?;
+        let start = NAMES[..at].iter().map(size).sum::<Result<usize, _>>()? + self.shift;
+        let bytes = &self.file.as_ref().as_ref()[start..start + size(&name)?];
+        Ok(TensorView { bytes: Cow::Borrowed(bytes), ..Numbers.tensor(name)? })
+    }
+
+    fn held(&self, bytes: &[u8]) -> Option<Held> {
+        Held::of(&self.file, bytes)
     }
 }
 
@@ -134,6 +181,27 @@ fn it_prints_and_reads_back() {
             .to_string()
             .contains("program.json")
     );
+}
+
+/// Matrices and tables of a file are read where they lie, unless their words are not aligned there; vectors never are.
+#[test]
+fn weights_in_a_file_are_not_copied_and_change_nothing() {
+    let tokens: Vec<u32> = (0..9).map(|i| i * 11 % V as u32).collect();
+    let run = |weights: &dyn Weights| {
+        let checked = program().check().expect("a sound program");
+        let model = Model::load(checked, weights, LoadOptions::default()).expect("loads");
+        let read: usize = model.store().parts().map(<[u8]>::len).sum();
+        let mut session = model.session(1, 64).expect("room");
+        (model.store().copied(), read, session.prefill(&[&tokens]).expect("runs").row(0).to_vec())
+    };
+    let (all, read, expected) = run(&Numbers);
+    let filed = Filed::new(0);
+    let (vectors, read_there, found) = run(&filed);
+    assert_eq!((all, vectors), (read, 2 * 16 * 4), "bytes copied");
+    assert_eq!((read_there, found), (read, expected.clone()));
+    let (copied, _, found) = run(&Filed::new(2));
+    assert_eq!((copied, found), (all, expected));
+    assert!(Held::of(&filed.file, &[1, 2, 3]).is_none(), "bytes that lie elsewhere");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod directory;
+pub mod noise;
 pub mod tokenizers;
 pub mod variants;
 

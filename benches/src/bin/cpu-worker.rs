@@ -1,28 +1,34 @@
 //! The host's runtime as a worker of the comparison with other tools: `benches/cpu-peers/worker.py` has the protocol.
 //!
 //! `cpu-worker FOLDER THREADS bf16|f32 [CACHE]`; the type of the cache is that of the weights unless it is named. Two
-//! more requests: `{"read": true}` answers how fast the packed weights can be read, in bytes per second, and
+//! more requests: `{"read": true}` answers how fast the weights can be read, in bytes per second, and
 //! `{"peak": true}` what the product's kernel reaches on data in the first-level cache, in operations per second.
 
 use lapidary_benches::measure::{Clocks, peak, read_bandwidth};
 use lapidary_checkpoint::{Checkpoint, File, Map, Values};
+use lapidary_cli::map::Mapped;
 use lapidary_ir::{IrContext, import::import};
 use lapidary_models::{ModelSpec, import_config};
 use lapidary_passes::cpu::{self, Options};
 use lapidary_passes::lower_to_cpu::emit_cpu;
 use lapidary_passes::{Fusion, Goal, Mup, Watch, pipeline::pipeline};
 use lapidary_runtime_cpu::program::{CpuProgram, Form, WeightType};
+use lapidary_runtime_cpu::weights::{Held, Owner};
 use lapidary_runtime_cpu::{LoadOptions, Model, RunError, TensorView, WeightError, Weights, sample};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::Path;
 
-struct Bound<'b>(lapidary_checkpoint::Binding<'b, 'b>);
+struct Bound<'b>(lapidary_checkpoint::Binding<'b, 'b>, Owner);
 
 impl Weights for Bound<'_> {
     fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightError> {
         let tensor = self.0.tensor(name).ok_or_else(|| WeightError::Missing { name: name.into() })?;
         Ok(TensorView { dtype: tensor.dtype, shape: tensor.shape, bytes: tensor.bytes })
+    }
+
+    fn held(&self, bytes: &[u8]) -> Option<Held> {
+        Held::of(&self.1, bytes)
     }
 }
 
@@ -45,7 +51,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for line in std::io::stdin().lines() {
         let request: Value = serde_json::from_str(&line?)?;
         let answer = match (request.get("read"), request.get("peak")) {
-            (Some(_), _) => json!({ "bytes_per_s": read_bandwidth(model.packed().raw(), threads.parse()?) }),
+            (Some(_), _) => {
+                json!({ "bytes_per_s": read_bandwidth(&model.store().parts().collect::<Vec<_>>(), threads.parse()?) })
+            }
             (_, Some(_)) => json!({ "flop_per_s": peak(model.isa(), weights) }),
             _ => run(&model, &request)?,
         };
@@ -66,11 +74,12 @@ fn dtype(word: &str) -> Result<WeightType, String> {
 fn load(folder: &Path, jobs: usize, options: &Options) -> Result<Model, Box<dyn Error>> {
     let config = std::fs::read_to_string(folder.join("config.json"))?;
     let spec = import_config(&config, "config.json").map_err(|faults| faults.to_string())?.spec;
-    let bytes = std::fs::read(folder.join("model.safetensors"))?;
-    let file = File { name: "model.safetensors".into(), bytes: &bytes };
+    let mapped = Mapped::open(&folder.join("model.safetensors"))
+        .map_err(|failure| failure.faults[0].message.clone())?;
+    let file = File { name: mapped.name.clone(), bytes: mapped.bytes() };
     let checkpoint = Checkpoint::open(&[file], None).map_err(|faults| faults.to_string())?;
     let map = Map::new(&spec, &checkpoint).map_err(|faults| faults.to_string())?;
-    let weights = Bound(map.bind(Values::Check).map_err(|faults| faults.to_string())?);
+    let weights = Bound(map.bind(Values::Check).map_err(|faults| faults.to_string())?, mapped.owner());
     let program = program(&spec, options)?.check()?;
     Ok(Model::load(program, &weights, LoadOptions { jobs, ..LoadOptions::default() })?)
 }

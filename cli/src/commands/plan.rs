@@ -132,6 +132,7 @@ fn print_sensitivity(
     Ok(())
 }
 
+/// A question that no plan answers: what is wrong with it, with the exit code of the contract.
 pub(super) fn refused(error: PlanError) -> Failure {
     let exit = match error {
         PlanError::Arithmetic { .. } => Exit::Unsupported,

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 pub const SCHEMA: &str = "lapidary/cpu-program";
 /// Version of the saved form.
 pub const VERSION: u32 = 2;
-/// Columns of a weight panel: every matrix in a parameter starts at a multiple of this many columns of the product.
+/// Columns of a panel: every matrix of a parameter starts at a multiple of this many columns of the product.
 pub const PANEL: u64 = 32;
 
 /// Index into [`CpuProgram::buffers`].
@@ -77,7 +77,7 @@ pub struct Sizes {
     pub max_seq: u64,
 }
 
-/// A packed weight.
+/// A weight as the steps read it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameter {
@@ -89,7 +89,7 @@ pub struct Parameter {
     pub form: Form,
 }
 
-/// Element type of packed weights and of caches. A product with bf16 on its right rounds its left operand to bf16 too
+/// Element type of weights and of caches. A product with bf16 on its right rounds its left operand to bf16 too
 /// and sums in f32; everything else is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -128,7 +128,8 @@ impl WeightType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "form", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Form {
-    /// Matrices `[rows, columns]` over one left operand, in panels of [`PANEL`] rows; each begins a new panel.
+    /// Matrices `[rows, columns]` over one left operand; the columns of the product come in panels of [`PANEL`], and
+    /// each matrix begins a new one.
     Matrix {
         /// Element type.
         dtype: WeightType,
@@ -157,7 +158,7 @@ pub enum Form {
     },
 }
 
-/// One canonical tensor `[rows, columns]` of a packed parameter.
+/// One canonical tensor `[rows, columns]` of a parameter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {
@@ -165,7 +166,7 @@ pub struct Segment {
     pub tensor: String,
     /// Rows.
     pub rows: u64,
-    /// Multiplied in, in f32, before rounding to the packed type.
+    /// Multiplied in, in f32, before rounding to the parameter's type.
     pub scale: f64,
 }
 
@@ -387,19 +388,14 @@ impl Form {
         starts
     }
 
-    /// Bytes of one copy, as packed.
+    /// Bytes of one copy: rows of whole words.
     pub fn bytes(&self) -> u64 {
+        let row =
+            |dtype: &WeightType, columns: &u64| columns.div_ceil(dtype.per_word() as u64).saturating_mul(4);
+        let rows = |segments: &[Segment]| segments.iter().fold(0u64, |sum, s| sum.saturating_add(s.rows));
         match self {
-            Form::Matrix { dtype, columns, .. } => self
-                .starts()
-                .last()
-                .copied()
-                .unwrap_or(0)
-                .saturating_mul(columns.div_ceil(dtype.per_word() as u64))
-                .saturating_mul(4),
-            Form::Table { dtype, columns, segment } => {
-                segment.rows.saturating_mul(columns.div_ceil(dtype.per_word() as u64)).saturating_mul(4)
-            }
+            Form::Matrix { dtype, columns, segments } => rows(segments).saturating_mul(row(dtype, columns)),
+            Form::Table { dtype, columns, segment } => segment.rows.saturating_mul(row(dtype, columns)),
             Form::Vector { length, .. } => length.saturating_mul(4),
         }
     }
@@ -419,7 +415,7 @@ impl CpuProgram {
         serde_json::from_str(text).map_err(|e| ProgramFaults::one("program.json", e.to_string()))
     }
 
-    /// Bytes of all packed weights.
+    /// Bytes of all weights.
     pub fn weight_bytes(&self) -> u64 {
         let copies = |p: &Parameter| if p.per_layer { self.model.layers } else { 1 };
         self.parameters

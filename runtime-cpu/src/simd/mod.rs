@@ -93,6 +93,49 @@ pub fn panel_product(isa: Isa, tile: Tile, out: &mut [f32], pitch: usize, accumu
     }
 }
 
+/// Rows of a left operand and rows of a matrix, both with the inner dimension along them.
+#[derive(Clone, Copy, Debug)]
+pub struct Dots<'a> {
+    /// What a word of the operands holds.
+    pub dtype: WeightType,
+    /// The left operand's rows, `x_pitch` words apart.
+    pub x: &'a [u32],
+    /// Words from one row of `x` to the next.
+    pub x_pitch: usize,
+    /// Rows of `x`, at least one.
+    pub rows: usize,
+    /// `[columns][steps]` words: the matrix as it lies in memory.
+    pub w: &'a [u32],
+    /// Words along the inner dimension, at least one.
+    pub steps: usize,
+}
+
+impl Dots<'_> {
+    /// Columns of the result.
+    pub fn columns(&self) -> usize {
+        self.w.len() / self.steps
+    }
+}
+
+/// `out[r][c] = sum over i of x[r][i] w[c][i]`, rows of `out` `pitch` apart.
+///
+/// Every sum runs in the same order, whatever else is computed with it: a vector's lanes each sum every so many words,
+/// and the lanes are added at the end.
+///
+/// # Panics
+/// When a slice is shorter than the numbers of rows, columns and steps say, or there are no rows or steps.
+pub fn dot_products(isa: Isa, dots: Dots, out: &mut [f32], pitch: usize) {
+    let Dots { x, x_pitch, rows, steps, .. } = dots;
+    let columns = dots.columns();
+    assert!(rows > 0 && steps > 0 && x_pitch >= steps && x.len() >= (rows - 1) * x_pitch + steps);
+    assert!(pitch >= columns && out.len() >= (rows - 1) * pitch + columns);
+    match isa.0 {
+        Level::Portable => portable::dots(dots, out, pitch),
+        #[cfg(target_arch = "x86_64")]
+        level => x86::dots(level, dots, out, pitch),
+    }
+}
+
 /// A value rounded to bf16, to even, in the low half of a word. NaN stays NaN.
 pub fn to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -174,6 +217,62 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Sizes around the borders of vectors and tiles, and rows that are further apart than they are long.
+    #[test]
+    fn every_instruction_set_sums_along_rows() {
+        for (dtype, k) in
+            [(WeightType::F32, 37), (WeightType::F32, 64), (WeightType::Bf16, 75), (WeightType::Bf16, 6)]
+        {
+            let steps = dtype.words(k);
+            for (rows, columns) in
+                [(1, 1), (1, 33), (2, 5), (3, 4), (5, 9), (6, 32), (7, 10), (8, 3), (9, 8), (13, 7)]
+            {
+                let (x, left) = lines(dtype, rows, k, steps + 3, 1 + rows as u64);
+                let (w, right) = lines(dtype, columns, k, steps, 77);
+                let dots = Dots { dtype, x: &x, x_pitch: steps + 3, rows, w: &w[..columns * steps], steps };
+                for isa in Isa::all() {
+                    let before = numbers(rows * 40, 3);
+                    let mut found = before.clone();
+                    dot_products(isa, dots, &mut found, 40);
+                    for (at, found) in found.iter().enumerate() {
+                        let (row, column) = (at / 40, at % 40);
+                        let sum = || (0..k).map(|i| left[row * k + i] * right[column * k + i]).sum::<f64>();
+                        let wanted = if column < columns { sum() } else { f64::from(before[at]) };
+                        let off = (f64::from(*found) - wanted).abs();
+                        assert!(
+                            off < 1e-5,
+                            "{} {dtype:?} [{rows}, {columns}, {k}]: {row}, {column}: {off}",
+                            isa.name()
+                        );
+                    }
+                    for row in 0..rows {
+                        let mut alone = vec![0.0; columns];
+                        let one = Dots { x: &x[row * (steps + 3)..], rows: 1, ..dots };
+                        dot_products(isa, one, &mut alone, columns);
+                        assert_eq!(
+                            alone,
+                            found[row * 40..][..columns],
+                            "{} {dtype:?}: row {row} alone",
+                            isa.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows as words, `pitch` apart, and what they hold in f64, `[rows][k]`. The words between rows are no numbers.
+    fn lines(dtype: WeightType, rows: usize, k: usize, pitch: usize, seed: u64) -> (Vec<u32>, Vec<f64>) {
+        let values = numbers(rows * k, seed);
+        let mut words = vec![u32::MAX; rows * pitch];
+        values
+            .chunks(k)
+            .zip(words.chunks_mut(pitch))
+            .for_each(|(row, into)| pack(dtype, row, into.iter_mut()));
+        let held = |x: &f32| if dtype == WeightType::Bf16 { of_pair(to_bf16(*x))[0] } else { *x };
+        (words, values.iter().map(|x| f64::from(held(x))).collect())
     }
 
     #[test]

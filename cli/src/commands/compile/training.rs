@@ -1,11 +1,12 @@
 //! What training on wafers takes, beside the compiled program: the plan, its rate and days, and what binds.
 
 use super::Job;
+use crate::commands::plan::refused;
 use crate::failure::{Exit, Failure};
 use crate::show;
 use lapidary_planner::wafer::release::{OWN, RELEASES};
 use lapidary_planner::wafer::training::{Question, TrainingAnswer, answer, heaviest};
-use lapidary_planner::{Candidate, Degrees, Pins, PlanError, Release};
+use lapidary_planner::{Candidate, Degrees, Pins, Release};
 
 /// Terms that are listed.
 const SHOWN_TERMS: usize = 9;
@@ -56,16 +57,6 @@ fn tokens(given: &[f64]) -> Result<Vec<f64>, Failure> {
         }
         None => Ok(given.to_vec()),
     }
-}
-
-fn refused(error: PlanError) -> Failure {
-    let exit = match error {
-        PlanError::Arithmetic { .. } => Exit::Unsupported,
-        PlanError::Pin { .. } => Exit::Usage,
-        PlanError::Empty { .. } => Exit::DoesNotFit,
-        _ => Exit::InvalidInput,
-    };
-    Failure::new(exit, error.to_string())
 }
 
 /// Prints the answer.
