@@ -360,6 +360,8 @@ pub struct Accuracy {
 /// Level of the simulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Level {
+    /// Pieces of code in closed form.
+    Analytic,
     /// Streams as flows with rate and latency, PEs by class.
     Flow,
     /// Every word through its route; numbers are computed.

@@ -3,8 +3,9 @@
 //! A [`program::WaferProgram`] is plain data: classes of processing elements (PEs), their memory, tasks and routes,
 //! and the streams of words that enter and leave at the edges of the wafer. [`check`] proves that it cannot fault the
 //! machine; [`event::simulate`] runs it word by word and computes its numbers, with [`event::Options`] for threads, a
-//! [`trace::Trace`] and the critical path; [`flow::time`] times it by classes and bursts.
+//! [`trace::Trace`] and the critical path; [`flow::time`] times it by classes and bursts, [`analytic::time`] in closed form.
 
+pub mod analytic;
 pub mod check;
 pub mod collectives;
 pub mod event;

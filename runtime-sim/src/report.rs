@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// Result of timing a program at any level.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
-    /// `event` or `flow`.
+    /// `event`, `flow` or `analytic`.
     pub level: String,
     /// From the start until the last PE is done and the last word has left.
     pub cycles: u64,

@@ -1,6 +1,6 @@
 //! Arguments of the commands that run models: `run`, `memorization`, `verify`.
 
-use crate::wafer::Grid;
+use crate::wafer::{Grid, Mode};
 use clap::{Args, ValueEnum};
 use lapidary_models::autodiff::Recompute;
 use lapidary_passes::fusion::Rule;
@@ -150,8 +150,11 @@ pub struct Run {
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: Device,
     /// PEs of the simulated wafer.
-    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "16x16", value_parser = Grid::parse)]
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value_t = Grid::DEFAULT, value_parser = Grid::parse)]
     pub grid: Grid,
+    /// Where the weights are on the simulated wafer.
+    #[arg(long, value_enum, default_value = "weight-streaming")]
+    pub mode: Mode,
     /// Divides the logits before sampling; 0 takes the likeliest token. 0 when absent, 1 with --top-p or --top-k.
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
@@ -238,8 +241,11 @@ pub struct Verify {
     #[arg(long, value_enum)]
     pub precision: Option<Precision>,
     /// PEs of the simulated wafer.
-    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "16x16", value_parser = Grid::parse)]
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value_t = Grid::DEFAULT, value_parser = Grid::parse)]
     pub grid: Grid,
+    /// Where the weights are on the simulated wafer.
+    #[arg(long, value_enum, default_value = "weight-streaming")]
+    pub mode: Mode,
     /// Compare gradients and AdamW steps with grads.safetensors and meta.json too.
     #[arg(long)]
     pub grads: bool,
@@ -247,7 +253,7 @@ pub struct Verify {
     #[arg(long, value_enum, default_value = "selective", requires = "grads")]
     pub recompute: RecomputeSwitch,
     /// Verify with every switch of the device, not with one setting.
-    #[arg(long, conflicts_with_all = ["mup", "fuse", "precision", "grid"])]
+    #[arg(long, conflicts_with_all = ["mup", "fuse", "precision", "grid", "mode"])]
     pub all_switches: bool,
     /// Run the reference beside the device and name the first pass, step and op that differs.
     #[arg(long)]

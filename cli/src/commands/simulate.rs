@@ -8,7 +8,7 @@ use crate::{interrupt, output, show};
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::report::HotLink;
 use lapidary_runtime_sim::trace::{self, Trace};
-use lapidary_runtime_sim::{Checked, Report, check, event, flow};
+use lapidary_runtime_sim::{Checked, Report, analytic, check, event, flow};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -177,6 +177,10 @@ fn time(checked: &Checked<WaferProgram>, look: &Look) -> Result<Timed, Failure> 
             let run = event::simulate_with(checked, BTreeMap::new(), &options);
             let run = run.map_err(|error| refused(error.to_string()))?;
             Ok(Timed { report: run.report, trace: run.trace })
+        }
+        Level::Analytic => {
+            let (report, trace) = analytic::time_traced(checked).map_err(|error| refused(error.to_string()))?;
+            Ok(Timed { report, trace: look.traced.then_some(trace) })
         }
         Level::Flow => {
             let (report, trace) = flow::time_traced(checked).map_err(|error| refused(error.to_string()))?;

@@ -36,6 +36,14 @@ pub enum Channel {
 }
 
 impl Channel {
+    fn enters(self) -> Option<Entering> {
+        match self {
+            Channel::Weights => Some(Entering::Weights),
+            Channel::Enter(_) => Some(Entering::Activations),
+            _ => None,
+        }
+    }
+
     /// How the router at `at` is set for this channel, `None` if it does not pass.
     pub fn route(self, placed: &Placed, at: Coord) -> Option<Route> {
         let (last_x, last_y) = (placed.width - 1, placed.rows() - 1);
@@ -137,10 +145,25 @@ impl Colours {
 struct Holder {
     routes: Vec<Option<Route>>,
     phases: Vec<usize>,
+    /// What enters the rectangle on it.
+    enters: Option<Entering>,
+}
+
+/// What enters a rectangle from the north. What comes from there may have two senders, so they have two colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entering {
+    Weights,
+    Activations,
 }
 
 impl Holder {
     fn admits(&self, wanted: Wanted, routes: &[Option<Route>]) -> bool {
+        if self.enters != wanted.channel.enters()
+            && self.enters.is_some()
+            && wanted.channel.enters().is_some()
+        {
+            return false;
+        }
         let same = |(held, asked): (&Option<Route>, &Option<Route>)| {
             held.is_none() || asked.is_none() || held == asked
         };
@@ -148,6 +171,7 @@ impl Holder {
     }
 
     fn add(&mut self, wanted: Wanted, routes: Vec<Option<Route>>) {
+        self.enters = self.enters.or(wanted.channel.enters());
         self.phases.push(wanted.phase);
         if self.routes.is_empty() {
             self.routes = routes;

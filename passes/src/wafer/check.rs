@@ -1,7 +1,7 @@
 //! Sizes and names that are looked at once, so that no kernel has to.
 
 use super::error::WaferError;
-use super::placed::{Layout, Placed};
+use super::placed::{Layout, OpKind, Path, Placed};
 use std::collections::BTreeSet;
 
 /// Sizes and names that no kernel has to look at again.
@@ -37,11 +37,34 @@ pub fn check(placed: &Placed) -> Result<(), WaferError> {
             ));
         }
     }
+    check_micro_batches(placed)?;
     check_sizes(placed)?;
     let mut names = BTreeSet::new();
     match placed.ops.iter().find(|op| !names.insert(&op.name)) {
         Some(op) => Err(WaferError::DuplicateOp { op: op.name.clone() }),
         None => Ok(()),
+    }
+}
+
+/// What lies in memory before the run is there for one micro-batch only.
+fn check_micro_batches(placed: &Placed) -> Result<(), WaferError> {
+    let resident = |kind: &OpKind| {
+        matches!(
+            kind,
+            OpKind::Input { path: Path::Resident, .. } | OpKind::Output { path: Path::Resident, .. }
+        )
+    };
+    let found = u64::from(placed.micro_batches);
+    match placed.ops.iter().find(|op| resident(&op.kind)) {
+        Some(op) if found > 1 => {
+            let hint = format!("{} is in memory, for one", op.name);
+            Err(WaferError::Size { what: "number of micro-batches".into(), found, hint })
+        }
+        _ if found == 0 => {
+            let hint = "one at least".into();
+            Err(WaferError::Size { what: "number of micro-batches".into(), found, hint })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -42,7 +42,7 @@ pub fn build_class(
         fullest_phase: placed.ops.get(fullest.0).map(|op| op.name.clone()).unwrap_or_default(),
         alive_by_phase: memory.alive,
     };
-    class.start("run", body);
+    class.start("run", code::repeated(placed.micro_batches, body));
     Ok((class, report))
 }
 
@@ -111,8 +111,11 @@ fn buffers(placed: &Placed, site: &Site) -> Result<Vec<Wish>, WaferError> {
             if scratch.elements > 0 {
                 let mut buffer = Buffer::new(scratch.dtype, scratch.elements, 0);
                 let first = if scratch.load.is_some() { 0 } else { phase };
+                // The next micro-batch finds tables that are loaded once as this one does.
+                let again = scratch.load.is_some() && placed.micro_batches > 1;
+                let last = if again { placed.ops.len() - 1 } else { phase };
                 buffer.load = scratch.load;
-                wishes.push(wish(placed, scratch_name(&op.name, scratch.name), buffer, first, phase));
+                wishes.push(wish(placed, scratch_name(&op.name, scratch.name), buffer, first, last));
             }
         }
     }

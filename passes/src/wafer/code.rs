@@ -1,6 +1,8 @@
 //! Short spellings for the statements of a PE: slices, operands, vector ops and loops.
 
-use lapidary_runtime_sim::program::{Affine, Colour, Dest, OpKind, Operand, Slice, Stmt, VectorOp, Wire};
+use lapidary_runtime_sim::program::{
+    Affine, Colour, Dest, OpKind, Operand, Slice, Stmt, Var, VectorOp, Wire,
+};
 
 /// Elements of a buffer from `at` on, in row-major order.
 pub fn slice(buffer: &str, at: impl Into<Affine>) -> Slice {
@@ -65,6 +67,45 @@ pub fn repeat(count: impl Into<Affine>, body: Vec<Stmt>) -> Vec<Stmt> {
         _ if body.is_empty() => vec![],
         _ => vec![Stmt::Loop { count, body }],
     }
+}
+
+/// `times` times a body that knows of no loop around it.
+pub fn repeated(times: u32, body: Vec<Stmt>) -> Vec<Stmt> {
+    match times {
+        1 => body,
+        _ => vec![Stmt::Loop { count: i64::from(times).into(), body: rewritten(body, &deeper) }],
+    }
+}
+
+/// An expression with one more loop around it.
+fn deeper(affine: &Affine) -> Affine {
+    let shift = |(var, factor): (&Var, &i64)| match var {
+        Var::Loop(depth) => (Var::Loop(depth + 1), *factor),
+        other => (*other, *factor),
+    };
+    Affine { base: affine.base, terms: affine.terms.iter().map(shift).collect() }
+}
+
+/// A body with every expression changed.
+pub fn rewritten(body: Vec<Stmt>, change: &dyn Fn(&Affine) -> Affine) -> Vec<Stmt> {
+    let one = |stmt: Stmt| match stmt {
+        Stmt::Op(op) => Stmt::Op(rewritten_op(op, change)),
+        Stmt::Par(ops) => Stmt::Par(ops.into_iter().map(|op| rewritten_op(op, change)).collect()),
+        Stmt::Loop { count, body } => Stmt::Loop { count: change(&count), body: rewritten(body, change) },
+        other => other,
+    };
+    body.into_iter().map(one).collect()
+}
+
+fn rewritten_op(mut op: VectorOp, change: &dyn Fn(&Affine) -> Affine) -> VectorOp {
+    let slices = op.src.iter_mut().filter_map(|operand| match operand {
+        Operand::Mem(slice) => Some(slice),
+        _ => None,
+    });
+    let dst = if let Dest::Mem(slice) = &mut op.dst { Some(slice) } else { None };
+    slices.chain(dst).for_each(|slice| slice.at = change(&slice.at));
+    op.dims.iter_mut().for_each(|length| *length = change(length));
+    op
 }
 
 /// Drops vector ops that can be seen to have no elements, and loops that are left empty by that.

@@ -22,6 +22,7 @@ mod kernel;
 mod lanes;
 mod layout;
 mod lower;
+mod pipeline;
 mod place;
 mod placed;
 mod report;
@@ -36,10 +37,11 @@ pub use analytic::{OpCycles, cycles};
 pub use channel::{Channel, Colours};
 pub use class::memory_peak;
 pub use data::{Angles, HostData, Packing, Part};
-pub use emit::{EmitError, EmitOptions, Scope, Stage, WaferArtifact, emit};
+pub use emit::{EmitError, EmitOptions, Scope, Stage, WaferArtifact, emit, emit_pipeline};
 pub use error::WaferError;
 pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
 pub use lower::LowerToWafer;
+pub use pipeline::{Pipeline, RegionReport};
 pub use place::{Workload, place_layer};
 pub use placed::{
     Activation, Attention, AttentionDx, ColumnSum, Gather, Gradient, Heads, Layout, Linear, Loss, LossDx,

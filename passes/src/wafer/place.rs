@@ -43,6 +43,7 @@ pub fn place_layer(model: &ModelSpec, work: Workload, spec: &WaferSpec) -> Resul
         width: work.width,
         height: work.height,
         tokens: place_tokens(work.height, work.sequences, work.length, 1),
+        micro_batches: 1,
         heads: Some(place_heads(work.width, shape)),
         dtype: work.dtype,
         values: layer.values.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect(),

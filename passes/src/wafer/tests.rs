@@ -120,7 +120,7 @@ fn output(value: &str, path: Path) -> PlacedOp {
 
 fn placed(width: u32, height: u32, tokens: Tokens, values: &[(&str, Layout)], ops: Vec<PlacedOp>) -> Placed {
     let values = values.iter().map(|(name, layout)| ((*name).to_owned(), *layout)).collect();
-    Placed { width, height, tokens, heads: None, dtype: DType::F32, values, ops }
+    Placed { width, height, tokens, micro_batches: 1, heads: None, dtype: DType::F32, values, ops }
 }
 
 /// One sequence over all rows.

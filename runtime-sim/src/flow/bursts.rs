@@ -172,6 +172,11 @@ impl Bursts {
         self.total.saturating_sub(cursor.taken)
     }
 
+    /// When the first word kept left its source.
+    pub fn first_word(&self) -> f64 {
+        self.pieces.first().map_or(0.0, |b| b.word(0))
+    }
+
     /// When the last word known left its source.
     pub fn last_word(&self) -> f64 {
         self.pieces.last().map_or(0.0, |b| b.word(b.total() - 1))

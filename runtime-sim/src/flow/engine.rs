@@ -63,16 +63,39 @@ pub(super) fn time_sharing(program: &Checked<WaferProgram>, sharing: Sharing) ->
 fn timed(program: &Checked<WaferProgram>, sharing: Sharing) -> Result<(Report, Trace), FlowError> {
     let (program, spec) = (program.get(), program.fabric());
     let classes = lower(program, spec);
-    let Ok(class_of) = cover(program) else { return Ok(Default::default()) };
-    let rows = rows::choose(program, &class_of, &classes);
-    let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
-    let Ok(net) = Network::of_rows(program, spec, class_of, traced) else { return Ok(Default::default()) };
+    let Some((net, rows)) = chosen(program, spec, &classes) else { return Ok(Default::default()) };
     let leaders = match sharing {
         Sharing::Rows => Leaders::of(&net, &classes),
         #[cfg(test)]
         Sharing::Nothing => Leaders::default(),
     };
     run(program, spec, &net, &classes, &rows, &leaders)
+}
+
+/// The streams of the rows that stand for all rows of a program.
+fn chosen(program: &WaferProgram, spec: &FabricSpec, classes: &[LoweredClass]) -> Option<(Network, Rows)> {
+    let class_of = cover(program).ok()?;
+    let rows = rows::choose(program, &class_of, classes);
+    let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
+    let net = Network::of_rows(program, spec, class_of, traced).ok()?;
+    Some((net, rows))
+}
+
+/// Times a program by something that sets the times of all PEs and sends all their words; the host has sent its own.
+pub fn timed_by(
+    program: &Checked<WaferProgram>,
+    solve: &mut dyn FnMut(&mut Engine),
+) -> Result<(Report, Trace), FlowError> {
+    let (program, spec) = (program.get(), program.fabric());
+    supported(program)?;
+    let classes = lower(program, spec);
+    let Some((net, rows)) = chosen(program, spec, &classes) else { return Ok(Default::default()) };
+    let mut engine = Engine::new(program, spec, &net, &classes, &[], &Leaders::default());
+    engine.feed();
+    solve(&mut engine);
+    let report = super::outcome::report(&engine, &rows);
+    let trace = super::outcome::trace(&engine, &report);
+    Ok((report, trace))
 }
 
 /// Whether the PEs of the traced rows can all finish if queues never fill.
@@ -131,12 +154,12 @@ fn supported(program: &WaferProgram) -> Result<(), FlowError> {
 
 /// State of a run.
 pub struct Engine<'a> {
-    pub(super) program: &'a WaferProgram,
-    pub(super) spec: &'a FabricSpec,
-    pub(super) net: &'a Network,
-    pub(super) classes: &'a [LoweredClass],
-    pub(super) pes: Vec<Option<Box<Pe>>>,
-    pub(super) streams: Streams<'a>,
+    pub(crate) program: &'a WaferProgram,
+    pub(crate) spec: &'a FabricSpec,
+    pub(crate) net: &'a Network,
+    pub(crate) classes: &'a [LoweredClass],
+    pub(crate) pes: Vec<Option<Box<Pe>>>,
+    pub(crate) streams: Streams<'a>,
     pub(super) queue: VecDeque<u32>,
     works: &'a [Works],
 }

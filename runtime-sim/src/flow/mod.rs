@@ -20,5 +20,8 @@ mod streams;
 mod tests;
 mod work;
 
-pub(crate) use engine::finishes;
+pub(crate) use bursts::Burst;
+pub(crate) use engine::{Engine, finishes, timed_by};
 pub use engine::{FlowError, time, time_traced};
+pub(crate) use pe::Pe;
+pub(crate) use profile::{Access, Profile};

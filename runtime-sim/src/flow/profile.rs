@@ -85,7 +85,7 @@ impl Profile {
     }
 
     /// `n` runs one after the other.
-    fn times(mut self, n: u64) -> Profile {
+    pub fn times(mut self, n: u64) -> Profile {
         let later = (n - 1) as f64 * self.work;
         for access in self.reads.iter_mut().chain(&mut self.writes) {
             access.words *= n;
@@ -96,7 +96,7 @@ impl Profile {
     }
 
     /// `other` after this.
-    fn append(&mut self, other: &Profile) {
+    pub fn append(&mut self, other: &Profile) {
         let begin = self.work;
         other.reads.iter().for_each(|a| merge(&mut self.reads, a, begin));
         other.writes.iter().for_each(|a| merge(&mut self.writes, a, begin));

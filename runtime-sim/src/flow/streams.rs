@@ -53,6 +53,12 @@ impl<'a> Streams<'a> {
         self.bursts[stream as usize].total
     }
 
+    /// When the first and the last word of a stream leave.
+    pub fn span(&self, stream: u32) -> (f64, f64) {
+        let bursts = &self.bursts[stream as usize];
+        (bursts.first_word(), bursts.last_word())
+    }
+
     /// When the last word of a stream arrives at an end.
     pub fn last_arrival(&self, end: u32) -> f64 {
         let e = self.net.ends[end as usize];

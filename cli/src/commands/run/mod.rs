@@ -71,7 +71,7 @@ fn simulate(
             (Packing::Bf16, _) | (Packing::Stored, WeightType::Bf16) => DType::Bf16,
             _ => DType::F32,
         };
-        Simulator::new(spec, Switches::default(), dtype, args.grid, weights.params()?)
+        Simulator::new(spec, Switches::default(), dtype, (args.grid, args.mode), weights.params()?)
     })?;
     let mut clock = clock.loaded();
     let mut writer = Writer::new(asked, args.json);

@@ -19,7 +19,7 @@ use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::memory;
 use crate::progress::Progress;
-use crate::wafer::{Grid, Simulator};
+use crate::wafer::{Grid, Mode, Simulator};
 use crate::weights::{self, Opened};
 use bisect::{Bisection, Suspects};
 use check::{Checks, Tolerances, check};
@@ -43,6 +43,7 @@ struct Setting {
     engine: Engine,
     precision: Precision,
     grid: Grid,
+    mode: Mode,
 }
 
 /// Runs the verb.
@@ -56,8 +57,8 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
     let settings = match args.all_switches {
         true => every_setting(args.device),
         false => {
-            let (precision, grid) = (precision(args)?, args.grid);
-            vec![Setting { switches, engine: Engine::Compiled, precision, grid }]
+            let (precision, grid, mode) = (precision(args)?, args.grid, args.mode);
+            vec![Setting { switches, engine: Engine::Compiled, precision, grid, mode }]
         }
     };
     let allowed = match settings[0].precision {
@@ -186,7 +187,7 @@ impl Verifier<'_> {
                 Precision::F16 => DType::F16,
                 Precision::Bf16 => DType::Bf16,
             };
-            let simulator = Simulator::new(spec, switches, dtype, setting.grid, params)?;
+            let simulator = Simulator::new(spec, switches, dtype, (setting.grid, setting.mode), params)?;
             let device = Simulated { module: lowered.module, simulator };
             return check(self.directory, &device, self.allowed);
         }
@@ -260,6 +261,7 @@ impl Verifier<'_> {
             Device::WaferSim => vec![
                 mup,
                 ("fuse", setting.switches.fusion_word().to_string()),
+                ("mode", setting.mode.name().to_string()),
                 ("grid", setting.grid.to_string()),
                 ("precision", setting.precision.name().to_string()),
             ],
@@ -267,9 +269,6 @@ impl Verifier<'_> {
         }
     }
 }
-
-/// The grid of a simulated wafer that is not given one.
-const GRID: Grid = Grid { width: 16, height: 16 };
 
 /// The grids that every switch is tried on: small, wide, high and large.
 const GRIDS: [Grid; 4] = [
@@ -287,11 +286,13 @@ fn every_setting(device: Device) -> Vec<Setting> {
             switches: Switches { mup, fusion },
             engine,
             precision,
-            grid: GRID,
+            grid: Grid::DEFAULT,
+            mode: Mode::WeightStreaming,
         };
         if device == Device::WaferSim {
             let on = |grid| Setting { grid, ..setting(Fusion::On, Engine::Compiled, Precision::F32) };
             settings.extend(GRIDS.map(on));
+            settings.push(Setting { mode: Mode::LayerPipelined, ..on(Grid::DEFAULT) });
             continue;
         }
         if device != Device::Cpu {

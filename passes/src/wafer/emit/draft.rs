@@ -77,16 +77,23 @@ impl<'c> Draft<'c> {
         Draft { frame, name: name.into(), times, values, ops, names, used }
     }
 
-    /// Generates the program and writes memory and colours into the placed ops.
-    pub fn finish(self, spec: &WaferSpec) -> Result<Stage, EmitError> {
+    /// What is placed, and the ops that each comes from.
+    pub fn placed(self) -> (Placed, Vec<Vec<Op<'c>>>) {
         let Frame { width, height, tokens, heads, dtype } = self.frame;
         let heads =
             heads.filter(|_| self.values.values().any(|layout| !matches!(layout, Layout::Columns { .. })));
         let heads = heads.map(|shape| place_heads(width, shape));
         let (ops, sources): (Vec<_>, Vec<_>) = self.ops.into_iter().unzip();
-        let placed = Placed { width, height, tokens, heads, dtype, values: self.values, ops };
+        let (micro_batches, values) = (1, self.values);
+        (Placed { width, height, tokens, micro_batches, heads, dtype, values, ops }, sources)
+    }
+
+    /// Generates the program and writes memory and colours into the placed ops.
+    pub fn finish(self, spec: &WaferSpec) -> Result<Stage, EmitError> {
+        let (name, times) = (self.name.clone(), self.times);
+        let (placed, sources) = self.placed();
         let generated = generate(&placed, spec)
-            .map_err(|error| EmitError::Placement { stage: self.name.clone(), error: Box::new(error) })?;
+            .map_err(|error| EmitError::Placement { stage: name.clone(), error: Box::new(error) })?;
         for (phase, ops) in generated.report.phases.iter().zip(&sources) {
             for (op, rect) in ops.iter().filter_map(|op| Some((*op, Placement::of(*op)?.rect))) {
                 Placement { rect, sram_bytes: phase.sram_bytes, colours: phase.colours.clone() }.store(op);
@@ -95,7 +102,7 @@ impl<'c> Draft<'c> {
         let node = |op: &Op<'c>| op.place().node;
         let nodes = sources.iter().map(|ops| ops.iter().filter_map(node).collect()).collect();
         let text = text::print(&generated.program);
-        Ok(Stage { name: self.name, times: self.times, placed, nodes, generated, text })
+        Ok(Stage { name, times, placed, nodes, generated, text })
     }
 
     /// A name that nothing in this stage has yet.

@@ -9,6 +9,7 @@ mod reader;
 
 use super::{Generated, Placed, TrainError, WaferError, WaferSpec};
 use crate::pass::PassError;
+use crate::wafer::pipeline::{Layers, Pipeline, pipeline};
 use crate::wafer::placed::OpKind;
 use draft::{Draft, Frame};
 use lapidary_hardware::HardwareSpec;
@@ -111,6 +112,26 @@ pub fn emit(
     let drafts = read(module, options.scope)?;
     let stages = drafts.into_iter().map(|draft| draft.finish(&spec)).collect::<Result<_, _>>()?;
     Ok(WaferArtifact { stages })
+}
+
+/// Emits one program for a module with one sequence, in which every layer has rows and weights of its own and
+/// `micro_batches` sequences pass one after the other.
+///
+/// # Errors
+/// As [`emit`]; [`EmitError::Placement`] where the layers have no room beside each other.
+pub fn emit_pipeline(
+    module: &Module<'_>,
+    machine: &HardwareSpec,
+    micro_batches: u32,
+) -> Result<Pipeline, EmitError> {
+    let wafer = machine.wafer().ok_or_else(|| EmitError::Machine { machine: machine.name.clone() })?;
+    let drafts = read(module, Scope::Steps)?;
+    let stages = drafts.into_iter().map(|draft| {
+        let (name, times) = (draft.name.clone(), draft.times);
+        Layers { name, times, placed: draft.placed().0 }
+    });
+    pipeline(stages.collect(), micro_batches, wafer)
+        .map_err(|error| EmitError::Placement { stage: "pipeline".into(), error: Box::new(error) })
 }
 
 /// The placed computations of a module, by stage.

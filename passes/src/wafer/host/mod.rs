@@ -168,11 +168,12 @@ impl Feeder<'_> {
         let layout = self.placed.layout(self.op, value)?;
         let columns = self.placed.features(layout);
         let tokens = self.placed.tokens;
+        let all = self.tokens();
         let data = match source.clone() {
-            Source::Caller => HostData::Activations { elements: tokens.total() * u64::from(columns) },
-            Source::Lookup { table } => HostData::Lookup { table, columns, tokens: tokens.total() },
+            Source::Caller => HostData::Activations { elements: all * u64::from(columns) },
+            Source::Lookup { table } => HostData::Lookup { table, columns, tokens: all },
             Source::Positions { table, offset } => {
-                let (sequences, length) = (tokens.sequences, tokens.length);
+                let (sequences, length) = (tokens.sequences * self.placed.micro_batches, tokens.length);
                 HostData::Positions { table, columns, sequences, length, offset }
             }
         };
@@ -181,15 +182,20 @@ impl Feeder<'_> {
             let channel = Channel::Enter(1);
             let flow =
                 Flow { tensor, direction: Direction::In, edge: Port::North, channel, wire: self.wire() };
-            self.matrix(host, flow, all_lanes(self.placed, layout), tokens.total(), columns);
+            self.matrix(host, flow, all_lanes(self.placed, layout), all, columns);
         }
         Ok(())
+    }
+
+    /// Tokens of all micro-batches.
+    fn tokens(&self) -> u64 {
+        self.placed.tokens.total() * u64::from(self.placed.micro_batches)
     }
 
     fn output(&self, host: &mut Host, value: &str, tensor: &str, path: Path) -> Result<(), WaferError> {
         let layout = self.placed.layout(self.op, value)?;
         let columns = self.placed.features(layout);
-        let tokens = self.placed.tokens.total();
+        let tokens = self.tokens();
         host.tensors.insert(tensor.into(), HostData::Activations { elements: tokens * u64::from(columns) });
         if path == Path::Stream {
             let channel = Channel::Leave(((self.placed.rows() - 1) % 2) as u8);
@@ -207,8 +213,13 @@ impl Feeder<'_> {
     /// `rows` rows of a tensor with `columns` columns, each lane its own columns.
     fn matrix(&self, host: &mut Host, flow: Flow, lanes: Vec<Lanes>, rows: u64, columns: u32) {
         for Lanes { runs, features, first } in lanes {
-            let dims = vec![Affine::constant(rows as i64), Affine::constant(features.into())];
-            let index = first.plus(Var::Dim(0), columns.into()).plus(Var::Dim(1), 1);
+            let mut dims = vec![Affine::constant(rows as i64), Affine::constant(features.into())];
+            let again = flow.channel == Channel::Weights && self.placed.micro_batches > 1;
+            if again {
+                dims.insert(0, i64::from(self.placed.micro_batches).into());
+            }
+            let [row, column] = if again { [1, 2] } else { [0, 1] };
+            let index = first.plus(Var::Dim(row), columns.into()).plus(Var::Dim(column), 1);
             self.streams(host, &flow, &runs, &dims, &index);
         }
     }

@@ -28,6 +28,9 @@ pub struct Placed {
     pub height: u32,
     /// How tokens lie over the rows.
     pub tokens: Tokens,
+    /// How often the program runs over as many tokens, one micro-batch after the other; more than once only where inputs
+    /// and outputs stream.
+    pub micro_batches: u32,
     /// How attention heads lie over the columns, where there are any.
     pub heads: Option<Heads>,
     /// Element type of all values, and of weights on the fabric.

@@ -238,7 +238,7 @@ fn place(
     let heads =
         heads.filter(|_| draft.values.values().any(|layout| !matches!(layout, Layout::Columns { .. })));
     let (values, ops, nodes, touched) = (draft.values, draft.ops, draft.nodes, draft.touched);
-    let placed = Placed { width, height, tokens, heads, dtype, values, ops };
+    let placed = Placed { width, height, tokens, micro_batches: 1, heads, dtype, values, ops };
     Ok((TrainStage { name: piece.name, times: piece.times, placed, nodes, kept_bytes: 0 }, touched))
 }
 

@@ -4,52 +4,47 @@
 //! before --x--> layer (weights of 0) --x--> layer (weights of 1) --x--> .. --x--> after --> logits
 //! ```
 //! As in weight streaming, one program serves every layer: the weights stand beside the wafer and enter word by word,
-//! the residual stream x stays in the PEs' memories. Programs fix batch and length, so there is a set for each pair.
+//! the residual stream x stays in the PEs' memories. Layer-pipelined, one program holds all layers with their weights,
+//! and sequences pass through them one behind the other. Programs fix batch and length, so there is a set for each pair.
+
+mod grid;
+mod pipelined;
+
+pub use grid::Grid;
 
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use lapidary_hardware::HardwareSpec;
 use lapidary_ir::IrContext;
-use lapidary_models::{DType, Dims, Graph, Mode, ModelSpec};
+use lapidary_models::{DType, Dims, Graph, ModelSpec};
 use lapidary_passes::pipeline::pipeline_text;
 use lapidary_passes::wafer::{self, EmitError, EmitOptions, HostData, Scope, WaferError};
 use lapidary_passes::{Goal, Pipeline, Watch};
 use lapidary_reference::Params;
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::{Checked, FabricSpec, check, event};
+use pipelined::Pipelined;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// A rectangle of PEs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    /// PEs in a row.
-    pub width: u32,
-    /// Rows.
-    pub height: u32,
+/// Where a model's weights are while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Beside the wafer: layer after layer has all of it, and the weights of each stream in.
+    #[default]
+    WeightStreaming,
+    /// On the wafer: every layer has rows of its own, and sequences stream through.
+    LayerPipelined,
 }
 
-/// Largest grid on which every word is simulated: the usable PEs of the wafer are more.
-const MOST: u32 = 256;
-
-impl Grid {
-    /// Reads `16x16`.
-    ///
-    /// # Errors
-    /// A sentence about what was expected.
-    pub fn parse(text: &str) -> Result<Grid, String> {
-        let side = |n: &str| n.parse::<u32>().ok().filter(|n| (2..=MOST).contains(n));
-        let sides = text.split_once('x').and_then(|(w, h)| Some((side(w)?, side(h)?)));
-        let (width, height) =
-            sides.ok_or_else(|| format!("expected WIDTHxHEIGHT, each from 2 to {MOST}, such as 16x16"))?;
-        Ok(Grid { width, height })
-    }
-}
-
-impl std::fmt::Display for Grid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}", self.width, self.height)
+impl Mode {
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::WeightStreaming => "weight-streaming",
+            Mode::LayerPipelined => "layer-pipelined",
+        }
     }
 }
 
@@ -64,7 +59,8 @@ struct Stage {
 /// What a pass of tokens gives.
 #[derive(Default)]
 pub struct Forward {
-    /// The residual stream before the first layer and behind every layer; rows are tokens, sequence by sequence.
+    /// The residual stream before the first layer and behind every layer; rows are tokens, sequence by sequence. Empty
+    /// where it does not leave the wafer.
     pub stream: Vec<Vec<f32>>,
     /// Logits, one row of the vocabulary's width for each token.
     pub logits: Vec<f32>,
@@ -77,9 +73,19 @@ pub struct Simulator {
     spec: ModelSpec,
     switches: Switches,
     grid: Grid,
+    mode: Mode,
     machine: HardwareSpec,
     params: Params<f32>,
-    programs: RefCell<BTreeMap<Dimensions, Rc<Vec<Stage>>>>,
+    programs: RefCell<BTreeMap<Dimensions, Programs>>,
+}
+
+/// The programs for some dimensions.
+#[derive(Clone)]
+enum Programs {
+    /// To be run one after the other.
+    Stages(Rc<Vec<Stage>>),
+    /// To be run once.
+    Pipelined(Rc<Pipelined>),
 }
 
 /// What a stage calls the residual stream that it finds, and the one that it leaves.
@@ -98,14 +104,14 @@ impl Simulator {
         spec: &ModelSpec,
         switches: Switches,
         dtype: DType,
-        grid: Grid,
+        (grid, mode): (Grid, Mode),
         params: Params<f32>,
     ) -> Result<Simulator, Failure> {
         let machine = lapidary_hardware::builtin::machine("cs2")
             .map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
         let mut spec = spec.clone();
         (spec.dtype.params, spec.dtype.compute) = (dtype, dtype);
-        Ok(Simulator { spec, switches, grid, machine, params, programs: RefCell::default() })
+        Ok(Simulator { spec, switches, grid, mode, machine, params, programs: RefCell::default() })
     }
 
     /// How long the wafer takes for these cycles.
@@ -119,7 +125,10 @@ impl Simulator {
     /// Exit 4 when one sequence has no room, 5 for ops without a kernel.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Forward, Failure> {
         let mut whole = Forward::default();
-        let mut most = ids.len().min(self.grid.height as usize).max(1);
+        let mut most = match self.mode {
+            Mode::WeightStreaming => ids.len().min(self.grid.height as usize).max(1),
+            Mode::LayerPipelined => ids.len().max(1),
+        };
         let mut rest = ids;
         while !rest.is_empty() {
             let some = &rest[..most.min(rest.len())];
@@ -138,8 +147,17 @@ impl Simulator {
     }
 
     fn batch(&self, ids: &[Vec<u32>]) -> Result<Forward, Failure> {
-        let stages = self.stages((ids.len() as u64, ids[0].len() as u64))?;
         let flat: Vec<i32> = ids.iter().flatten().map(|id| id.cast_signed()).collect();
+        match self.programs((ids.len() as u64, ids[0].len() as u64))? {
+            Programs::Stages(stages) => self.run_stages(&stages, &flat),
+            Programs::Pipelined(pipelined) => {
+                let (cycles, logits) = pipelined.run(&self.params, &flat)?;
+                Ok(Forward { stream: Vec::new(), logits: self.cut(&logits, flat.len()), cycles })
+            }
+        }
+    }
+
+    fn run_stages(&self, stages: &[Stage], flat: &[i32]) -> Result<Forward, Failure> {
         let mut made = Forward::default();
         let mut x = Vec::new();
         for stage in stages.iter() {
@@ -148,7 +166,7 @@ impl Simulator {
                 made.stream.push(x.clone());
             }
             for layer in 0..stage.times {
-                let (cycles, y) = self.stage(stage, layer, &flat, x)?;
+                let (cycles, y) = self.stage(stage, layer, flat, x)?;
                 made.cycles += cycles;
                 x = y;
                 if is_layer {
@@ -191,18 +209,24 @@ impl Simulator {
     }
 
     /// The programs for these dimensions, compiled once.
-    fn stages(&self, dimensions: Dimensions) -> Result<Rc<Vec<Stage>>, Failure> {
+    fn programs(&self, dimensions: Dimensions) -> Result<Programs, Failure> {
         if let Some(known) = self.programs.borrow().get(&dimensions) {
-            return Ok(Rc::clone(known));
+            return Ok(known.clone());
         }
-        let made = Rc::new(self.compile(dimensions)?);
-        self.programs.borrow_mut().insert(dimensions, Rc::clone(&made));
+        let made = self.compile(dimensions)?;
+        self.programs.borrow_mut().insert(dimensions, made.clone());
         Ok(made)
     }
 
-    fn compile(&self, (batch, seq): Dimensions) -> Result<Vec<Stage>, Failure> {
-        let graph = Graph::build(&self.spec, Mode::Forward, Dims { batch, seq, cached: 0 })
-            .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", self.spec.name)))?;
+    /// Lowers a batch; a pipeline has one sequence at a place.
+    fn compile(&self, (batch, seq): Dimensions) -> Result<Programs, Failure> {
+        let sequences = if self.mode == Mode::LayerPipelined { 1 } else { batch };
+        let graph = Graph::build(
+            &self.spec,
+            lapidary_models::Mode::Forward,
+            Dims { batch: sequences, seq, cached: 0 },
+        )
+        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", self.spec.name)))?;
         let Grid { width, height } = self.grid;
         let passes = pipeline_text(Goal::Wafer, self.switches.mup, &self.switches.fusion);
         let passes = Pipeline::parse(&format!("{passes},lower-to-wafer{{width={width} height={height}}}"))
@@ -210,10 +234,17 @@ impl Simulator {
         let cx = IrContext::new();
         let mut module = host::imported(&cx, &graph)?;
         lapidary_passes::run(&mut module, &passes, Watch::default()).map_err(host::run_failure)?;
-        let artifact = wafer::emit(&module, &self.machine, &EmitOptions { scope: Scope::Steps })
-            .map_err(|error| self.refused(&error, batch, seq))?;
         let fabric = self.machine.wafer().map(FabricSpec::from).unwrap_or_default();
-        artifact.stages.into_iter().map(|stage| checked(stage, &fabric)).collect()
+        let refused = |error: EmitError| self.refused(&error, batch, seq);
+        if self.mode == Mode::LayerPipelined {
+            let micro_batches = u32::try_from(batch).unwrap_or(u32::MAX);
+            let pipeline = wafer::emit_pipeline(&module, &self.machine, micro_batches).map_err(refused)?;
+            return Ok(Programs::Pipelined(Rc::new(Pipelined::new(pipeline, &fabric)?)));
+        }
+        let options = EmitOptions { scope: Scope::Steps };
+        let artifact = wafer::emit(&module, &self.machine, &options).map_err(refused)?;
+        let stages = artifact.stages.into_iter().map(|stage| checked(stage, &fabric));
+        Ok(Programs::Stages(Rc::new(stages.collect::<Result<_, _>>()?)))
     }
 
     fn refused(&self, error: &EmitError, batch: u64, seq: u64) -> Failure {
@@ -229,12 +260,17 @@ impl Simulator {
 }
 
 fn checked(stage: wafer::Stage, fabric: &FabricSpec) -> Result<Stage, Failure> {
-    let program = check(&stage.generated.program, fabric).map_err(|faults| {
-        let told: Vec<String> = faults.iter().take(4).map(ToString::to_string).collect();
-        let what = format!("stage {} does not pass its check: {}", stage.name, told.join("; "));
-        Failure::new(Exit::Internal, what)
-    })?;
+    let program = proved(&stage.name, &stage.generated.program, fabric)?;
     Ok(Stage { name: stage.name, times: stage.times, program, host: stage.generated.host })
+}
+
+/// A program that fails its own check is a fault of the compiler.
+fn proved(name: &str, program: &WaferProgram, fabric: &FabricSpec) -> Result<Checked<WaferProgram>, Failure> {
+    check(program, fabric).map_err(|faults| {
+        let told: Vec<String> = faults.iter().take(4).map(ToString::to_string).collect();
+        let what = format!("stage {name} does not pass its check: {}", told.join("; "));
+        Failure::new(Exit::Internal, what)
+    })
 }
 
 impl Forward {
@@ -244,18 +280,5 @@ impl Forward {
         self.stream.iter_mut().zip(part.stream).for_each(|(all, more)| all.extend(more));
         self.logits.extend(part.logits);
         self.cycles += part.cycles;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grid_is_two_numbers() {
-        assert_eq!(Grid::parse("8x64"), Ok(Grid { width: 8, height: 64 }));
-        for wrong in ["8", "0x8", "8x1", "8x", "8x257", "8X8", "-8x8", "8x8x8"] {
-            assert!(Grid::parse(wrong).is_err(), "{wrong}");
-        }
     }
 }
