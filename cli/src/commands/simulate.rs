@@ -179,7 +179,8 @@ fn time(checked: &Checked<WaferProgram>, look: &Look) -> Result<Timed, Failure> 
             Ok(Timed { report: run.report, trace: run.trace })
         }
         Level::Analytic => {
-            let (report, trace) = analytic::time_traced(checked).map_err(|error| refused(error.to_string()))?;
+            let (report, trace) =
+                analytic::time_traced(checked).map_err(|error| refused(error.to_string()))?;
             Ok(Timed { report, trace: look.traced.then_some(trace) })
         }
         Level::Flow => {

@@ -1,4 +1,5 @@
-//! Level `analytic`: the cycles of placed ops in closed form, by the price rules that planner and simulator share.
+//! The cycles of placed ops in closed form, by the price rules that planner and simulator share: what a plan is priced
+//! with before there is a program, whose own closed form is the simulator's level `analytic`.
 //!
 //! An op takes what its fullest PE spends on it and the latency of its row once; ops follow one another. Queues,
 //! shared links and the ways in which PEs wait for each other within an op are left to levels `flow` and `event`.

@@ -125,6 +125,7 @@ pub fn simulate_with(
     let Ok(net) = Network::build(program, spec) else {
         return Ok(Run { report: Report::default(), tensors: BTreeMap::new(), trace: None });
     };
+    let net = net.thinned();
     let mut classes = lower(program, spec);
     let compiled = options.compiled.then(|| compile(&mut classes)).flatten();
     let alone = options.critical_path || options.trace;

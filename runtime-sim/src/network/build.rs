@@ -354,14 +354,8 @@ impl<'a> Builder<'a> {
         self.errors.push(error);
     }
 
-    /// Renumbers shared links densely.
     fn finish(mut self) -> Network {
-        let links: BTreeSet<u32> = self.net.shared.iter().map(|s| s.link).collect();
-        let dense: BTreeMap<u32, u32> = links.into_iter().zip(0..).collect();
-        for shared in &mut self.net.shared {
-            shared.link = dense[&shared.link];
-        }
-        self.net.shared_links = dense.len() as u32;
+        self.net.number_shared();
         self.net
     }
 }

@@ -8,6 +8,7 @@ mod alike;
 mod build;
 mod cover;
 mod groups;
+mod thin;
 
 pub use alike::{Alike, Likeness};
 pub use cover::{NOBODY, cover};

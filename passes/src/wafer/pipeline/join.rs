@@ -90,7 +90,7 @@ impl Joined {
             (first || !of(&inputs)) && (is_last || !of(&outputs))
         };
         for (tensor, data) in host.into_iter().filter(|(tensor, _)| kept(tensor)) {
-            self.program.tensor(&name(&tensor), data.elements());
+            self.program.tensor(name(&tensor), data.elements());
             self.host.insert(name(&tensor), data);
         }
         if first {
