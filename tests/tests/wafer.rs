@@ -38,7 +38,7 @@ fn error(stored: &Stored, grid: (u32, u32), mup: Mup) -> f64 {
         check(&generated.program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
     let params = floats(stored);
     let ids: Vec<i32> = stored.ids.iter().flatten().map(|id| *id as i32).collect();
-    let values = |data: &HostData| data.values(|name| params.get(&name.to_owned()).map(Vec::as_slice), &ids);
+    let values = |data: &HostData| data.values(|name| params.get(name).map(Vec::as_slice), &ids);
     let tensors =
         generated.host.iter().filter_map(|(name, data)| Some((name.clone(), values(data)?))).collect();
     let run = event::simulate(&checked, tensors).unwrap_or_else(|fault| panic!("{fault}"));
@@ -138,8 +138,7 @@ fn layers_in_a_pipeline_give_the_stored_logits() {
         let checked = check(&pipeline.program, &FabricSpec::wse2()).unwrap_or_else(|f| panic!("{}", f[0]));
         let params = floats(&stored);
         let ids: Vec<i32> = stored.ids.iter().flatten().map(|id| *id as i32).collect();
-        let values =
-            |data: &HostData| data.values(|name| params.get(&name.to_owned()).map(Vec::as_slice), &ids);
+        let values = |data: &HostData| data.values(|name| params.get(name).map(Vec::as_slice), &ids);
         let host = pipeline.host.iter();
         let tensors = host.filter_map(|(name, data)| Some((name.clone(), values(data)?))).collect();
         let run = event::simulate(&checked, tensors).unwrap_or_else(|fault| panic!("{fault}"));

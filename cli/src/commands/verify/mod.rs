@@ -19,7 +19,7 @@ use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::memory;
 use crate::progress::Progress;
-use crate::wafer::{Grid, Mode, Simulator};
+use crate::wafer::{self, Grid, Simulator};
 use crate::weights::{self, Opened};
 use bisect::{Bisection, Suspects};
 use check::{Checks, Tolerances, check};
@@ -43,7 +43,7 @@ struct Setting {
     engine: Engine,
     precision: Precision,
     grid: Grid,
-    mode: Mode,
+    mode: wafer::Mode,
 }
 
 /// Runs the verb.
@@ -287,12 +287,12 @@ fn every_setting(device: Device) -> Vec<Setting> {
             engine,
             precision,
             grid: Grid::DEFAULT,
-            mode: Mode::WeightStreaming,
+            mode: wafer::Mode::WeightStreaming,
         };
         if device == Device::WaferSim {
             let on = |grid| Setting { grid, ..setting(Fusion::On, Engine::Compiled, Precision::F32) };
             settings.extend(GRIDS.map(on));
-            settings.push(Setting { mode: Mode::LayerPipelined, ..on(Grid::DEFAULT) });
+            settings.push(Setting { mode: wafer::Mode::LayerPipelined, ..on(Grid::DEFAULT) });
             continue;
         }
         if device != Device::Cpu {
