@@ -24,4 +24,4 @@ pub use spec::{Device, HardwareSpec};
 pub use unit::{
     Bytes, BytesPerSecond, Cycles, ElementsPerCycle, Flops, FlopsPerSecond, Hertz, Ratio, Seconds,
 };
-pub use wafer::{Fabric, Ingress, ProcessingElement, Rectangle, Router, Wafer};
+pub use wafer::{Fabric, Ingress, ProcessingElement, Rectangle, Router, Statements, Wafer};

@@ -75,6 +75,28 @@ pub struct ProcessingElement {
     pub fmac: BTreeMap<Precision, ElementsPerCycle>,
     /// Cycles that one vector operation takes beside its elements.
     pub call_overhead: Cycles,
+    /// Costs of code written statement by statement, where they are known.
+    pub statements: Option<Statements>,
+}
+
+/// What the statements of hand-written kernels cost, each by itself: where a program says how it sets up descriptors and
+/// starts transfers, these take the place of [`ProcessingElement::call_overhead`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Statements {
+    /// Cycles of a vector operation beside its elements when its descriptors lie in registers.
+    pub vector_issue: Cycles,
+    /// Cycles to load a descriptor of several dimensions into a register.
+    pub descriptor: Cycles,
+    /// Cycles to start an asynchronous transfer whose descriptors lie in memory.
+    pub transfer: Cycles,
+    /// Cycles to activate a task.
+    pub task_activation: Cycles,
+    /// Words that the concurrent transfers of a core move in a cycle, together.
+    pub moves_per_cycle: ElementsPerCycle,
+    /// 32-bit sums of two vectors in memory per cycle.
+    pub sums_per_cycle: ElementsPerCycle,
+    /// Cycles that 4 elements of a 32-bit multiply-accumulate take whose sum and destination share one register.
+    pub shared_register_macs: Cycles,
 }
 
 /// One router.
@@ -201,6 +223,8 @@ impl ProcessingElement {
         let writes_per_cycle = reader.count(&mut table, "writes-per-cycle");
         let fmac = reader.table(&mut table, "fmac").map(|rates| Precision::rates(reader, &rates));
         let call_overhead = reader.quantity(&mut table, "call-overhead");
+        let statements = reader.optional_table(&mut table, "statements");
+        let statements = statements.and_then(|table| Statements::read(reader, table));
         reader.finish(table);
         Some(ProcessingElement {
             sram: sram?,
@@ -210,6 +234,29 @@ impl ProcessingElement {
             writes_per_cycle: writes_per_cycle?,
             fmac: fmac?,
             call_overhead: call_overhead?,
+            statements,
+        })
+    }
+}
+
+impl Statements {
+    fn read<'a>(reader: &mut Reader<'a>, mut table: Table<'a>) -> Option<Statements> {
+        let vector_issue = reader.quantity(&mut table, "vector-issue");
+        let descriptor = reader.quantity(&mut table, "descriptor");
+        let transfer = reader.quantity(&mut table, "transfer");
+        let task_activation = reader.quantity(&mut table, "task-activation");
+        let moves_per_cycle = reader.quantity(&mut table, "moves-per-cycle");
+        let sums_per_cycle = reader.quantity(&mut table, "sums-per-cycle");
+        let shared_register_macs = reader.quantity(&mut table, "shared-register-macs");
+        reader.finish(table);
+        Some(Statements {
+            vector_issue: vector_issue?,
+            descriptor: descriptor?,
+            transfer: transfer?,
+            task_activation: task_activation?,
+            moves_per_cycle: moves_per_cycle?,
+            sums_per_cycle: sums_per_cycle?,
+            shared_register_macs: shared_register_macs?,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! What a wafer's fabric and PEs can do per cycle: the numbers behind every price rule of the simulator.
 
-use crate::program::OpKind;
-use lapidary_hardware::{Precision, Wafer};
+use crate::program::{OpKind, Serial};
+use lapidary_hardware::price::wafer::{FUNCTION_CYCLES, Functions};
+use lapidary_hardware::{Precision, Statements, Wafer};
 use serde::{Deserialize, Serialize};
 
 /// Figures of one kind of wafer. Cycles are the truth; the clock only turns them into seconds.
@@ -20,8 +21,11 @@ pub struct FabricSpec {
     pub clock_hz: f64,
     /// Memory of a PE in bytes.
     pub sram_bytes: u32,
-    /// Memory banks of a PE; a bank is a contiguous `sram_bytes / banks`.
+    /// Memory banks of a PE. Neighbouring words lie in neighbouring banks; banks that agree modulo half their number
+    /// share a port.
     pub banks: u32,
+    /// Bytes of a bank's word.
+    pub bank_word: u32,
     /// Routable colours.
     pub colours: u8,
     /// Switch positions per colour and router.
@@ -44,53 +48,46 @@ pub struct FabricSpec {
     pub simd_mixed: u32,
     /// Elements per cycle when a source is f32.
     pub simd_single: u32,
-    /// Factor on the time of an op whose two memory sources lie in conflicting banks.
-    pub bank_conflict_factor: u32,
     /// Cycles before the first element of an op without a streaming fabric operand. From `@fmuls`: n + 6.
     pub op_issue: u32,
     /// Cycles before the first element of an op with a streaming fabric operand. Assumed hidden: microthreads are set
     /// up before their data arrive.
     pub stream_issue: u32,
-    /// Cycles to start a data, control or local task. Assumed.
+    /// Cycles to start a data, control or local task.
     pub task_activation: u32,
+    /// Cycles to load a descriptor of several dimensions, as a program says it.
+    pub descriptor: u32,
+    /// Cycles to start an asynchronous transfer, as a program says it.
+    pub transfer: u32,
+    /// Elements that the streaming ops of a parallel group move in a cycle together; `None` where each has a datapath of
+    /// its own and the ramp alone limits them, as the published cost model of collectives counts.
+    pub moves_per_cycle: Option<u32>,
+    /// 32-bit sums of two vectors in memory per cycle.
+    pub sums_per_cycle: u32,
+    /// Whether ops take whole SIMD groups of each row, and no more of a vector than one 64-bit read a cycle brings.
+    pub whole_groups: bool,
+    /// Cycles that 4 elements of a 32-bit multiply-accumulate take whose sum and destination are one slice.
+    pub shared_register_macs: u32,
     /// Cycles per element of functions that are not one datapath operation. Assumed.
     pub function_cycles: FunctionCycles,
     /// Words per cycle that may enter the whole wafer from the host, and as many that may leave, if that is limited.
     pub host_words_per_cycle: Option<f64>,
 }
 
-/// Cycles per element of each function without a datapath operation of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FunctionCycles {
-    /// `exp`.
-    pub exp: u32,
-    /// `log`.
-    pub log: u32,
-    /// `recip`.
-    pub recip: u32,
-    /// `sqrt`.
-    pub sqrt: u32,
-    /// `rsqrt`.
-    pub rsqrt: u32,
-    /// `tanh`.
-    pub tanh: u32,
-    /// `erf`.
-    pub erf: u32,
-}
+/// Cycles per element of each function without a datapath operation of its own: those that closed forms use.
+pub type FunctionCycles = Functions;
 
-impl FunctionCycles {
-    /// Cycles per element if `kind` is such a function.
-    pub const fn of(&self, kind: OpKind) -> Option<u32> {
-        match kind {
-            OpKind::Exp => Some(self.exp),
-            OpKind::Log => Some(self.log),
-            OpKind::Recip => Some(self.recip),
-            OpKind::Sqrt => Some(self.sqrt),
-            OpKind::Rsqrt => Some(self.rsqrt),
-            OpKind::Tanh => Some(self.tanh),
-            OpKind::Erf => Some(self.erf),
-            _ => None,
-        }
+/// Cycles per element if `kind` is such a function.
+pub fn function_cycles(cycles: &FunctionCycles, kind: OpKind) -> Option<u32> {
+    match kind {
+        OpKind::Exp => Some(cycles.exp),
+        OpKind::Log => Some(cycles.log),
+        OpKind::Recip => Some(cycles.recip),
+        OpKind::Sqrt => Some(cycles.sqrt),
+        OpKind::Rsqrt => Some(cycles.rsqrt),
+        OpKind::Tanh => Some(cycles.tanh),
+        OpKind::Erf => Some(cycles.erf),
+        _ => None,
     }
 }
 
@@ -104,6 +101,7 @@ impl FabricSpec {
             clock_hz: 1.1e9,
             sram_bytes: 48 * 1024,
             banks: 8,
+            bank_word: 4,
             colours: 24,
             switch_positions: 4,
             hop_cycles: 1,
@@ -115,19 +113,16 @@ impl FabricSpec {
             simd_half: 4,
             simd_mixed: 2,
             simd_single: 1,
-            bank_conflict_factor: 2,
             op_issue: 6,
             stream_issue: 0,
-            task_activation: 8,
-            function_cycles: FunctionCycles {
-                exp: 16,
-                log: 16,
-                recip: 8,
-                sqrt: 16,
-                rsqrt: 16,
-                tanh: 24,
-                erf: 24,
-            },
+            task_activation: 1,
+            descriptor: 6,
+            transfer: 7,
+            moves_per_cycle: None,
+            sums_per_cycle: 1,
+            whole_groups: false,
+            shared_register_macs: 4,
+            function_cycles: FUNCTION_CYCLES,
             host_words_per_cycle: Some(12.0 * 12.5e9 / 4.0 / 1.1e9),
         }
     }
@@ -144,9 +139,36 @@ impl FabricSpec {
         self.host_words_per_cycle.map_or(0, |rate| (most / rate).ceil() as u64)
     }
 
-    /// Bank that holds byte `offset`.
-    pub fn bank(&self, offset: u32) -> u32 {
-        offset / (self.sram_bytes / self.banks.max(1)).max(1)
+    /// Cycles of one piece of work beside vector operations.
+    pub fn serial_cycles(&self, what: Serial) -> u32 {
+        match what {
+            Serial::Code => 1,
+            Serial::Descriptors => self.descriptor,
+            Serial::Transfers => self.transfer,
+            Serial::Tasks => self.task_activation,
+        }
+    }
+
+    /// Bytes after which an address has the same port again.
+    pub fn port_period(&self) -> i64 {
+        i64::from(self.bank_word.max(1)) * i64::from((self.banks / 2).max(1))
+    }
+
+    /// The machine for programs that say themselves how they set up descriptors, start transfers and run tasks: ops cost
+    /// what they cost with their descriptors in registers, and concurrent transfers share a datapath. `None` where the
+    /// file of the machine does not price statements.
+    pub fn by_statement(wafer: &Wafer) -> Option<Self> {
+        let costs: &Statements = wafer.pe.statements.as_ref()?;
+        let issue = costs.vector_issue.0 as u32;
+        Some(FabricSpec {
+            op_issue: issue,
+            stream_issue: issue,
+            moves_per_cycle: Some(costs.moves_per_cycle.0 as u32),
+            sums_per_cycle: costs.sums_per_cycle.0 as u32,
+            whole_groups: true,
+            shared_register_macs: costs.shared_register_macs.0 as u32,
+            ..FabricSpec::from(wafer)
+        })
     }
 
     /// Seconds that `cycles` take.
@@ -162,6 +184,9 @@ impl From<&Wafer> for FabricSpec {
         let base = FabricSpec::wse2();
         let rate = |p: Precision, otherwise: u32| wafer.pe.fmac.get(&p).map_or(otherwise, |r| r.0 as u32);
         let queue = |q: &[u64], otherwise: u32| q.first().map_or(otherwise, |d| *d as u32);
+        let cost = |of: fn(&Statements) -> u64, otherwise: u32| {
+            wafer.pe.statements.as_ref().map_or(otherwise, |costs| of(costs) as u32)
+        };
         let clock = wafer.clock().0;
         let words = |bytes: f64| bytes / wafer.router.word.0 / clock;
         FabricSpec {
@@ -171,6 +196,7 @@ impl From<&Wafer> for FabricSpec {
             clock_hz: clock,
             sram_bytes: wafer.pe.sram.0 as u32,
             banks: wafer.pe.banks as u32,
+            bank_word: wafer.pe.bank_word.0 as u32,
             colours: wafer.router.colours as u8,
             switch_positions: wafer.router.switch_positions as usize,
             hop_cycles: wafer.router.hop.0 as u32,
@@ -181,6 +207,9 @@ impl From<&Wafer> for FabricSpec {
             simd_mixed: rate(Precision::Mixed, base.simd_mixed),
             simd_single: rate(Precision::Fp32, base.simd_single),
             op_issue: wafer.pe.call_overhead.0 as u32,
+            task_activation: cost(|c| c.task_activation.0, base.task_activation),
+            descriptor: cost(|c| c.descriptor.0, base.descriptor),
+            transfer: cost(|c| c.transfer.0, base.transfer),
             host_words_per_cycle: wafer.ingress.as_ref().map(|i| words(i.bandwidth().0)),
             ..base
         }
@@ -205,17 +234,6 @@ mod tests {
         assert!((rate(&fabric) - rate(&FabricSpec::wse2())).abs() < 1e-9);
         let same = FabricSpec { host_words_per_cycle: FabricSpec::wse2().host_words_per_cycle, ..fabric };
         assert_eq!(same, FabricSpec::wse2());
-    }
-
-    /// The closed forms of the planner price functions by the same cycles.
-    #[test]
-    fn functions_take_what_closed_forms_say() {
-        let (own, shared) =
-            (FabricSpec::wse2().function_cycles, lapidary_hardware::price::wafer::FUNCTION_CYCLES);
-        let own = [own.exp, own.log, own.recip, own.sqrt, own.rsqrt, own.tanh, own.erf];
-        let shared =
-            [shared.exp, shared.log, shared.recip, shared.sqrt, shared.rsqrt, shared.tanh, shared.erf];
-        assert_eq!(own, shared);
     }
 
     #[test]

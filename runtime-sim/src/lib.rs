@@ -12,6 +12,7 @@ pub mod event;
 pub mod fabric;
 pub mod flow;
 pub mod heat;
+pub mod kernels;
 mod lower;
 mod network;
 mod parallel;

@@ -2,10 +2,10 @@
 
 use crate::fabric::FabricSpec;
 use crate::parallel;
-use crate::price::{Price, price, ramp_words};
+use crate::price::{Asked, Price, price};
 use crate::program::{
-    Affine, Buffer, Class, Colour, Command, Dest, OpKind, Operand, Port, Slice, Stmt, Trigger, Var, VectorOp,
-    WaferProgram, Wire,
+    Affine, Buffer, Class, Colour, Command, Dest, OpKind, Operand, Port, Serial, Slice, Stmt, Trigger, Var,
+    VectorOp, WaferProgram, Wire,
 };
 use lapidary_models::dtype::DType;
 use std::collections::BTreeMap;
@@ -77,6 +77,13 @@ impl Linear {
     /// Whether the value depends on the counter of the loop at `depth`.
     pub fn uses_loop(&self, depth: usize) -> bool {
         self.per_loop(depth) != 0
+    }
+
+    /// The coefficients of what differs between two values, beside their constants.
+    pub fn minus(&self, other: &Linear) -> Vec<i64> {
+        let mut terms: BTreeMap<Var, i64> = self.terms.iter().copied().collect();
+        other.terms.iter().for_each(|(var, c)| *terms.entry(*var).or_default() -= c);
+        terms.into_values().collect()
     }
 
     /// Whether the value depends on more than the place.
@@ -257,6 +264,12 @@ impl LoweredOp {
     pub fn elements(&self, env: &Env) -> u64 {
         self.dims.iter().map(|d| d.at(env).max(0) as u64).product()
     }
+
+    /// Cycles at `env` if it is an op on memory, without issue.
+    pub fn memory_cycles(&self, env: &Env) -> u64 {
+        let row = self.dims.last().map_or(1, |d| d.at(env).max(0) as u64);
+        self.price.memory_cycles(self.elements(env), row)
+    }
 }
 
 /// One flattened step of a task.
@@ -275,6 +288,8 @@ pub enum Instr {
     Control { slot: usize, command: Command },
     /// Lets a local task run once more.
     Activate(usize),
+    /// Work beside vector operations: cycles of one piece of it, and how many pieces.
+    Serial { cycles: u64, times: Linear, what: Serial },
     /// Enters a phase.
     Phase(usize),
     /// End of the task.
@@ -303,6 +318,7 @@ impl LoweredClass {
                     Instr::Op(op) => op.dims.iter().for_each(&mut note),
                     Instr::Par(ops) => ops.iter().flat_map(|op| &op.dims).for_each(&mut note),
                     Instr::Loop { count, .. } => note(count),
+                    Instr::Serial { times, .. } => note(times),
                     _ => {}
                 }
             }
@@ -327,6 +343,7 @@ impl Instr {
             Instr::Op(op) => op.dims.iter().any(Linear::uses_turn),
             Instr::Par(ops) => ops.iter().any(|op| op.dims.iter().any(Linear::uses_turn)),
             Instr::Loop { count, .. } => count.uses_turn(),
+            Instr::Serial { times, .. } => times.uses_turn(),
             _ => false,
         }
     }
@@ -338,6 +355,7 @@ impl Instr {
             Instr::Op(o) => op(o),
             Instr::Par(ops) => ops.iter().any(op),
             Instr::Loop { count, .. } => count.uses_loop(depth),
+            Instr::Serial { times, .. } => times.uses_loop(depth),
             _ => false,
         }
     }
@@ -460,6 +478,10 @@ impl Cx<'_> {
                     self.code.push(Instr::Activate(task));
                 }
             }
+            Stmt::Serial { what, times } => {
+                let cycles = u64::from(self.spec.serial_cycles(*what));
+                self.code.push(Instr::Serial { cycles, times: times.into(), what: *what });
+            }
             Stmt::Phase(name) => {
                 if let Some(phase) = self.program.phases.iter().position(|p| p == name) {
                     self.code.push(Instr::Phase(phase));
@@ -484,10 +506,9 @@ impl Cx<'_> {
     /// Lowers ops that run side by side and prices them together, because they share the ramp.
     fn group(&self, ops: &[VectorOp]) -> Vec<LoweredOp> {
         let mut lowered: Vec<LoweredOp> = ops.iter().filter_map(|op| self.op(op)).collect();
-        let words: Vec<(u32, u32)> = lowered.iter().map(ramp_words).collect();
-        let (words_in, words_out) = words.iter().fold((0, 0), |sum, w| (sum.0 + w.0, sum.1 + w.1));
+        let asked = Asked::by(&lowered);
         for op in &mut lowered {
-            op.price = price(op, words_in, words_out, self.spec);
+            op.price = price(op, asked, self.spec);
         }
         lowered
     }
@@ -500,7 +521,7 @@ impl Cx<'_> {
         };
         let src = op.src.iter().map(|s| self.source(s)).collect::<Option<Vec<_>>>()?;
         let sequential = is_sequential(&dst, &src, op.dims.len());
-        let price = Price { issue: 0, step: 1, step_cycles: 1, num: 1, den: 1 };
+        let price = Price { issue: 0, step: 1, step_cycles: 1, num: 1, den: 1, group: 1 };
         Some(LoweredOp {
             kind: op.kind,
             dst,

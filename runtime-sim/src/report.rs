@@ -113,7 +113,7 @@ pub fn assumptions(spec: &crate::FabricSpec) -> Vec<Assumption> {
     vec![
         row("op_issue", spec.op_issue, "cycles", "SDK-simulator rows of @fmuls: n + 6"),
         row("stream_issue", spec.stream_issue, "cycles", "assumed: hidden by microthreads"),
-        row("task_activation", spec.task_activation, "cycles", "assumed, to be calibrated"),
+        row("task_activation", spec.task_activation, "cycles", "fitted on stencils in the SDK's simulator"),
         row("queue_out", spec.queue_out, "words", "quoted queue sizes"),
         row("queue_in", spec.queue_in, "words", "quoted queue sizes"),
         row("queue_hop", spec.queue_hop, "words", "assumed"),

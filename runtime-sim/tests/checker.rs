@@ -27,7 +27,7 @@ fn correct_programs_pass() {
         collectives::chain_reduce(8, 4),
         collectives::star_reduce(8, 4),
         collectives::tree_reduce(8, 4),
-        collectives::two_phase_reduce(9, 4, 3),
+        collectives::two_phase_reduce(&[3, 3, 3], 4),
         collectives::all_reduce_2d(5, 7, 3),
     ] {
         assert_eq!(check(&program, &spec).err(), None);

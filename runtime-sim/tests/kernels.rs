@@ -97,7 +97,7 @@ fn flow_times_collectives_like_event() {
         collectives::broadcast(12, 40),
         collectives::reduce_broadcast(9, 17),
         collectives::tree_reduce(16, 20),
-        collectives::two_phase_reduce(16, 30, 4),
+        collectives::two_phase_reduce(&[4, 4, 4, 4], 30),
         collectives::xy_reduce(5, 8),
         collectives::all_reduce_2d(6, 5, 12),
     ];

@@ -79,14 +79,18 @@ impl ClassMemory {
     ) -> Result<Self, WaferError> {
         let wishes = buffers(placed, site)?;
         let requests: Vec<Request> = wishes.iter().map(|wish| wish.request.clone()).collect();
-        let bank = (spec.sram_bytes / spec.banks.max(1)).max(1);
-        let (addresses, peak) = sram::plan(&requests, partners, Memory { bytes: spec.buffer_bytes(), bank });
+        let (addresses, peak) = sram::plan(&requests, partners, memory(spec));
         if peak > spec.buffer_bytes() {
             return Err(over(placed, spec, site, class, &requests));
         }
         let alive = sram::alive(&requests, placed.ops.len());
         Ok(ClassMemory { wishes, addresses, peak, alive })
     }
+}
+
+/// What buffers may use of a PE's memory.
+fn memory(spec: &WaferSpec) -> Memory {
+    Memory { bytes: spec.buffer_bytes(), word: spec.bank_word.max(1), ports: (spec.banks / 2).max(1) }
 }
 
 /// A buffer and what the memory plan has to know about it.
@@ -231,9 +235,7 @@ fn fitting_tokens(placed: &Placed, spec: &WaferSpec, site: &Site) -> u32 {
         let fewer = Placed { tokens: Tokens { length, ..placed.tokens }, ..placed.clone() };
         let wishes = buffers(&fewer, &Site { placed: &fewer, ..*site }).unwrap_or_default();
         let requests: Vec<Request> = wishes.into_iter().map(|wish| wish.request).collect();
-        sram::plan(&requests, &Partners::new(), Memory { bytes: spec.buffer_bytes(), bank: spec.sram_bytes })
-            .1
-            <= spec.buffer_bytes()
+        sram::plan(&requests, &Partners::new(), memory(spec)).1 <= spec.buffer_bytes()
     };
     let (mut fitting, mut over) = (0, placed.tokens.tiles().largest());
     while fitting + 1 < over {

@@ -11,6 +11,8 @@ pub struct WaferSpec {
     pub sram_bytes: u64,
     /// Banks of it.
     pub banks: u64,
+    /// Bytes of a bank's word: neighbouring words lie in neighbouring banks.
+    pub bank_word: u64,
     /// Bytes kept free for code: an assumption, there is no printed figure for it.
     pub code_bytes: u64,
     /// Bytes kept for what layers keep between programs.
@@ -44,6 +46,7 @@ impl WaferSpec {
         WaferSpec {
             sram_bytes: wafer.pe.sram.0 as u64,
             banks: wafer.pe.banks,
+            bank_word: wafer.pe.bank_word.0 as u64,
             code_bytes: CODE_BYTES,
             kept_bytes: 0,
             colours: wafer.router.colours as u32,

@@ -1,8 +1,9 @@
 //! Where each buffer of a PE lies.
 //!
 //! Buffers are alive from a first to a last phase; those that share a phase must not overlap. Large ones are placed
-//! first, each at the lowest address that is free in all its phases. Operands of one vector op that lie in banks 4 apart
-//! (or in one bank) halve its rate, so a buffer avoids the banks of its partners where there is room.
+//! first, each at the lowest address that is free in all its phases. Neighbouring words lie in neighbouring banks, of which
+//! two share a port: operands of one vector op that begin behind one port halve its rate, so a buffer avoids the ports of
+//! its partners where there is room.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,8 +34,10 @@ pub type Partners = BTreeSet<(String, String)>;
 pub struct Memory {
     /// Bytes for buffers.
     pub bytes: u64,
-    /// Bytes of a bank.
-    pub bank: u64,
+    /// Bytes of a bank's word.
+    pub word: u64,
+    /// Ports: words that many apart lie behind one.
+    pub ports: u64,
 }
 
 /// Every buffer starts at a multiple of this: the width of the widest access.
@@ -46,11 +49,9 @@ pub fn plan(requests: &[Request], partners: &Partners, memory: Memory) -> (BTree
     order.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.first.cmp(&b.first)).then(a.name.cmp(&b.name)));
     let mut placed: Vec<(&Request, u64)> = Vec::new();
     for request in order {
-        let avoided = avoided_banks(request, &placed, partners, memory);
-        let candidates = candidates(request, &placed, memory);
-        let fits = |at: &&u64| {
-            **at + request.bytes <= memory.bytes && !avoided.contains(&((**at / memory.bank) % 4))
-        };
+        let avoided = avoided_ports(request, &placed, partners, memory);
+        let candidates = candidates(request, &placed);
+        let fits = |at: &&u64| **at + request.bytes <= memory.bytes && !avoided.contains(&memory.port(**at));
         let at = candidates.iter().find(fits).or(candidates.first()).copied().unwrap_or(0);
         placed.push((request, at));
     }
@@ -58,19 +59,25 @@ pub fn plan(requests: &[Request], partners: &Partners, memory: Memory) -> (BTree
     (placed.into_iter().map(|(request, at)| (request.name.clone(), at)).collect(), top)
 }
 
-/// Free addresses for a request, lowest first: behind a buffer that is alive with it, or at the start of a bank.
-fn candidates(request: &Request, placed: &[(&Request, u64)], memory: Memory) -> Vec<u64> {
+impl Memory {
+    fn port(&self, at: u64) -> u64 {
+        at / self.word % self.ports
+    }
+}
+
+/// Free addresses for a request, lowest first: at the start or behind a buffer that is alive with it, or a step further.
+fn candidates(request: &Request, placed: &[(&Request, u64)]) -> Vec<u64> {
     let alive: Vec<_> = placed.iter().filter(|(other, _)| other.meets(request)).collect();
     let behind = alive.iter().map(|(other, at)| (at + other.bytes).next_multiple_of(ALIGNMENT));
-    let banks = (0..memory.bytes.div_ceil(memory.bank)).map(|bank| bank * memory.bank);
     let free = |at: &u64| {
         alive.iter().all(|(other, start)| at + request.bytes <= *start || start + other.bytes <= *at)
     };
-    behind.chain(banks).collect::<BTreeSet<_>>().into_iter().filter(free).collect()
+    let all = behind.chain([0]).flat_map(|at| [at, at + ALIGNMENT]);
+    all.collect::<BTreeSet<_>>().into_iter().filter(free).collect()
 }
 
-/// Banks modulo 4 of the partners placed so far.
-fn avoided_banks(
+/// Ports of the partners placed so far.
+fn avoided_ports(
     request: &Request,
     placed: &[(&Request, u64)],
     partners: &Partners,
@@ -79,7 +86,7 @@ fn avoided_banks(
     let pair =
         |a: &str, b: &str| if a < b { (a.to_owned(), b.to_owned()) } else { (b.to_owned(), a.to_owned()) };
     let partner = |(other, _): &&(&Request, u64)| partners.contains(&pair(&request.name, &other.name));
-    placed.iter().filter(partner).map(|(_, at)| (at / memory.bank) % 4).collect()
+    placed.iter().filter(partner).map(|(_, at)| memory.port(*at)).collect()
 }
 
 /// Bytes alive in each of the first `phases` phases.
@@ -102,7 +109,7 @@ mod tests {
         Request { name: name.into(), bytes, first, last }
     }
 
-    const MEMORY: Memory = Memory { bytes: 49152, bank: 6144 };
+    const MEMORY: Memory = Memory { bytes: 49152, word: 4, ports: 4 };
 
     #[test]
     fn buffers_of_different_phases_share_memory() {
@@ -114,18 +121,18 @@ mod tests {
     }
 
     #[test]
-    fn partners_lie_in_banks_that_do_not_conflict() {
-        let requests = [request("x", 1000, 0, 0), request("sum", 500, 0, 0)];
+    fn partners_lie_behind_ports_that_do_not_conflict() {
+        let requests = [request("x", 1008, 0, 0), request("sum", 500, 0, 0)];
         let partners = Partners::from([("sum".into(), "x".into())]);
         let (at, _) = plan(&requests, &partners, MEMORY);
-        assert_eq!((at["x"], at["sum"]), (0, 6144));
+        assert_eq!((at["x"], at["sum"]), (0, 1016));
     }
 
     #[test]
     fn without_room_a_conflict_is_taken() {
-        let requests = [request("x", 1000, 0, 0), request("sum", 500, 0, 0)];
+        let requests = [request("x", 1008, 0, 0), request("sum", 500, 0, 0)];
         let partners = Partners::from([("sum".into(), "x".into())]);
-        let (at, _) = plan(&requests, &partners, Memory { bytes: 2000, bank: 6144 });
-        assert_eq!(at["sum"], 1000);
+        let (at, _) = plan(&requests, &partners, Memory { bytes: 1510, ..MEMORY });
+        assert_eq!(at["sum"], 1008);
     }
 }

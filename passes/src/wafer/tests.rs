@@ -7,6 +7,7 @@ use lapidary_runtime_sim::{FabricSpec, check as check_program, event, flow};
 const SPEC: WaferSpec = WaferSpec {
     sram_bytes: 49152,
     banks: 8,
+    bank_word: 4,
     code_bytes: 4096,
     kept_bytes: 0,
     colours: 24,

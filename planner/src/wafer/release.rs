@@ -1,9 +1,11 @@
-//! How much longer than this compiler's kernels those of a published software release take.
+//! How much longer than this compiler's kernels those of a published software release take (`releases.toml`).
 //!
 //! The same model on the same two systems became 1.68 times faster from release 1.7 to 2.3. So what a release makes of the
 //! wafer is an input of its own: a factor on the cycles of kernels, chosen by name, and 1 where none is named.
 
 use crate::assumption::Assumption;
+use serde::Deserialize;
+use std::sync::LazyLock;
 
 /// A software release.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,28 +14,59 @@ pub struct Release {
     pub name: &'static str,
     /// Its cycles over those of this compiler's kernels.
     pub factor: f64,
+    /// Rows that the factor is fitted on; none where it lies between two others.
+    pub fitted_on: &'static [String],
     /// Where the factor comes from.
     pub source: &'static str,
 }
 
 /// This compiler's own kernels.
-pub const OWN: Release = Release { name: "none", factor: 1.0, source: "the kernels of this compiler" };
+pub const OWN: Release =
+    Release { name: "none", factor: 1.0, fitted_on: &[], source: "the kernels of this compiler" };
 
-/// Every release there is a factor for, oldest first. Two lie between their neighbours; four are fitted on the row that they
-/// name, of `wafer-training.csv`, so that row's error says nothing; R2.2 is chosen by hand over five rows.
-pub const RELEASES: [Release; 7] = [
-    Release { name: "R1.7", factor: 1.776, source: "fitted on gptj_r17: GPT-J 6B on two CS-2, 2023-03-16" },
-    Release { name: "R1.8", factor: 1.439, source: "fitted on gptj_r18: GPT-J 6B on two CS-2, 2023-05-17" },
-    Release { name: "R1.9", factor: 1.251, source: "geometric mean of R1.8 and R2.0, its neighbours" },
-    Release { name: "R2.0", factor: 1.087, source: "fitted on gptj_r20: GPT-J 6B on two CS-2, 2023-11-29" },
-    Release { name: "R2.1", factor: 1.01, source: "geometric mean of R2.0 and R2.2, its neighbours" },
-    Release {
-        name: "R2.2",
-        factor: 0.94,
-        source: "chosen by hand so that five usc rows (256M, 6.7B, 20B, BERT 2048) stay under 10 %: arXiv 2409.00287",
-    },
-    Release { name: "R2.3", factor: 0.82, source: "fitted on gptj_r23: GPT-J 6B on two CS-2, 2024-09-25" },
-];
+/// Every release there is a factor for, oldest first.
+pub static RELEASES: LazyLock<Vec<Release>> = LazyLock::new(|| read(include_str!("releases.toml")));
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Releases {
+    release: Vec<Entry>,
+}
+
+/// A release in the file: with a factor, or a share of the way from one to another.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Entry {
+    name: String,
+    factor: Option<f64>,
+    #[serde(default)]
+    fitted_on: Vec<String>,
+    between: Option<[String; 2]>,
+    share: Option<f64>,
+    source: String,
+}
+
+/// The releases of a file's text; those that cannot be read are left out, which a test does not allow.
+fn read(text: &str) -> Vec<Release> {
+    let entries = toml::from_str::<Releases>(text).map_or_else(|_| Vec::new(), |file| file.release);
+    let factor = |name: &String| entries.iter().find(|entry| entry.name == *name).and_then(|e| e.factor);
+    let of = |entry: &Entry| {
+        let between = || {
+            let [from, to] = entry.between.as_ref()?;
+            let share = entry.share?;
+            Some(factor(from)?.powf(1.0 - share) * factor(to)?.powf(share))
+        };
+        // The file lives as long as the program: its words may too.
+        Some(Release {
+            name: entry.name.clone().leak(),
+            factor: entry.factor.or_else(between)?,
+            fitted_on: entry.fitted_on.clone().leak(),
+            source: entry.source.clone().leak(),
+        })
+    };
+    entries.iter().filter_map(of).collect()
+}
 
 impl Release {
     /// The release of a name: `none`, or a version such as `R1.9.1`, `rel-1.9.1` and `1.9`, of which the first two numbers
@@ -47,12 +80,16 @@ impl Release {
         let version: String = text.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
         let mut parts = version.split('.');
         let wanted = format!("R{}.{}", parts.next()?, parts.next()?);
-        RELEASES.into_iter().find(|release| release.name == wanted)
+        RELEASES.iter().copied().find(|release| release.name == wanted)
     }
 
     /// As an assumption of a plan.
     pub fn assumption(&self) -> Assumption {
-        Assumption::new(&format!("software-release.{}", self.name), self.factor, "ratio", self.source)
+        let source = match self.fitted_on {
+            [] => self.source.to_string(),
+            rows => format!("fitted on {}: {}", rows.join(", "), self.source),
+        };
+        Assumption::new(&format!("software-release.{}", self.name), self.factor, "ratio", &source)
     }
 }
 
@@ -72,10 +109,11 @@ mod tests {
     }
 
     #[test]
-    fn factors_between_neighbours_are_their_means() {
-        for index in [2, 4] {
-            let mean = (RELEASES[index - 1].factor * RELEASES[index + 1].factor).sqrt();
-            assert!((RELEASES[index].factor - mean).abs() < 0.005, "{}", RELEASES[index].name);
-        }
+    fn every_entry_of_the_file_has_a_factor_and_later_releases_are_faster() {
+        let file: Releases = toml::from_str(include_str!("releases.toml")).unwrap();
+        assert_eq!(RELEASES.len(), file.release.len());
+        assert!(RELEASES.windows(2).all(|pair| pair[0].factor > pair[1].factor), "{RELEASES:?}");
+        let between: Vec<_> = file.release.iter().filter(|entry| entry.between.is_some()).collect();
+        assert!(between.iter().all(|entry| entry.factor.is_none() && entry.fitted_on.is_empty()));
     }
 }

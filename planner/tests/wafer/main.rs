@@ -1,6 +1,7 @@
 //! Published runs on wafers (`training.csv`, each row with its source) against the prices of plans.
 
-use lapidary_planner::wafer::published::{Document, Prediction, Table, inference, sdk, training};
+use lapidary_planner::RELEASES;
+use lapidary_planner::wafer::published::{Document, Prediction, Table, inference, training};
 
 const TRAINING: &str = include_str!("training.csv");
 
@@ -40,6 +41,25 @@ fn rows_that_nothing_was_fitted_on_are_as_good() {
     let errors: Vec<f64> = free.map(|row| row.error_pct.abs()).collect();
     assert_eq!(errors.len(), 4);
     assert!(errors.iter().sum::<f64>() / 4.0 < 7.0, "{errors:?}");
+}
+
+/// A release's factor is what it says: the geometric mean of what its rows ask for, or on the way between two others.
+#[test]
+fn factors_are_what_their_rows_ask_for() {
+    let document = document(TRAINING);
+    for release in RELEASES.iter().filter(|release| !release.fitted_on.is_empty()) {
+        let asks = release.fitted_on.iter().map(|id| {
+            let row = find(&document, id);
+            let slower = if row.unit == "samples/s" {
+                row.predicted / row.measured
+            } else {
+                row.measured / row.predicted
+            };
+            slower.ln()
+        });
+        let mean = (asks.sum::<f64>() / release.fitted_on.len() as f64).exp();
+        assert!((mean - 1.0).abs() < 0.01, "{}: {:.4}", release.name, release.factor * mean);
+    }
 }
 
 #[test]
@@ -82,36 +102,4 @@ fn rows_of_other_machines_and_broken_rows_are_skipped_with_a_reason() {
     assert!(why("LLaMA3-8B [WaferLLM]", "Falcon-1B [WaferLLM]").contains("sizes"));
     assert!(why("480x480", "a square").contains("grid"));
     assert!(why("4096,0,TPR", "many,0,TPR").contains("tokens"));
-}
-
-const MICROBENCH: &str = include_str!("microbench.csv");
-
-#[test]
-fn kernels_of_the_sdk_simulator_are_predicted() {
-    let table = Table::read(MICROBENCH, "microbench.csv", &sdk::COLUMNS).unwrap();
-    let outcomes = table.rows.iter().map(sdk::predict).collect();
-    let document = Document::new("wafer-microbench", outcomes, sdk::LIMITS, sdk::fitted());
-    for (name, errors) in &document.groups {
-        println!("{name:40} {errors:?}");
-        assert!(errors.median_pct < 5.0 && errors.p95_pct < 15.0, "{name}: {errors:?}");
-    }
-    assert_eq!((document.rows.len(), document.skipped.len()), (264, 1));
-    assert!(document.passed(), "{:?}", document.gate);
-    assert!(document.skipped[0].why.contains("cs1_hw"));
-}
-
-/// No row of a kind, a size or a model has a number of its own: a size that no row has is predicted between its
-/// neighbours.
-#[test]
-fn sizes_between_rows_are_predicted_between_their_neighbours() {
-    let cycles = |params: &str| {
-        let text = format!(
-            "id,platform,kernel,params,metric,value,unit\nx,wse2_sdk_sim,2D star stencil,{params},cycles,1,cycles\n"
-        );
-        let table = Table::read(&text, "t.csv", &sdk::COLUMNS).unwrap();
-        sdk::predict(&table.rows[0]).unwrap().predicted
-    };
-    let sides = [(9, 9), (10, 10), (11, 11), (12, 12), (13, 13)];
-    let all: Vec<f64> = sides.iter().map(|(w, h)| cycles(&format!("tile={w}x{h} radius=1"))).collect();
-    assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "{all:?}");
 }

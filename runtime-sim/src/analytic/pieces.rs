@@ -89,7 +89,7 @@ impl Pieces {
                     }
                 }
                 Instr::Par(ops) => self.side_by_side(ops, env),
-                Instr::Op(_) => self.push(code, pc..pc + 1, env),
+                Instr::Op(_) | Instr::Serial { .. } => self.push(code, pc..pc + 1, env),
                 Instr::Control { .. } => {
                     self.add(Piece {
                         profile: Profile { work: 1.0, busy: 1.0, ..Profile::default() },

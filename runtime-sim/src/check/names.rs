@@ -241,6 +241,7 @@ impl Names<'_> {
                 }
                 Stmt::Control { colour, .. } => self.output(&format_args!("task `{}`", task.name), *colour),
                 Stmt::Activate(name) => self.activate(task, name),
+                Stmt::Serial { times, .. } => affine(&"a count of work", times, scope, self.errors),
                 Stmt::Phase(name) => {
                     if !self.program.phases.contains(name) {
                         self.unknown("phase", name, &format_args!("task `{}`", task.name));

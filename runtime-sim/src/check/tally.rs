@@ -180,7 +180,7 @@ impl Body {
                     }
                     pc = *end;
                 }
-                Instr::Next { .. } | Instr::Phase(_) | Instr::End => {}
+                Instr::Next { .. } | Instr::Serial { .. } | Instr::Phase(_) | Instr::End => {}
             }
             pc += 1;
         }

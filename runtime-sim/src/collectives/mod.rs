@@ -5,9 +5,11 @@
 //! Programs say what is sent where; nothing in here knows how long it takes.
 
 mod named;
+mod pick;
 mod ring;
 
 pub use named::{Collective, word_hops};
+pub use pick::{Reduce, pick_reduce};
 pub use ring::ring_all_reduce;
 
 use crate::program::{
@@ -118,32 +120,59 @@ pub fn tree_reduce(pes: u32, words: u32) -> WaferProgram {
     merge(program)
 }
 
-/// Chains inside groups of `group` neighbours, then a chain over the groups' first PEs. Of groups that do not divide the
-/// row, the one of the root is smaller, so that no sum travels farther than the row is long.
-pub fn two_phase_reduce(pes: u32, words: u32, group: u32) -> WaferProgram {
+/// Chains inside groups of neighbours, then a chain over the groups' first PEs. `groups` are their sizes, that of the root
+/// first; their sum is the length of the row.
+pub fn two_phase_reduce(groups: &[u32], words: u32) -> WaferProgram {
+    let pes = groups.iter().sum();
     let mut program = empty(pes, 1, words);
-    let groups = pes.div_ceil(group);
-    let first = pes - (groups - 1) * group;
-    for x in 0..pes {
+    let count = groups.len() as u32;
+    let places = (0..).zip(groups).flat_map(|(number, of)| (0..*of).map(move |at| (number, at, *of)));
+    for (x, (number, at, of)) in (0..).zip(places) {
         let mut class = member(&program, x, 0, words);
         if x == 0 {
             store(&mut class);
         }
-        let (number, at, of) = match x.checked_sub(first) {
-            None => (0, x, first),
-            Some(beyond) => (1 + beyond / group, beyond % group, group),
-        };
         chain_link(&mut class, Line { at, of, colour: 0, back: West, ahead: East }, words);
         if at == 0 {
-            let outer = Line { at: number, of: groups, colour: 2, back: West, ahead: East };
+            let outer = Line { at: number, of: count, colour: 2, back: West, ahead: East };
             chain_link(&mut class, outer, words);
-        } else if number + 1 < groups {
+        } else if number + 1 < count {
             let colour = 2 + ((number + 1) % 2) as u8;
             class.routes.insert(Colour(colour), Route::fixed(East, &[West]));
         }
         program.classes.push(class);
     }
     merge(program)
+}
+
+/// Sizes of groups for [`two_phase_reduce`] over a row of `pes`: as many groups as the nearest whole number to the square
+/// root, of as many PEs.
+///
+/// What a row is shorter, the root's group is smaller, so that no sum travels farther than the row is long. What it is
+/// longer goes to groups near the root: each has a step more than its farther neighbour before the sum of the others
+/// comes by.
+pub fn balanced_groups(pes: u32) -> Vec<u32> {
+    let floor = pes.isqrt();
+    let side = if pes > floor * floor + floor { floor + 1 } else { floor }.max(1);
+    let mut left = pes.saturating_sub(side * side);
+    let mut groups: Vec<u32> = (0..side)
+        .map(|number| {
+            let more = left.min(side - 1 - number);
+            left -= more;
+            side + more
+        })
+        .collect();
+    let mut over = groups.iter().sum::<u32>().saturating_sub(pes);
+    for group in &mut groups {
+        let less = over.min(*group);
+        *group -= less;
+        over -= less;
+    }
+    groups.retain(|group| *group > 0);
+    if left > 0 {
+        groups.insert(0, left);
+    }
+    groups
 }
 
 /// Chains along all rows, then a chain along column 0; PE (0, 0) receives the sum of `side` x `side` vectors.

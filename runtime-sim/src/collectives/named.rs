@@ -1,8 +1,8 @@
 //! Collectives by the names that the published cost model gives them (arXiv 2404.15888).
 
 use super::{
-    broadcast, broadcast_2d, chain_reduce, reduce_broadcast, ring_all_reduce, star_reduce, tree_reduce,
-    two_phase_reduce, xy_reduce,
+    balanced_groups, broadcast, broadcast_2d, chain_reduce, reduce_broadcast, ring_all_reduce, star_reduce,
+    tree_reduce, two_phase_reduce, xy_reduce,
 };
 use crate::program::WaferProgram;
 
@@ -63,10 +63,7 @@ impl Collective {
             Collective::Chain => chain_reduce(pes, words),
             Collective::Tree if !pes.is_power_of_two() => return None,
             Collective::Tree => tree_reduce(pes, words),
-            Collective::TwoPhase => {
-                let root = pes.isqrt();
-                two_phase_reduce(pes, words, if root * root < pes { root + 1 } else { root })
-            }
+            Collective::TwoPhase => two_phase_reduce(&balanced_groups(pes), words),
             Collective::Broadcast => broadcast(pes, words),
             Collective::ReduceBroadcast => reduce_broadcast(pes, words),
             Collective::RingAllReduce => ring_all_reduce(pes, words),
@@ -92,6 +89,19 @@ pub fn word_hops(collective: Collective, pes: u32, words: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_whole_and_the_last_sum_comes_no_later_than_that_of_the_farthest() {
+        for pes in 1..1000 {
+            let groups = balanced_groups(pes);
+            assert_eq!(groups.iter().sum::<u32>(), pes);
+            let count = groups.len() as u32;
+            let depth = (0..).zip(&groups).map(|(number, size)| number + size - 1).max().unwrap();
+            assert!(depth <= 2 * count.max(pes.isqrt()), "{pes}: {groups:?}");
+        }
+        assert_eq!(balanced_groups(128), [18, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11]);
+        assert_eq!(balanced_groups(8), [2, 3, 3]);
+    }
 
     #[test]
     fn names_are_the_published_ones_and_programs_are_there_where_they_can_be() {

@@ -88,7 +88,7 @@ pub fn run(
     if op.streams() {
         return Ok(stream(op, state, elements, pe, causes, cx, &addresses));
     }
-    let cycles = op.price.memory_cycles(elements);
+    let cycles = op.memory_cycles(&env);
     compute_all(op, state, elements, &addresses, &mut Numbers::of(cx));
     pe.spent.busy += cycles;
     causes.add(Cause::Busy, cycles);

@@ -7,7 +7,7 @@ use super::ops::{self, OpFault, OpState, Scratch, Wait};
 use super::trace::Tracer;
 use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, MAX_DEPTH};
 use crate::network::{NONE, Network};
-use crate::program::{Command, Coord, Trigger};
+use crate::program::{Command, Coord, Serial, Trigger};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Cycles of a PE by what it did.
@@ -298,6 +298,16 @@ impl Pe {
                 }
             }
             Instr::Activate(other) => cx.runs[*other].pending += 1,
+            Instr::Serial { cycles, times, what } => {
+                let cycles = cycles * times.at(&self.env(&cx.ports)).max(0) as u64;
+                self.time += cycles;
+                match what {
+                    Serial::Tasks => self.spent.activation += cycles,
+                    _ => self.spent.issue += cycles,
+                }
+                let tasks = *what == Serial::Tasks;
+                cx.causes.add(if tasks { Cause::TaskActivation } else { Cause::Issue }, cycles);
+            }
             Instr::Phase(phase) => self.phases.push((*phase as u16, self.time)),
             Instr::End => {
                 cx.runs[task].done += 1;

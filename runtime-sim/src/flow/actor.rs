@@ -206,6 +206,12 @@ impl Actor<'_, '_> {
                 self.pe.busy += 1.0;
             }
             Instr::Activate(other) => self.pe.runs[*other].1 += 1,
+            Instr::Serial { cycles, times, .. } => {
+                let cycles = (cycles * times.at(&self.env()).max(0) as u64) as f64;
+                self.pe.begin_at(self.pe.time, self.pe.time);
+                self.pe.time += cycles;
+                self.pe.issue += cycles;
+            }
             Instr::Phase(phase) => self.pe.phases.push((*phase as u16, self.pe.time)),
             Instr::End => {
                 self.pe.runs[task].0 += 1;
@@ -229,7 +235,7 @@ impl Actor<'_, '_> {
         let elements = op.elements(&self.env());
         if elements > 0 {
             self.pe.begin_at(self.pe.time, self.pe.time);
-            let cycles = op.price.memory_cycles(elements) as f64;
+            let cycles = op.memory_cycles(&self.env()) as f64;
             let issue = op.price.issue as f64;
             self.pe.time += cycles + issue;
             self.pe.busy += cycles;

@@ -192,7 +192,7 @@ fn crosses(instr: &Instr, foreign_in: &[bool], foreign_out: &[bool]) -> bool {
     match instr {
         Instr::Op(o) => op(o),
         Instr::Par(ops) => ops.iter().any(op),
-        Instr::Loop { count, .. } => by_row(count),
+        Instr::Loop { count, .. } | Instr::Serial { times: count, .. } => by_row(count),
         Instr::Control { .. } | Instr::Activate(_) => true,
         Instr::Next { .. } | Instr::Phase(_) | Instr::End => false,
     }

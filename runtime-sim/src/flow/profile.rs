@@ -51,6 +51,11 @@ impl Profile {
             match &code[pc] {
                 Instr::Op(op) => self.op(op, env, false),
                 Instr::Par(ops) => self.side_by_side(ops, env),
+                Instr::Serial { cycles, times, .. } => {
+                    let cycles = (cycles * times.at(env).max(0) as u64) as f64;
+                    self.work += cycles;
+                    self.issue += cycles;
+                }
                 Instr::Loop { depth, count, end, varies } => {
                     let n = count.at(env).max(0) as u64;
                     self.repeat(code, pc + 1..*end, env, *depth, n, *varies);
@@ -122,7 +127,7 @@ impl Profile {
         let begin = self.work + issue;
         let length = match op.streams() {
             true => self.stream(op, if one_step { 1 } else { elements / u64::from(op.price.step) }, begin),
-            false => op.price.memory_cycles(elements) as f64,
+            false => op.memory_cycles(env) as f64,
         };
         self.work = begin + length;
         self.busy += length;

@@ -1,6 +1,6 @@
 //! Straight pieces of code that only compute on memory, with lengths that never change: their cost is one sum.
 
-use crate::lower::{Instr, Linear, LoweredClass, LoweredOp, Source};
+use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, Source};
 
 /// The cost of the instructions from one to the next that is none of these.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -40,6 +40,6 @@ fn cost(op: &LoweredOp) -> Option<(f64, f64)> {
     let lengths: Option<Vec<u64>> =
         op.dims.iter().map(|d: &Linear| d.as_constant().map(|n| n.max(0) as u64)).collect();
     let elements: u64 = lengths.filter(|_| !waits)?.into_iter().product();
-    let price = (op.price.memory_cycles(elements) as f64, op.price.issue as f64);
+    let price = (op.memory_cycles(&Env::default()) as f64, op.price.issue as f64);
     Some(if elements > 0 { price } else { (0.0, 0.0) })
 }

@@ -64,8 +64,44 @@ pub enum Stmt {
     },
     /// Lets a [`Trigger::Local`] task run once more after this one.
     Activate(String),
+    /// Work beside vector operations, piece by piece: what a kernel written by hand does between them.
+    Serial {
+        /// What kind of work.
+        what: Serial,
+        /// How many pieces; less than 1 is none.
+        times: Affine,
+    },
     /// From here on the task is in this phase (a name in [`super::WaferProgram::phases`]).
     Phase(String),
+}
+
+/// Work of a task beside its vector operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Serial {
+    /// Scalar instructions, a cycle each: counters, addresses, branches.
+    Code,
+    /// Descriptors of several dimensions loaded from memory into registers.
+    Descriptors,
+    /// Asynchronous transfers started with descriptors that lie in memory. What they move is a vector op of its own.
+    Transfers,
+    /// Tasks activated one after the other before the next statement, such as those that count finished transfers.
+    Tasks,
+}
+
+impl Serial {
+    /// All kinds, in declaration order.
+    pub const ALL: [Serial; 4] = [Serial::Code, Serial::Descriptors, Serial::Transfers, Serial::Tasks];
+
+    /// The keyword in the text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Serial::Code => "code",
+            Serial::Descriptors => "descriptors",
+            Serial::Transfers => "transfers",
+            Serial::Tasks => "tasks",
+        }
+    }
 }
 
 /// What a control word does to the switch of its own colour in every router it leaves; routes of one position ignore

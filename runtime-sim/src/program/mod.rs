@@ -10,7 +10,7 @@ mod host;
 mod layout;
 
 pub use affine::{Affine, Var};
-pub use code::{Command, Dest, OpKind, Operand, Slice, Stmt, Task, Trigger, VectorOp, Wire};
+pub use code::{Command, Dest, OpKind, Operand, Serial, Slice, Stmt, Task, Trigger, VectorOp, Wire};
 pub use host::{Direction, HostStream, TensorDecl, TensorMap};
 pub use layout::{Buffer, Class, Coord, Lifetime, Port, Position, Region, Route};
 

@@ -3,7 +3,7 @@
 use super::lexer::Token;
 use super::parser::{Parsed, Parser};
 use crate::program::{
-    Affine, Colour, Command, Dest, OpKind, Operand, Slice, Stmt, Task, Trigger, VectorOp, Wire,
+    Affine, Colour, Command, Dest, OpKind, Operand, Serial, Slice, Stmt, Task, Trigger, VectorOp, Wire,
 };
 
 /// Blocks nested deeper than this are refused, so that a hostile text cannot exhaust the stack.
@@ -96,6 +96,11 @@ impl Parser<'_> {
         if self.eat_word("phase") {
             return Ok(Stmt::Phase(self.name()?));
         }
+        for what in Serial::ALL {
+            if self.eat_word(what.name()) {
+                return Ok(Stmt::Serial { what, times: self.affine()? });
+            }
+        }
         Ok(Stmt::Op(self.op()?))
     }
 
@@ -111,7 +116,7 @@ impl Parser<'_> {
     fn op(&mut self) -> Parsed<VectorOp> {
         let Some(kind) = OpKind::ALL.into_iter().find(|k| self.is_word(k.name())) else {
             return self
-                .expected("a statement", "an op such as `mov`, or loop, par, control, activate, phase");
+                .expected("a statement", "an op such as `mov`, or loop, par, control, activate, phase, code, descriptors, transfers, tasks");
         };
         self.at += 1;
         let dst = self.dest()?;

@@ -17,6 +17,7 @@
 //! }
 //! host w in north lanes 0 .. 4 step 1 colour 1: f32 tensor v dims 8 at 8*x + d0 interval 2 then advance
 //! ```
+//! Work beside vector ops is `code n`, `descriptors n`, `transfers n` or `tasks n`.
 //! Operands: `buffer[at; strides]`, `in(colour: wire)`, `scalar(colour: wire)`, `trigger`, numbers. Destinations:
 //! slices, `out(colour: wire)`, `out(colour: wire, advance)`. A missing wire is `f32`, missing strides mean contiguous.
 //! Names that are not plain words are quoted.

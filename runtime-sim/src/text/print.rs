@@ -124,6 +124,7 @@ fn body(out: &mut String, stmts: &[Stmt], depth: usize) {
                 line(out, depth, &format!("control {} {}", colour.0, command(*c)));
             }
             Stmt::Activate(task) => line(out, depth, &format!("activate {}", name(task))),
+            Stmt::Serial { what, times } => line(out, depth, &format!("{} {times}", what.name())),
             Stmt::Phase(phase) => line(out, depth, &format!("phase {}", name(phase))),
         }
     }

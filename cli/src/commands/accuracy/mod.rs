@@ -1,6 +1,7 @@
 //! `lapidary accuracy`: the models' predictions beside published measurements.
 
 mod microbench;
+mod sdk;
 mod wafer;
 
 use super::print_json;

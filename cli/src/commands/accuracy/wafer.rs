@@ -72,6 +72,14 @@ fn print(document: &Document, rows: bool) {
         document.max_pct,
         document.skipped.len(),
     );
+    for (what, errors) in [("fitted on", document.on_fitted), ("not fitted on", document.on_unseen)] {
+        if document.on_fitted.rows > 0 {
+            println!(
+                "{} rows {what}: mean {:.2} %, median {:.2} %, 95th percentile {:.2} %, most {:.2} %",
+                errors.rows, errors.mape_pct, errors.median_pct, errors.p95_pct, errors.max_pct,
+            );
+        }
+    }
     let lines = document.fitted.iter();
     let lines = lines.map(|a| vec![a.name.clone(), format!("{} {}", a.value, a.unit), a.source.clone()]);
     println!("\n{}", show::table(&["parameter without a printed source", "value", "fitted on"], &[], lines));

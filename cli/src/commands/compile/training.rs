@@ -44,7 +44,8 @@ pub fn plan(job: &Job<'_>) -> Result<Option<TrainingAnswer>, Failure> {
 /// A release by its name.
 fn release(name: &str) -> Result<Release, Failure> {
     Release::named(name).ok_or_else(|| {
-        let known = [OWN].iter().chain(&RELEASES).map(|release| release.name).collect::<Vec<_>>().join(", ");
+        let known =
+            [OWN].iter().chain(RELEASES.iter()).map(|release| release.name).collect::<Vec<_>>().join(", ");
         Failure::new(Exit::Usage, format!("--release {name}: no such software release"))
             .help(format!("there are {known}"))
     })

@@ -3,9 +3,10 @@
 
 use crate::gpu::Precision;
 use crate::wafer::Wafer;
+use serde::{Deserialize, Serialize};
 
 /// Cycles per element of functions that are not one datapath operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Functions {
     /// `exp`.
     pub exp: u32,

@@ -186,7 +186,7 @@ fn recolour_body(body: &mut [Stmt], change: &dyn Fn(Colour) -> Colour) {
             Stmt::Par(ops) => ops.iter_mut().for_each(|op| recolour_op(op, change)),
             Stmt::Loop { body, .. } => recolour_body(body, change),
             Stmt::Control { colour, .. } => *colour = change(*colour),
-            Stmt::Activate(_) | Stmt::Phase(_) => {}
+            Stmt::Activate(_) | Stmt::Serial { .. } | Stmt::Phase(_) => {}
         }
     }
 }

@@ -80,6 +80,10 @@ pub struct Document {
     pub p95_pct: f64,
     /// Largest absolute error, percent.
     pub max_pct: f64,
+    /// Errors on the rows that parameters were fitted on.
+    pub on_fitted: Errors,
+    /// Errors on all other rows.
+    pub on_unseen: Errors,
     /// Errors by group.
     pub groups: BTreeMap<String, Errors>,
     /// Parameters without a printed source, and the rows that they were fitted on.
@@ -122,6 +126,8 @@ impl Document {
             median_pct: all.median_pct,
             p95_pct: all.p95_pct,
             max_pct: all.max_pct,
+            on_fitted: errors(rows.iter().filter(|row| row.fitted)),
+            on_unseen: errors(rows.iter().filter(|row| !row.fitted)),
             groups,
             fitted,
             gate: checks(&all, limits),

@@ -2,9 +2,8 @@
 
 mod document;
 pub mod inference;
-pub mod sdk;
 mod table;
 pub mod training;
 
-pub use document::{Document, Limits, Outcome, Prediction, Skipped};
+pub use document::{Document, Errors, Limits, Outcome, Prediction, Skipped};
 pub use table::{Table, TableRow};

@@ -43,7 +43,7 @@ fn collectives_and_switches_run_the_same_in_any_order() {
         collectives::chain_reduce(7, 30),
         collectives::star_reduce(6, 20),
         collectives::tree_reduce(8, 9),
-        collectives::two_phase_reduce(9, 14, 3),
+        collectives::two_phase_reduce(&[3, 3, 3], 14),
         collectives::xy_reduce(5, 8),
         collectives::all_reduce_2d(6, 5, 12),
     ];
