@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn says_what_exists() {
         let why = |text: &str| Pipeline::parse(text).err().map(|error| error.why).unwrap_or_default();
-        assert!(why("fuze").starts_with("unknown pass `fuze`; the passes are canonicalize, cse"));
+        assert!(why("fuze").starts_with("unknown pass `fuze`; the passes are recompute, canonicalize, cse"));
         assert!(
             why("fuse{only=magic}").starts_with("unknown fusion rule `magic`; the rules are elementwise")
         );
