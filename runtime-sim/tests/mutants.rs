@@ -156,7 +156,7 @@ fn bases() -> Vec<(String, WaferProgram)> {
     let built = [
         ("chain", chain_reduce(6, 4)),
         ("tree", tree_reduce(8, 3)),
-        ("two-phase", two_phase_reduce(9, 4, 3)),
+        ("two-phase", two_phase_reduce(&[3, 3, 3], 4)),
         ("ring", ring_all_reduce(5, 10)),
         ("all-reduce", all_reduce_2d(4, 3, 5)),
     ];

@@ -10,6 +10,7 @@ use super::roles::{Role, roles};
 use super::site::Site;
 use super::sram::{self, Memory, Partners, Request};
 use super::{WaferSpec, code};
+use lapidary_models::dtype::DType;
 use lapidary_runtime_sim::program::{Buffer, Class, Lifetime, Operand, Stmt, TensorMap, Var, VectorOp};
 use std::collections::BTreeMap;
 
@@ -79,7 +80,11 @@ impl ClassMemory {
     ) -> Result<Self, WaferError> {
         let wishes = buffers(placed, site)?;
         let requests: Vec<Request> = wishes.iter().map(|wish| wish.request.clone()).collect();
-        let (addresses, peak) = sram::plan(&requests, partners, memory(spec));
+        let single = |name: &String| {
+            wishes.iter().any(|wish| wish.request.name == *name && wish.buffer.dtype == DType::F32)
+        };
+        let meeting = partners.iter().filter(|(a, b)| single(a) && single(b)).cloned().collect();
+        let (addresses, peak) = sram::plan(&requests, &meeting, memory(spec));
         if peak > spec.buffer_bytes() {
             return Err(over(placed, spec, site, class, &requests));
         }
@@ -129,7 +134,9 @@ fn buffers(placed: &Placed, site: &Site) -> Result<Vec<Wish>, WaferError> {
 fn wish(placed: &Placed, name: String, mut buffer: Buffer, first: usize, last: usize) -> Wish {
     let phase = |at: usize| placed.ops[at].name.clone();
     buffer.alive = Some(Lifetime { first: phase(first), last: phase(last) });
-    Wish { request: Request { name, bytes: buffer.bytes(), first, last }, buffer }
+    // An access takes 64 bits of short numbers at once, and 32 of others.
+    let align = if buffer.dtype == DType::F32 { 4 } else { 8 };
+    Wish { request: Request { name, bytes: buffer.bytes(), align, first, last }, buffer }
 }
 
 type Life = (usize, usize, Option<TensorMap>, Option<TensorMap>);
@@ -181,7 +188,7 @@ fn by_tokens(site: &Site, tensor: &str, row: i64, features: u32) -> Option<Tenso
     Some(TensorMap { tensor: tensor.into(), dims, index })
 }
 
-/// Pairs of buffers that one vector op reads.
+/// Pairs of buffers that one vector op reads as vectors; a number that all elements share waits for none.
 fn partners(body: &[Stmt]) -> Partners {
     let mut partners = Partners::new();
     for stmt in body {
@@ -199,7 +206,9 @@ fn add_partners(op: &VectorOp, partners: &mut Partners) {
     let mut buffers: Vec<&String> = op
         .src
         .iter()
-        .filter_map(|operand| if let Operand::Mem(slice) = operand { Some(&slice.buffer) } else { None })
+        .filter_map(|operand| if let Operand::Mem(slice) = operand { Some(slice) } else { None })
+        .filter(|slice| slice.strides.is_empty() || slice.strides.iter().any(|stride| *stride != 0))
+        .map(|slice| &slice.buffer)
         .collect();
     buffers.sort();
     buffers.dedup();

@@ -14,6 +14,8 @@ pub struct Request {
     pub name: String,
     /// Size.
     pub bytes: u64,
+    /// It starts at a multiple of this: the width of an access.
+    pub align: u64,
     /// First phase it is alive in.
     pub first: usize,
     /// Last phase it is alive in.
@@ -40,9 +42,6 @@ pub struct Memory {
     pub ports: u64,
 }
 
-/// Every buffer starts at a multiple of this: the width of the widest access.
-const ALIGNMENT: u64 = 8;
-
 /// Addresses by name, and the highest byte in use, which may be beyond the memory.
 pub fn plan(requests: &[Request], partners: &Partners, memory: Memory) -> (BTreeMap<String, u64>, u64) {
     let mut order: Vec<&Request> = requests.iter().collect();
@@ -50,7 +49,7 @@ pub fn plan(requests: &[Request], partners: &Partners, memory: Memory) -> (BTree
     let mut placed: Vec<(&Request, u64)> = Vec::new();
     for request in order {
         let avoided = avoided_ports(request, &placed, partners, memory);
-        let candidates = candidates(request, &placed);
+        let candidates = candidates(request, &placed, memory);
         let fits = |at: &&u64| **at + request.bytes <= memory.bytes && !avoided.contains(&memory.port(**at));
         let at = candidates.iter().find(fits).or(candidates.first()).copied().unwrap_or(0);
         placed.push((request, at));
@@ -65,14 +64,16 @@ impl Memory {
     }
 }
 
-/// Free addresses for a request, lowest first: at the start or behind a buffer that is alive with it, or a step further.
-fn candidates(request: &Request, placed: &[(&Request, u64)]) -> Vec<u64> {
+/// Free addresses for a request, lowest first: at the start or behind a buffer that is alive with it, or some steps further,
+/// behind each port that its alignment lets it begin at.
+fn candidates(request: &Request, placed: &[(&Request, u64)], memory: Memory) -> Vec<u64> {
     let alive: Vec<_> = placed.iter().filter(|(other, _)| other.meets(request)).collect();
-    let behind = alive.iter().map(|(other, at)| (at + other.bytes).next_multiple_of(ALIGNMENT));
+    let behind = alive.iter().map(|(other, at)| (at + other.bytes).next_multiple_of(request.align));
     let free = |at: &u64| {
         alive.iter().all(|(other, start)| at + request.bytes <= *start || start + other.bytes <= *at)
     };
-    let all = behind.chain([0]).flat_map(|at| [at, at + ALIGNMENT]);
+    let steps = (memory.word * memory.ports).div_ceil(request.align);
+    let all = behind.chain([0]).flat_map(|at| (0..steps).map(move |step| at + step * request.align));
     all.collect::<BTreeSet<_>>().into_iter().filter(free).collect()
 }
 
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     fn request(name: &str, bytes: u64, first: usize, last: usize) -> Request {
-        Request { name: name.into(), bytes, first, last }
+        Request { name: name.into(), bytes, align: 4, first, last }
     }
 
     const MEMORY: Memory = Memory { bytes: 49152, word: 4, ports: 4 };
@@ -125,7 +126,7 @@ mod tests {
         let requests = [request("x", 1008, 0, 0), request("sum", 500, 0, 0)];
         let partners = Partners::from([("sum".into(), "x".into())]);
         let (at, _) = plan(&requests, &partners, MEMORY);
-        assert_eq!((at["x"], at["sum"]), (0, 1016));
+        assert_eq!((at["x"], at["sum"]), (0, 1012));
     }
 
     #[test]
