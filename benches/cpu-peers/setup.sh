@@ -21,7 +21,7 @@ RUSTFLAGS="-C target-cpu=native" cargo build --release --locked --manifest-path 
 for model in 110m 1.1b; do
   for type in bf16 f32; do
     folder="$work/$model-$type"
-    [ -d "$folder" ] || target/release/lapidary models init "$here/models/$model.toml" --dtype $type --seed 7 -o "$folder" --shard-bytes 100G
+    [ -d "$folder" ] || target/release/lapidary models init "$here/models/$model.toml" --dtype $type --seed 7 -o "$folder" --shard-bytes 100000000000
     [ -e "$folder.gguf" ] || "$work/venv/bin/python" "$here/to_gguf.py" "$folder" "$folder.gguf"
   done
 done
