@@ -109,7 +109,7 @@ fn compile(prefix: &Path, out: &Path) {
     for dialect in DIALECTS {
         build.file(format!("dialects/{dialect}.cpp"));
     }
-    build.file("dialects/nn_train.cpp");
+    build.file("dialects/nn_train.cpp").file("dialects/nn_shard.cpp");
     build.compile("lapidary_dialects");
 }
 

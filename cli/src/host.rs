@@ -3,11 +3,13 @@
 use crate::failure::{Exit, Failure};
 use lapidary_ir::import::import;
 use lapidary_ir::{IrContext, Module};
+use lapidary_models::shard::{Degrees, Place};
 use lapidary_models::{Graph, ModelSpec};
 use lapidary_passes::cpu::{self, HostModule, Options};
-use lapidary_passes::lower_to_cpu::{emit_cpu, emit_cpu_training, read_host};
-use lapidary_passes::pipeline::pipeline;
-use lapidary_passes::{Fusion, Goal, Mup, PassError, Pipeline, RunError, Watch};
+use lapidary_passes::lower_to_cpu::{emit_cpu, emit_cpu_part, emit_cpu_training, read_host};
+use lapidary_passes::pipeline::{pipeline, rank_pipeline};
+use lapidary_passes::shard::shard_text;
+use lapidary_passes::{Fusion, Goal, Mup, PassError, Pipeline, PipelineError, RunError, Watch};
 use lapidary_runtime_cpu::program::{Checked, CpuProgram, TrainProgram, WeightType};
 use std::fmt;
 
@@ -67,6 +69,31 @@ pub fn lower(spec: &ModelSpec, switches: &Switches, weights: WeightType) -> Resu
     })
 }
 
+/// Compiles one rank's part of a model for the host.
+///
+/// # Errors
+/// As [`lower`]; exit 5 for a model that cannot be spread so.
+pub fn lower_part(
+    spec: &ModelSpec,
+    switches: &Switches,
+    weights: WeightType,
+    degrees: Degrees,
+    place: Place,
+) -> Result<Lowered, Failure> {
+    let pipeline = rank_pipeline(switches.mup, &switches.fusion, &shard_text(degrees, place))
+        .map_err(|error| fuse_option(switches, &error))?;
+    with_module(spec, |module| {
+        let report = lapidary_passes::run(module, &pipeline, Watch::default()).map_err(run_failure)?;
+        let part = report.shard.ok_or_else(|| Failure::new(Exit::Internal, "no part was made"))?;
+        let plain = read_host(module, spec).map_err(refused)?;
+        let program = emit_cpu_part(module, spec, &Options::all(weights), &part).map_err(refused)?;
+        let program = program.check().map_err(|faults| {
+            Failure::new(Exit::Internal, format!("the program does not pass its check: {faults}"))
+        })?;
+        Ok(Lowered { module: plain, program })
+    })
+}
+
 /// Compiles a training graph of a model for the host; muP's multipliers stay ops.
 ///
 /// # Errors
@@ -110,9 +137,11 @@ pub fn stages(spec: &ModelSpec, switches: &Switches) -> Result<Vec<(String, Host
 }
 
 fn passes(switches: &Switches) -> Result<Pipeline, Failure> {
-    pipeline(Goal::Cpu, switches.mup, &switches.fusion).map_err(|error| {
-        Failure::new(Exit::Usage, format!("--fuse {}: {}", switches.fusion_word(), error.why))
-    })
+    pipeline(Goal::Cpu, switches.mup, &switches.fusion).map_err(|error| fuse_option(switches, &error))
+}
+
+fn fuse_option(switches: &Switches, error: &PipelineError) -> Failure {
+    Failure::new(Exit::Usage, format!("--fuse {}: {}", switches.fusion_word(), error.why))
 }
 
 fn with_module<T>(

@@ -13,6 +13,7 @@ mod memory;
 mod opt;
 mod output;
 mod progress;
+mod ranks;
 mod show;
 mod text;
 mod toolchain;

@@ -1,4 +1,5 @@
-// The ops of the `nn` dialect: a transformer as tensor ops with known sizes. Those of training stand in nn_train.td.
+// The ops of the `nn` dialect: a transformer as tensor ops with known sizes. Those of training stand in nn_train.td,
+// those of a model that is spread over ranks in nn_shard.td.
 #ifndef LAPIDARY_NN_TD
 #define LAPIDARY_NN_TD
 
@@ -292,5 +293,6 @@ def NN_FusedOp : NN_Op<"fused", [IsolatedFromAbove, RecursiveMemoryEffects, Sing
 }
 
 include "nn_train.td"
+include "nn_shard.td"
 
 #endif // LAPIDARY_NN_TD

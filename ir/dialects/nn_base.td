@@ -22,6 +22,9 @@ def NN_Dialect : Dialect {
     `@main(%ids, %labels)` returns the loss. Layers keep values by `nn.save` and read them by `nn.saved`; derivatives of
     weights end in `nn.gradient`. An op `nn.X_dx` or `nn.X_dw` is the derivative of `nn.X`.
 
+    The module of one rank of a spread model holds its part of every weight and meets the other ranks in `nn.all_reduce`,
+    `nn.all_gather`, `nn.send` and `nn.receive`.
+
     Attributes of this dialect on other ops: `nn.model` (string), `nn.mode` (string), `nn.batch`, `nn.seq`,
     `nn.cached` (i64) on the module; `nn.name` (string) on function arguments.
   }];

@@ -114,6 +114,7 @@ impl<'g, 'c> Importer<'g, 'c> {
                 self.repeat(at, node, *function, (*first, *times, *reverse), inputs)
             }
             Op::Backward(op) => self.backward(at, node, op, inputs),
+            Op::Sharded(op) => nn::sharded(at, op, inputs, self.body.ty(node.output)),
             _ => self.attention(at, node, inputs),
         }
     }

@@ -31,6 +31,7 @@ pub mod op;
 pub mod optimizer;
 mod read;
 mod schema;
+pub mod shard;
 pub mod spec;
 #[cfg(feature = "strategy")]
 pub mod testing;

@@ -6,15 +6,18 @@
 //! The ops of the backward pass are named after the forward op and what they are the derivative by: `linear_dx`,
 //! `linear_dw`. Where the derivative of an op is another forward op (the products of attention are each other's, a
 //! product's is a product), there is no second name for it. They are one variant here, a set of their own in
-//! `op/backward.rs` with its own rules: who does not train has one arm for them all.
+//! `op/backward.rs` with its own rules: who does not train has one arm for them all. So are the ops of a model that is
+//! spread over ranks, in `op/sharded.rs`.
 
 use crate::dtype::DType;
 use crate::graph::TensorType;
 use crate::spec::{Activation, NormKind, Pairing, RopeScaling};
 
 mod backward;
+mod sharded;
 
 pub use backward::Backward;
+pub use sharded::Sharded;
 
 /// Why a scale stands where it stands: passes treat the roles differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,6 +175,8 @@ pub enum Op {
     },
     /// An op that only training has.
     Backward(Backward),
+    /// An op that only one rank's part of a model has.
+    Sharded(Sharded),
 }
 
 impl Op {
@@ -197,6 +202,7 @@ impl Op {
             Op::LastToken => "last_token",
             Op::Repeat { .. } => "repeat",
             Op::Backward(op) => op.name(),
+            Op::Sharded(op) => op.name(),
         }
     }
 
@@ -230,12 +236,14 @@ impl Op {
             Op::Values { heads, kv_heads } => values(operands[0], operands[1], *heads, *kv_heads),
             Op::LastToken => last_token(operands[0]),
             Op::Backward(op) => op.result(operands),
+            Op::Sharded(op) => op.result(operands),
         }
     }
 
     fn arity(&self, found: usize) -> Result<usize, String> {
         let wanted = match self {
             Op::Backward(op) => op.arity(),
+            Op::Sharded(op) => op.arity(),
             Op::Param { .. } => 0..=0,
             Op::Norm { .. } => 2..=3,
             Op::Embed

@@ -6,7 +6,7 @@
 //! scores are computed in full, as an unfused kernel computes them.
 
 use crate::graph::TensorType;
-use crate::op::Op;
+use crate::op::{Op, Sharded};
 use serde::{Deserialize, Serialize};
 use std::iter::Sum;
 use std::ops::{Add, Mul};
@@ -91,6 +91,8 @@ impl Op {
             Op::Softmax => (0, n.saturating_mul(4)),
             Op::Rope { rot_dims, head_dim, .. } => (0, product([3, n / head_dim, *rot_dims])),
             Op::Param { .. } | Op::Embed | Op::KvAppend { .. } | Op::LastToken | Op::Repeat { .. } => (0, 0),
+            // What a collective costs is the network's; the additions of a sum happen on its way.
+            Op::Sharded(_) => (0, 0),
             Op::Backward(op) => backward::flops(op, operands, result),
         }
     }
@@ -99,7 +101,9 @@ impl Op {
         let written = result.bytes();
         match self {
             Op::Param { .. } | Op::Repeat { .. } => (0, 0),
-            Op::Embed => (operands[0].bytes().saturating_add(written), written),
+            Op::Embed | Op::Sharded(Sharded::EmbedPart { .. }) => {
+                (operands[0].bytes().saturating_add(written), written)
+            }
             Op::Position { .. } => {
                 let rows = product([result.shape[1], result.shape[2], result.dtype.bytes()]);
                 (operands[0].bytes().saturating_add(rows), written)

@@ -43,11 +43,27 @@ const GRAPH: &[&str] = &[
     "nn.save",
     "nn.saved",
     "nn.gradient",
+    "nn.embed_part",
+    "nn.all_reduce",
+    "nn.all_gather",
+    "nn.send",
+    "nn.receive",
 ];
 
 /// What stands between kernels once everything is fused.
-const KERNELS: &[&str] =
-    &["func.func", "func.return", "nn.param", "nn.repeat", "nn.fused", "nn.save", "nn.saved"];
+const KERNELS: &[&str] = &[
+    "func.func",
+    "func.return",
+    "nn.param",
+    "nn.repeat",
+    "nn.fused",
+    "nn.save",
+    "nn.saved",
+    "nn.all_reduce",
+    "nn.all_gather",
+    "nn.send",
+    "nn.receive",
+];
 
 /// What a GPU program consists of.
 const PROGRAM: &[&str] = &["cuda.program", "cuda.buffer", "cuda.kernel", "cuda.launch", "cuda.repeat"];
@@ -91,6 +107,7 @@ pub struct Legal {
 /// What passes promise. Passes without a row promise to add no kind of op.
 pub const LEGAL: &[Legal] = &[
     Legal { after: "mup-fold", in_functions: GRAPH, in_kernels: &[], roles_gone: &["mup.attention"] },
+    Legal { after: "shard", in_functions: GRAPH, in_kernels: &[], roles_gone: &[] },
     Legal { after: "hoist-scales", in_functions: GRAPH, in_kernels: &[], roles_gone: &[] },
     Legal { after: "fuse", in_functions: KERNELS, in_kernels: GRAPH, roles_gone: &[] },
     Legal { after: "lower-to-cuda", in_functions: PROGRAM, in_kernels: GRAPH, roles_gone: &[] },

@@ -10,6 +10,7 @@ pub mod cuda;
 pub mod dce;
 pub mod fuse;
 pub mod fusion;
+pub mod graph;
 pub mod hoist_scales;
 pub mod legal;
 pub mod lower_to_cpu;
@@ -23,6 +24,7 @@ pub mod recompute;
 pub mod registry;
 pub mod report;
 pub mod run;
+pub mod shard;
 pub mod view;
 pub mod wafer;
 

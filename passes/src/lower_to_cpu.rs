@@ -6,12 +6,13 @@ use crate::cpu::{
     HostFunction, HostModule, HostParam, LowerError, Options, TrainModule, lower, lower_train, sizes,
 };
 use crate::pass::{PassError, diagnostic};
+use crate::shard::ShardReport;
 use crate::view::read_op;
 use lapidary_ir::{Module, Op as IrOp, Value as IrValue};
 use lapidary_models::graph::{Slot, Value};
 use lapidary_models::op::Backward;
 use lapidary_models::{Function, ModelSpec, Node, Op, ValueId};
-use lapidary_runtime_cpu::program::{Checked, CpuProgram, Sizes, TrainProgram};
+use lapidary_runtime_cpu::program::{Checked, CpuProgram, Member, Share, Sizes, TrainProgram};
 use std::collections::BTreeSet;
 
 /// The host program of a module of `spec`; the module stays as it is. Its bound dimensions do not matter, but it has to
@@ -20,8 +21,36 @@ use std::collections::BTreeSet;
 /// # Errors
 /// [`PassError::Refused`] at what has no form on the host.
 pub fn emit_cpu(module: &Module<'_>, spec: &ModelSpec, options: &Options) -> Result<CpuProgram, PassError> {
-    let host = read_host(module, spec)?;
-    lower(&host, options).map_err(|error| {
+    emit(module, &read_host(module, spec)?, options)
+}
+
+/// The host program of a module that the pass `shard` left, with its part of the weights.
+///
+/// # Errors
+/// As [`emit_cpu`].
+pub fn emit_cpu_part(
+    module: &Module<'_>,
+    spec: &ModelSpec,
+    options: &Options,
+    part: &ShardReport,
+) -> Result<CpuProgram, PassError> {
+    let host = HostModule { share: Some(share(part)), ..read_host(module, spec)? };
+    emit(module, &host, options)
+}
+
+/// What a program says of its part.
+fn share(part: &ShardReport) -> Share {
+    let ShardReport { degrees, place, first_layer, ref parts } = *part;
+    Share {
+        tensor: Member { index: place.tensor, of: degrees.tensor },
+        stage: Member { index: place.stage, of: degrees.pipeline },
+        first_layer,
+        parts: parts.clone(),
+    }
+}
+
+fn emit(module: &Module<'_>, host: &HostModule, options: &Options) -> Result<CpuProgram, PassError> {
+    lower(host, options).map_err(|error| {
         let at = match &error {
             LowerError::Unsupported { node, .. } => module
                 .op()
@@ -113,6 +142,7 @@ pub fn read_host(module: &Module<'_>, spec: &ModelSpec) -> Result<HostModule, Pa
         model: Sizes { layers: times(repeat), ..sizes(spec) },
         layer: host_function(layer)?,
         main: host_function(main)?,
+        share: None,
     })
 }
 

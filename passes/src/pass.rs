@@ -2,6 +2,7 @@
 
 use crate::cuda::Lowered;
 use crate::report::{FoldReport, FusionReport};
+use crate::shard::ShardReport;
 use lapidary_ir::{Diagnostic, IrError, Op, Place, Severity};
 use lapidary_models::autodiff::RecomputeReport;
 use std::sync::{Mutex, PoisonError};
@@ -57,6 +58,8 @@ pub struct Notes {
     pub gpu: Option<Lowered>,
     /// What is computed again.
     pub recompute: Option<RecomputeReport>,
+    /// What one rank has.
+    pub shard: Option<ShardReport>,
 }
 
 impl PassCx {

@@ -78,8 +78,21 @@ pub fn pipeline(goal: Goal, mup: Mup, fusion: &Fusion) -> Result<Pipeline, Pipel
     Pipeline::parse(&pipeline_text(goal, mup, fusion))
 }
 
+/// The passes for one rank's part of a model on the host; `shard` is the pass with its options.
+///
+/// # Errors
+/// As [`pipeline`].
+pub fn rank_pipeline(mup: Mup, fusion: &Fusion, shard: &str) -> Result<Pipeline, PipelineError> {
+    Pipeline::parse(&text(Goal::Cpu, mup, fusion, Some(shard)))
+}
+
 /// The same as text.
 pub fn pipeline_text(goal: Goal, mup: Mup, fusion: &Fusion) -> String {
+    text(goal, mup, fusion, None)
+}
+
+/// Weights are folded whole, and spread before they meet in kernels.
+fn text(goal: Goal, mup: Mup, fusion: &Fusion, shard: Option<&str>) -> String {
     let fuse = match fusion {
         Fusion::On => "fuse".to_string(),
         Fusion::Off => "fuse{off}".to_string(),
@@ -89,6 +102,7 @@ pub fn pipeline_text(goal: Goal, mup: Mup, fusion: &Fusion) -> String {
     if mup == Mup::Fold {
         passes.push("mup-fold");
     }
+    passes.extend(shard);
     passes.extend(["hoist-scales", "canonicalize", "cse", "dce", "symbol-dce"]);
     if goal != Goal::Wafer {
         passes.push(&fuse);

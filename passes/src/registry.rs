@@ -8,6 +8,7 @@ use crate::lower_to_cuda::LowerToCuda;
 use crate::mup_fold::MupFold;
 use crate::pass::Pass;
 use crate::recompute::RecomputePass;
+use crate::shard::ShardPass;
 use crate::wafer::LowerToWafer;
 
 /// A row of [`PASSES`].
@@ -65,6 +66,12 @@ pub const PASSES: &[PassRow] = &[
         summary: "fold muP's multipliers into weights, biases and norms",
         options: "",
         kind: PassKind::Ours(|options| plain(MupFold, options)),
+    },
+    PassRow {
+        name: "shard",
+        summary: "leave what one rank of a tensor-parallel group and stage computes",
+        options: "tensor=N rank=R pipeline=P stage=S",
+        kind: PassKind::Ours(|options| Ok(Box::new(ShardPass::of(options)?))),
     },
     PassRow {
         name: "hoist-scales",

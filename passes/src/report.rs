@@ -2,6 +2,7 @@
 
 use crate::cuda::Lowered;
 use crate::fusion::{Merge, Refusal};
+use crate::shard::ShardReport;
 use lapidary_models::autodiff::RecomputeReport;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct PipelineReport {
     pub gpu: Option<Lowered>,
     /// What a training step computes again, if a policy was applied.
     pub recompute: Option<RecomputeReport>,
+    /// What one rank has, if the model was spread.
+    pub shard: Option<ShardReport>,
 }
 
 /// One pass of a run.

@@ -79,6 +79,7 @@ pub fn run(
         report.fold = notes.fold.or(report.fold);
         report.gpu = notes.gpu.or(report.gpu);
         report.recompute = notes.recompute.or(report.recompute);
+        report.shard = notes.shard.or(report.shard);
     }
     Ok(report)
 }

@@ -6,13 +6,17 @@
 //! [`program`] is plain data; everything else runs it: [`store`] finds the weights, in the mapped file wherever it has
 //! them as they are computed with, [`rows`] compiles row functions, [`matmul`] and [`attention`] run on the kernels of
 //! [`simd`], [`session`] walks over the steps, [`sample`] and [`generate`] turn logits into tokens. [`train`] runs whole
-//! training steps with the same kernels.
+//! training steps with the same kernels. A program may be one rank's part of a model: it reads its part of the weights, and
+//! its sessions meet the others through [`peers`].
 
 pub mod attention;
 pub mod cache;
 pub mod generate;
 pub mod matmul;
+mod meeting;
 pub mod model;
+mod parts;
+pub mod peers;
 pub mod program;
 pub mod rotation;
 pub mod rows;
@@ -27,6 +31,7 @@ pub mod weights;
 
 pub use generate::{Finish, Generation, generate};
 pub use model::{Engine, LoadError, LoadOptions, Model};
+pub use peers::{PeerError, Peers};
 pub use program::{Checked, CpuProgram};
 pub use sample::{Sampler, Sampling};
 pub use session::{Logits, Observation, RunError, Session, Which};

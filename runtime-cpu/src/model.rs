@@ -1,6 +1,8 @@
 //! A program with its weights at hand and its row functions compiled: everything that sessions share.
 
 use crate::attention::alibi_slopes;
+use crate::parts::RankWeights;
+use crate::peers::Peers;
 use crate::program::{Checked, CpuProgram, KeyOp, Mask, RowFn, Step};
 use crate::rotation::turn;
 use crate::rows::{Jit, Kernel, Turn};
@@ -81,7 +83,13 @@ impl Model {
         let jobs = options.jobs.max(1);
         let threads = |e: rayon::ThreadPoolBuildError| LoadError::Threads { jobs, why: e.to_string() };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().map_err(threads)?;
-        let store = pool.install(|| Store::load(&program, weights))?;
+        let store = match &program.share {
+            Some(share) => {
+                let own = RankWeights::new(weights, share);
+                pool.install(|| Store::load(&program, &own))?
+            }
+            None => pool.install(|| Store::load(&program, weights))?,
+        };
         let turns: Vec<Turn> = program.rotations.iter().map(turn).collect();
         let mut jit = if options.engine == Engine::Compiled { Jit::new() } else { None };
         let plan = plan(&program.body, &turns, &mut jit);
@@ -119,9 +127,23 @@ impl Model {
     /// Room for `sequences` sequences of at most `positions` tokens each.
     ///
     /// # Errors
-    /// When the model was not built for so many positions, or the cache is larger than memory can be.
+    /// When the model was not built for so many positions, the cache is larger than memory can be, or the program is one
+    /// rank's part.
     pub fn session(&self, sequences: usize, positions: usize) -> Result<Session<'_>, RunError> {
-        Session::new(self, sequences, positions)
+        Session::new(self, sequences, positions, None)
+    }
+
+    /// The same for one rank's part of a model, which meets the others in every call.
+    ///
+    /// # Errors
+    /// As [`Model::session`].
+    pub fn session_among<'m>(
+        &'m self,
+        peers: &'m mut dyn Peers,
+        sequences: usize,
+        positions: usize,
+    ) -> Result<Session<'m>, RunError> {
+        Session::new(self, sequences, positions, Some(peers))
     }
 }
 
@@ -139,7 +161,7 @@ fn plan(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
                 Planned { slopes: slopes(*heads, mask), ..none }
             }
             Step::Repeat { body, .. } => Planned { body: plan(body, turns, jit), ..none },
-            Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } => none,
+            Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } | Step::Collective { .. } => none,
         });
     }
     planned

@@ -6,10 +6,11 @@
 use crate::attention::Span;
 use crate::cache::{KeyValues, Place};
 use crate::model::Model;
+use crate::peers::{PeerError, Peers};
 use crate::program::{Buffer, BufferId, Rows};
 use crate::rotation::RotationTable;
 use crate::rows::pitch;
-use crate::step::{Memory, Pass};
+use crate::step::{Company, Memory, Pass};
 use thiserror::Error;
 
 /// Why tokens cannot be run.
@@ -56,6 +57,9 @@ pub enum RunError {
     /// No sequence has a new token.
     #[error("no tokens to run")]
     Nothing,
+    /// The other ranks cannot be met.
+    #[error(transparent)]
+    Peers(#[from] PeerError),
 }
 
 /// Which tokens' logits are wanted.
@@ -115,12 +119,26 @@ pub struct Session<'m> {
     lengths: Vec<usize>,
     positions: usize,
     memory: Memory,
+    peers: Option<&'m mut dyn Peers>,
+    /// Logits that came from the last stage.
+    received: Vec<f32>,
 }
 
 impl<'m> Session<'m> {
-    pub(crate) fn new(model: &'m Model, sequences: usize, positions: usize) -> Result<Session<'m>, RunError> {
+    pub(crate) fn new(
+        model: &'m Model,
+        sequences: usize,
+        positions: usize,
+        peers: Option<&'m mut dyn Peers>,
+    ) -> Result<Session<'m>, RunError> {
         let program = model.program();
         let fail = |why: String| Err(RunError::Session { sequences, positions, why });
+        if program.share.is_some() && peers.is_none() {
+            return fail(format!(
+                "the program is one rank's part of {}, and it is alone",
+                program.model.name
+            ));
+        }
         if positions as u64 > program.model.max_seq {
             return fail(format!("{} was built for {}", program.model.name, program.model.max_seq));
         }
@@ -143,7 +161,7 @@ impl<'m> Session<'m> {
             program.rotations.iter().map(|r| RotationTable::new(r, positions)).collect(),
             program.buffers.iter().map(|b| b.slot + 1).max().unwrap_or(0),
         );
-        Ok(Session { model, lengths: vec![0; sequences], positions, memory })
+        Ok(Session { model, lengths: vec![0; sequences], positions, memory, peers, received: Vec::new() })
     }
 
     /// Tokens of every sequence so far.
@@ -203,15 +221,43 @@ impl<'m> Session<'m> {
         let model = self.model;
         let memory = &mut self.memory;
         memory.prepare(&pass);
-        // Watchers stay on the caller's thread; only the work inside of steps is shared out.
-        match watch {
-            Some(watch) => pass.run(model, memory, &mut Some(watch)),
-            None => model.pool.install(|| pass.run(model, memory, &mut None)),
+        // Watchers and peers stay on the caller's thread; only the work inside of steps is shared out.
+        let peers = self.peers.as_mut().map(|peers| &mut **peers as &mut dyn Peers);
+        match (watch, peers) {
+            (None, None) => model.pool.install(|| pass.run(model, memory, &mut Company::default()))?,
+            (watch, peers) => pass.run(model, memory, &mut Company { watch, peers })?,
         }
         self.lengths.iter_mut().zip(tokens).for_each(|(length, new)| *length += new.len());
-        let logits = &model.program.buffers[model.program.logits];
-        let (pitch, width) = (pitch(logits.width), logits.width.min(model.program.model.vocab) as usize);
-        Ok(Logits { data: &self.memory.slots[logits.slot][..pass.rows(logits.rows) * pitch], pitch, width })
+        self.logits(&pass)
+    }
+
+    /// The logits of a pass, which every stage of a pipeline gets from the last.
+    fn logits(&mut self, pass: &Pass) -> Result<Logits<'_>, RunError> {
+        let program = &self.model.program;
+        let last = program.share.as_ref().is_none_or(|share| share.stage.is_last());
+        let buffer = &program.buffers[program.logits];
+        let vocab = program.model.vocab;
+        let (rows, width) = match last {
+            true => (pass.rows(buffer.rows), buffer.width.min(vocab)),
+            false => (pass.rows(Rows::Last), vocab),
+        };
+        let step = if last { pitch(buffer.width) } else { pitch(vocab) };
+        let piped = program.share.as_ref().is_some_and(|share| share.stage.of > 1);
+        let Some(peers) = self.peers.as_mut().filter(|_| piped) else {
+            let data = &self.memory.slots[buffer.slot][..rows * step];
+            return Ok(Logits { data, pitch: step, width: width as usize });
+        };
+        // The head may be padded to more columns than there are ids; what travels is not.
+        let width = vocab as usize;
+        self.received.clear();
+        self.received.resize(rows * width, 0.0);
+        if last {
+            let made = self.memory.slots[buffer.slot].chunks(step);
+            let into = self.received.chunks_mut(width);
+            made.zip(into).for_each(|(row, into)| into.copy_from_slice(&row[..width]));
+        }
+        peers.from_last_stage("logits", &mut self.received)?;
+        Ok(Logits { data: &self.received, pitch: width, width })
     }
 
     fn check(&self, tokens: &[&[u32]]) -> Result<(), RunError> {

@@ -3,7 +3,9 @@
 use crate::attention::{Attention, Span};
 use crate::cache::{KeyValues, Place};
 use crate::matmul::{FEW_ROWS, RowsOf, Scratch, product_of_block, product_sharing_panels};
+use crate::meeting::Meeting;
 use crate::model::{Model, Planned};
+use crate::peers::{PeerError, Peers};
 use crate::program::{BufferId, ParameterId, RowFn, RowOp, Rows, Step, Target};
 use crate::rotation::RotationTable;
 use crate::rows::{Kernel, Sink, Source, pitch, rotations};
@@ -31,6 +33,15 @@ pub(crate) struct Pass {
     pub layer: Option<usize>,
 }
 
+/// Who else is there while steps run.
+#[derive(Default)]
+pub(crate) struct Company<'c, 'w> {
+    /// Sees every value.
+    pub watch: Option<Watch<'w>>,
+    /// The other ranks; there for a program of one rank.
+    pub peers: Option<&'c mut dyn Peers>,
+}
+
 /// Everything that changes while steps run.
 #[derive(Default)]
 pub(crate) struct Memory {
@@ -43,6 +54,8 @@ pub(crate) struct Memory {
     product: Vec<f32>,
     tiles: Vec<f32>,
     stored: Vec<Vec<f32>>,
+    /// Parts of all ranks.
+    pub gathered: Vec<f32>,
 }
 
 /// Memory of one thread.
@@ -100,8 +113,16 @@ impl Memory {
 
 impl Pass {
     /// Runs every step.
-    pub fn run(&mut self, model: &Model, memory: &mut Memory, watch: &mut Option<Watch>) {
-        self.steps(model, &model.program.body, &model.plan, memory, watch);
+    ///
+    /// # Errors
+    /// [`PeerError`] when the other ranks cannot be met.
+    pub fn run(
+        &mut self,
+        model: &Model,
+        memory: &mut Memory,
+        company: &mut Company,
+    ) -> Result<(), PeerError> {
+        self.steps(model, &model.program.body, &model.plan, memory, company)
     }
 
     fn steps(
@@ -110,15 +131,15 @@ impl Pass {
         steps: &[Step],
         plan: &[Planned],
         memory: &mut Memory,
-        watch: &mut Option<Watch>,
-    ) {
+        company: &mut Company,
+    ) -> Result<(), PeerError> {
         for (step, planned) in steps.iter().zip(plan) {
             match step {
                 Step::Repeat { carried, yielded, body, .. } => {
                     let slot = |id: BufferId| model.program.buffers[id].slot;
                     for layer in 0..model.program.model.layers as usize {
                         self.layer = Some(layer);
-                        self.steps(model, body, &planned.body, memory, watch);
+                        self.steps(model, body, &planned.body, memory, company)?;
                         memory.slots.swap(slot(*carried), slot(*yielded));
                     }
                     self.layer = None;
@@ -133,12 +154,19 @@ impl Pass {
                         self.function(model, kernel, function, *rows, Some((*x, *weight)), memory);
                     }
                 }
+                Step::Collective { name, rows, op, x, out } => {
+                    if let Some(peers) = company.peers.as_deref_mut() {
+                        let meeting = Meeting { name, rows: self.rows(*rows), op: *op, x: *x, out: *out };
+                        meeting.hold(model, memory, peers)?;
+                    }
+                }
                 _ => self.attention(model, step, planned, memory),
             }
-            if let Some(watch) = watch {
+            if let Some(watch) = &mut company.watch {
                 self.show(model, step, memory, watch);
             }
         }
+        Ok(())
     }
 
     fn show(&self, model: &Model, step: &Step, memory: &Memory, watch: &mut Watch) {
@@ -206,7 +234,7 @@ impl Pass {
                     pitch,
                 );
             }
-            Step::Rows { .. } | Step::Linear { .. } | Step::Repeat { .. } => {}
+            Step::Rows { .. } | Step::Linear { .. } | Step::Repeat { .. } | Step::Collective { .. } => {}
         }
         memory.slots[out.slot] = result;
     }
@@ -332,9 +360,14 @@ impl Pass {
             RowOp::Vector { parameter } => {
                 Read::Rows(Source { data: model.store.vector(parameter, layer), pitch: 0 })
             }
-            RowOp::Embedding { parameter } => {
+            RowOp::Embedding { parameter, part } => {
                 let table = table(parameter);
-                gather(self.tokens.len(), &mut |row, into| table.row(self.tokens[row] as usize, into))
+                gather(self.tokens.len(), &mut |row, into| {
+                    let at = u64::from(self.tokens[row]).checked_sub(part.unwrap_or(0));
+                    if let Some(at) = at.filter(|at| *at < table.rows() as u64) {
+                        table.row(at as usize, into);
+                    }
+                })
             }
             RowOp::Position { parameter } => {
                 let table = table(parameter);

@@ -307,6 +307,12 @@ impl<'a> Matrix<'a> {
         bytemuck::cast_slice(self.store.bytes(place))
     }
 
+    /// Rows of a table, or of a matrix's first segment.
+    pub fn rows(&self) -> usize {
+        let words = self.segments.first().map_or(0, |place| self.words(place).len());
+        words / self.steps().max(1)
+    }
+
     /// One row of a table.
     pub fn row(&self, row: usize, into: &mut [f32]) {
         let Some(place) = self.segments.first() else { return };

@@ -96,7 +96,7 @@ fn program() -> CpuProgram {
         values: ops.iter().map(|op| RowValue { width: D, op: *op }).collect(),
         outputs: vec![RowOutput { value, to }],
     };
-    let embed = row(&[RowOp::Embedding { parameter: 0 }], 0, Target::Buffer(0));
+    let embed = row(&[RowOp::Embedding { parameter: 0, part: None }], 0, Target::Buffer(0));
     let norm = RowOp::Norm { x: 0, weight: 1, bias: None, kind: NormKind::Rms, eps: 1e-5 };
     let norm =
         row(&[RowOp::Buffer { buffer: 0 }, RowOp::Vector { parameter: 1 }, norm], 2, Target::Buffer(2));

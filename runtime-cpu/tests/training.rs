@@ -51,7 +51,7 @@ fn program() -> TrainProgram {
         body: vec![
             TrainStep::Rows {
                 name: "embed".into(),
-                function: function(4, RowOp::Embedding { parameter: 0 }, 0),
+                function: function(4, RowOp::Embedding { parameter: 0, part: None }, 0),
             },
             TrainStep::Linear {
                 name: "head".into(),

@@ -45,6 +45,7 @@ fn module(spec: &ModelSpec, rules: &Rules, folded: bool) -> HostModule {
         graph.params.iter().map(|p| HostParam { name: p.name.clone(), scale: scale(&p.name) }).collect();
     let graph = fold.as_ref().map_or(graph.clone(), |f| f.apply(&graph));
     HostModule {
+        share: None,
         model: cpu::sizes(spec),
         layer: host_function(graph.layer(), params.clone(), rules),
         main: host_function(graph.main(), params, rules),

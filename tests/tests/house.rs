@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Doors open one way: a crate and the workspace crates that it may use.
-const DOORS: [(&str, &[&str]); 11] = [
+const DOORS: [(&str, &[&str]); 12] = [
     ("models", &[]),
     ("reference", &["models"]),
     ("checkpoint", &["models"]),
@@ -15,6 +15,7 @@ const DOORS: [(&str, &[&str]); 11] = [
     ("runtime-gpu", &["models", "hardware"]),
     ("runtime-sim", &["models", "hardware"]),
     ("runtime-cpu", &["models", "hardware"]),
+    ("runtime-mpi", &["runtime-cpu"]),
     ("passes", &["ir", "models", "hardware", "runtime-gpu", "runtime-sim", "runtime-cpu"]),
     (
         "cli",
@@ -29,6 +30,7 @@ const DOORS: [(&str, &[&str]); 11] = [
             "runtime-gpu",
             "runtime-sim",
             "runtime-cpu",
+            "runtime-mpi",
         ],
     ),
 ];

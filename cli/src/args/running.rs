@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use lapidary_models::autodiff::Recompute;
 use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
+use lapidary_runtime_mpi::Degrees;
 use std::path::PathBuf;
 
 /// Where a model runs.
@@ -155,6 +156,12 @@ pub struct Run {
     /// Where the weights are on the simulated wafer.
     #[arg(long, value_enum, default_value = "weight-streaming")]
     pub mode: Mode,
+    /// Spread the model over the processes of an MPI job: a plan's name, such as tp2pp2, started as `mpirun -n 4 lapidary run ..`.
+    #[arg(long, value_name = "PLAN", value_parser = crate::ranks::degrees)]
+    pub plan: Option<Degrees>,
+    /// Seconds that a rank waits for the others before the job ends.
+    #[arg(long, value_name = "SECONDS", default_value = "60", requires = "plan")]
+    pub patience: u64,
     /// Divides the logits before sampling; 0 takes the likeliest token. 0 when absent, 1 with --top-p or --top-k.
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
@@ -252,6 +259,13 @@ pub struct Verify {
     /// What the backward pass computes again.
     #[arg(long, value_enum, default_value = "selective", requires = "grads")]
     pub recompute: RecomputeSwitch,
+    /// Spread the model over the processes of an MPI job: a plan's name, such as tp2pp2dp2 for tensor-parallel groups of 2,
+    /// 2 pipeline stages and 2 replicas, started as `mpirun -n 8 lapidary verify ..`.
+    #[arg(long, value_name = "PLAN", value_parser = crate::ranks::degrees, conflicts_with_all = ["grads", "all_switches", "bisect"])]
+    pub plan: Option<Degrees>,
+    /// Seconds that a rank waits for the others before the job ends.
+    #[arg(long, value_name = "SECONDS", default_value = "60", requires = "plan")]
+    pub patience: u64,
     /// Verify with every switch of the device, not with one setting.
     #[arg(long, conflicts_with_all = ["mup", "fuse", "precision", "grid", "mode"])]
     pub all_switches: bool,

@@ -1,6 +1,7 @@
 //! Commands that run models, from outside: on the stored directories, on others of the same form, on bad input.
 
 mod memorization;
+mod ranks;
 mod run;
 mod training;
 mod verify;

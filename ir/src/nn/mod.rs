@@ -4,11 +4,13 @@
 //! one enum everywhere. What an op means, shape by shape, stands in `ir/docs/nn.md`.
 
 mod build;
+mod shard;
 mod train;
 mod view;
 mod word;
 
 pub use build::*;
+pub use shard::*;
 pub use train::*;
 pub use view::*;
 pub use word::Anchor;

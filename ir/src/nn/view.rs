@@ -140,6 +140,16 @@ views! {
     Saved = "nn.saved" { layer: 0 }
     /// An addition to the gradient of a weight.
     Gradient = "nn.gradient" { dw: 0 }
+    /// One table row per token, from the rank's rows.
+    EmbedPart = "nn.embed_part" { ids: 0, table: 1 }
+    /// A sum over ranks.
+    AllReduce = "nn.all_reduce" { x: 0 }
+    /// The parts of all ranks.
+    AllGather = "nn.all_gather" { x: 0 }
+    /// A value handed to another stage.
+    Send = "nn.send" { x: 0 }
+    /// What another stage sent.
+    Receive = "nn.receive" {}
     /// A layer called N times.
     Repeat = "nn.repeat" {}
     /// Ops that become one kernel.

@@ -56,6 +56,9 @@ pub(super) fn apply(tape: &mut Tape, node: &Node, dy: ValueId) -> Result<(), Gra
         }
         Op::KvAppend { .. } => none(node, "a cache is for inference: differentiate a forward graph"),
         Op::Repeat { .. } => none(node, "a repeat stands in main only"),
+        Op::Sharded(_) => {
+            none(node, "a rank's part is not differentiated: differentiate the whole model first")
+        }
         Op::Backward(_) => none(node, "the graph is differentiated already"),
     }
 }

@@ -4,7 +4,7 @@
 //! [`Graph::build`] and [`crate::autodiff`] make graphs that pass; a pass over graphs is tested by asking again.
 
 use super::{Function, Graph, GraphError, Mode, Node};
-use crate::op::{Backward, Op};
+use crate::op::{Backward, Op, Sharded};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Graph {
@@ -162,9 +162,9 @@ impl Checker<'_> {
         };
         let operands = self.function.operand_types(node);
         let inferred = match node.op {
-            Op::Param { .. } | Op::Backward(Backward::Saved { .. }) => {
-                Ok(self.function.ty(node.output).clone())
-            }
+            Op::Param { .. }
+            | Op::Backward(Backward::Saved { .. })
+            | Op::Sharded(Sharded::Receive { .. }) => Ok(self.function.ty(node.output).clone()),
             _ => node.op.result(&operands),
         };
         match inferred {

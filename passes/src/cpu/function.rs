@@ -3,12 +3,12 @@
 use crate::cpu::parameters::Parameters;
 use crate::cpu::parts::{Chain, Part, Uses, left_operand, parts};
 use crate::cpu::{HostFunction, HostModule, HostParam, LowerError, Options, slots};
-use lapidary_models::op::Cache as CacheHalf;
+use lapidary_models::op::{Cache as CacheHalf, Sharded};
 use lapidary_models::spec::Rope;
 use lapidary_models::{Node, Op, ValueId};
 use lapidary_runtime_cpu::program::{
-    Buffer, BufferId, Cache, CacheId, CacheKind, CpuProgram, KeyOp, Mask, PANEL, Rotation, RotationId, RowFn,
-    RowOp, Rows, SCHEMA, Step, Target, VERSION, WeightType,
+    Buffer, BufferId, Cache, CacheId, CacheKind, Collective, CpuProgram, KeyOp, Mask, PANEL, Rotation,
+    RotationId, RowFn, RowOp, Rows, SCHEMA, Step, Target, VERSION, WeightType,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,6 +80,7 @@ impl<'m> Emitter<'m> {
             buffers: self.buffers,
             body,
             logits,
+            share: self.module.share.clone(),
         })
     }
 
@@ -97,6 +98,7 @@ impl<'m> Emitter<'m> {
                     Part::Attention(chain) => self.attention(scope, &chain)?,
                     Part::Scores(n) => self.scores(scope, n)?,
                     Part::Repeat(n) => self.repeat(scope, n)?,
+                    Part::Collective(n) => self.collective(scope, n)?,
                 });
             }
         }
@@ -142,6 +144,20 @@ impl<'m> Emitter<'m> {
         };
         scope.held.insert(node.output, Held::Buffer(carried));
         Ok(Step::Repeat { name: node.name.clone(), carried, yielded, body })
+    }
+
+    fn collective(&mut self, scope: &mut Scope, n: usize) -> Lowered<Step> {
+        let node = scope.uses.node(n);
+        let op = match node.op {
+            Op::Sharded(Sharded::AllReduce) => Collective::AllReduce,
+            Op::Sharded(Sharded::AllGather { .. }) => Collective::AllGather,
+            Op::Sharded(Sharded::Send { stage }) => Collective::Send { stage },
+            Op::Sharded(Sharded::Receive { stage }) => Collective::Receive { stage },
+            _ => return unsupported(node, "ranks do not meet in this op"),
+        };
+        let x = node.inputs.first().map(|x| scope.buffer_of(node, *x)).transpose()?;
+        let (name, rows) = (node.name.clone(), scope.rows_of(node));
+        Ok(Step::Collective { name, rows, op, x, out: self.result(scope, node) })
     }
 
     fn rows(&mut self, scope: &mut Scope, nodes: &[usize]) -> Lowered<Step> {
@@ -285,7 +301,7 @@ impl<'m> Emitter<'m> {
     ) -> Lowered<RowOp> {
         let mut operand = |emitter: &mut Self, at| emitter.operand(scope, node, at, known, function);
         Ok(match node.op {
-            Op::Embed => self.embedding(scope, node)?,
+            Op::Embed | Op::Sharded(Sharded::EmbedPart { .. }) => self.embedding(scope, node)?,
             Op::Position { .. } => {
                 let a = operand(self, 0)?;
                 let (param, shape) = (scope.param(node, 1)?, &scope.uses.function.ty(node.inputs[1]).shape);
@@ -327,7 +343,11 @@ impl<'m> Emitter<'m> {
             true => self.parameters.matrix(shape[1], &[(table.clone(), shape[0])]),
             false => self.parameters.table(shape[1], table, shape[0]),
         };
-        Ok(RowOp::Embedding { parameter })
+        let part = match node.op {
+            Op::Sharded(Sharded::EmbedPart { first }) => Some(first),
+            _ => None,
+        };
+        Ok(RowOp::Embedding { parameter, part })
     }
 
     fn attention(&mut self, scope: &mut Scope, chain: &Chain) -> Lowered<Step> {

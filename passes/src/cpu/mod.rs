@@ -13,8 +13,9 @@ mod train;
 
 pub use train::{TrainModule, lower_train};
 
+use lapidary_models::op::Sharded;
 use lapidary_models::{Dims, Function, Graph, Mode, ModelSpec, Op};
-use lapidary_runtime_cpu::program::{CpuProgram, ProgramFaults, Sizes, WeightType};
+use lapidary_runtime_cpu::program::{CpuProgram, ProgramFaults, Share, Sizes, WeightType};
 use thiserror::Error;
 
 /// A model whose ops are grouped into kernels.
@@ -26,6 +27,8 @@ pub struct HostModule {
     pub layer: HostFunction,
     /// The function that runs once.
     pub main: HostFunction,
+    /// Which part of the model it is; none for the whole of it.
+    pub share: Option<Share>,
 }
 
 /// A function with its kernels.
@@ -110,6 +113,7 @@ impl HostModule {
             model: sizes(spec),
             layer: HostFunction::unfused(graph.layer(), params.clone()),
             main: HostFunction::unfused(graph.main(), params),
+            share: None,
         }
     }
 }
@@ -138,7 +142,8 @@ pub fn lower_unfused(spec: &ModelSpec, options: &Options) -> Result<CpuProgram, 
 pub fn lower(module: &HostModule, options: &Options) -> Result<CpuProgram, LowerError> {
     let main = &module.main.function.nodes;
     let repeat = main.iter().find(|node| matches!(node.op, Op::Repeat { .. }));
-    let picks_last = main.iter().any(|node| node.op == Op::LastToken);
+    let hands_on = |node: &lapidary_models::Node| matches!(node.op, Op::Sharded(Sharded::Send { .. }));
+    let picks_last = main.iter().any(|node| node.op == Op::LastToken || hands_on(node));
     if let Some(repeat) = repeat.filter(|_| !picks_last && module.model.max_seq > 1) {
         let what = "no last_token follows the layers, so prompts of several tokens would get the first one's logits: \
                     lower a prefill graph of at least two tokens";

@@ -27,6 +27,8 @@ pub enum Part {
     Scores(usize),
     /// The layers.
     Repeat(usize),
+    /// What ranks say to each other.
+    Collective(usize),
 }
 
 /// The ops of one attention, from the scores to the values.
@@ -176,6 +178,7 @@ impl Cutter<'_, '_> {
         match node.op {
             Op::Param { .. } => {}
             Op::Repeat { .. } => self.parts.push(Part::Repeat(n)),
+            Op::Sharded(ref op) if op.is_collective() => self.parts.push(Part::Collective(n)),
             Op::Linear => self.linear(n, left_operand(self.uses, n, factors).0),
             _ if keyed(&node.output) || node.inputs.iter().any(keyed) => self.parts.push(Part::Scores(n)),
             _ => self.row(n),

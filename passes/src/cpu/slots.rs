@@ -72,6 +72,7 @@ fn reads(step: &Step) -> Vec<BufferId> {
         Step::Attention { q, .. } | Step::Scores { q, .. } => vec![*q],
         Step::Keys { x, .. } => vec![*x],
         Step::Values { p, .. } => vec![*p],
+        Step::Collective { x, .. } => x.iter().copied().collect(),
         Step::Repeat { .. } => Vec::new(),
     }
 }

@@ -344,6 +344,18 @@ impl KernelSpec {
         self.inputs.len()..self.inputs.len() + self.ops.len()
     }
 
+    /// A kernel that copies a value of type `ty`, element by element.
+    pub fn copy(name: String, ty: TensorType, reason: &str) -> KernelSpec {
+        KernelSpec {
+            name,
+            anchor: Anchor::Elementwise,
+            inputs: vec![Input { ty: ty.clone(), source: Source::Activation }],
+            ops: vec![OpSpec { op: KernelOp::Scale { by: 1.0 }, operands: vec![0], ty }],
+            outputs: vec![1],
+            reason: reason.into(),
+        }
+    }
+
     /// Whether a value is the sum in a gradient's buffer.
     pub fn gradient(&self, value: ValueId) -> Option<&str> {
         match self.op(value).map(|op| &op.op) {

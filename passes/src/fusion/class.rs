@@ -1,7 +1,7 @@
 //! How an op walks over its result: what decides whether two ops can share a kernel.
 
 use lapidary_models::Op;
-use lapidary_models::op::Backward;
+use lapidary_models::op::{Backward, Sharded};
 
 /// The loop an op needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +18,7 @@ pub enum Class {
     Store,
     /// Sums over all rows, or adds into a buffer: a kernel that nothing joins.
     Alone,
-    /// No kernel of its own: parameters, calls and values that are kept.
+    /// No kernel of its own: parameters, calls, values that are kept and what ranks say to each other.
     Outside,
 }
 
@@ -39,6 +39,8 @@ pub const fn class(op: &Op) -> Class {
         Op::KvAppend { .. } => Class::Store,
         Op::Param { .. } | Op::Repeat { .. } => Class::Outside,
         Op::Backward(op) => backward(op),
+        Op::Sharded(Sharded::EmbedPart { .. }) => Class::Gather,
+        Op::Sharded(_) => Class::Outside,
     }
 }
 
@@ -63,7 +65,7 @@ const fn backward(op: &Backward) -> Class {
 /// Whether an operand is a vector or a table that all rows share, which a kernel must find complete in memory.
 pub const fn is_table(op: &Op, operand: usize) -> bool {
     match op {
-        Op::Embed => true,
+        Op::Embed | Op::Sharded(Sharded::EmbedPart { .. }) => true,
         Op::Linear | Op::Bias | Op::Position { .. } => operand == 1,
         Op::Backward(Backward::LinearDx | Backward::NormDx { .. }) => operand == 1,
         Op::Norm { .. } => operand >= 1,

@@ -5,6 +5,7 @@
 //! fusion. For a single op this is [`Op::work`]'s count.
 
 use crate::fusion::flow::Flow;
+use lapidary_models::op::Sharded;
 use lapidary_models::{Function, Node, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +52,7 @@ pub fn writes(flow: &Flow, nodes: &Set) -> BTreeMap<ValueId, u64> {
 fn read_bytes(function: &Function, node: &Node, operand: usize) -> u64 {
     let result = function.ty(node.output);
     match (&node.op, operand) {
-        (Op::Embed, 1) | (Op::LastToken, _) => result.bytes(),
+        (Op::Embed | Op::Sharded(Sharded::EmbedPart { .. }), 1) | (Op::LastToken, _) => result.bytes(),
         (Op::Position { .. }, 1) => {
             result.shape[1].saturating_mul(result.shape[2]).saturating_mul(result.dtype.bytes())
         }

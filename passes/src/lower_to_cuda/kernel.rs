@@ -163,7 +163,7 @@ fn kernel_op(op: &Op, param: &str) -> Option<KernelOp> {
         Op::Softmax => KernelOp::Softmax,
         Op::Values { heads, kv_heads } => KernelOp::Values { heads, kv_heads },
         Op::LastToken => KernelOp::LastToken,
-        Op::Param { .. } | Op::Repeat { .. } => return None,
+        Op::Param { .. } | Op::Repeat { .. } | Op::Sharded(_) => return None,
         Op::Backward(ref op) => KernelOp::Backward(backward(op, param)?),
     })
 }

@@ -1,8 +1,7 @@
 //! A fused module as the plain data that the CUDA emitters take: values in memory, kernels and repeats in order.
 
 use crate::cuda::assemble::{KeptSpec, TrainingSpec};
-use crate::cuda::spec::{Input, KernelOp, Source};
-use crate::cuda::{Anchor, KernelSpec, ModuleSpec, Node, OpSpec, TensorType, ValueSpec};
+use crate::cuda::{KernelSpec, ModuleSpec, Node, TensorType, ValueSpec};
 use crate::lower_to_cuda::kernel::{self, Region};
 use crate::pass::PassError;
 use lapidary_ir::{Op as IrOp, Value as IrValue};
@@ -141,14 +140,11 @@ impl<'c> Reader<'c> {
         let Some(result) = op.result(0) else { return Err(PassError::at(op, "a save without a result")) };
         let ty = self.specs[id].ty.clone();
         let name = self.unique(&identifier(&format!("keep.{}", self.training.kept[slot].name)));
-        let spec = KernelSpec {
+        let spec = KernelSpec::copy(
             name,
-            anchor: Anchor::Elementwise,
-            inputs: vec![Input { ty: ty.clone(), source: Source::Activation }],
-            ops: vec![OpSpec { op: KernelOp::Scale { by: 1.0 }, operands: vec![0], ty }],
-            outputs: vec![1],
-            reason: "The next layer writes over its input, which the backward pass needs.".into(),
-        };
+            ty,
+            "The next layer writes over its input, which the backward pass needs.",
+        );
         let kept = self.place(op, result, format!("{}.kept", spec.name))?;
         self.training.slots.insert(kept, slot);
         Ok(Some(Node::Kernel { spec, args: vec![id], results: vec![kept] }))

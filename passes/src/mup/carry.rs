@@ -61,6 +61,7 @@ fn into_result(program: &Program, fold: &mut Fold, at: At, by: f64) -> Result<()
         | Op::Mask { .. }
         | Op::Softmax
         | Op::Repeat { .. }
+        | Op::Sharded(_)
         | Op::Backward(_) => {
             Err(stuck(at, format!("a factor {by} does not pass through {} ({})", node.name, node.op.name())))
         }

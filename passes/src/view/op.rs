@@ -2,8 +2,7 @@
 
 use lapidary_ir::Op as IrOp;
 use lapidary_models::Op;
-use lapidary_models::op::Backward;
-use lapidary_models::op::{Cache, ScaleRole};
+use lapidary_models::op::{Backward, Cache, ScaleRole, Sharded};
 use lapidary_models::spec::{Activation, NormKind, Pairing, RopeScaling};
 
 /// Reads an operation; `params` is the index that a parameter gets.
@@ -34,6 +33,11 @@ pub fn read(op: IrOp<'_>, symbols: &[&str], params: usize) -> Result<Op, String>
         "nn.save" => Ok(Op::Backward(Backward::Save { slot: 0 })),
         "nn.saved" => Ok(Op::Backward(Backward::Saved { slot: 0 })),
         "nn.gradient" => Ok(Op::Backward(Backward::Gradient { param: params })),
+        "nn.embed_part" => Ok(Sharded::EmbedPart { first: length(op, "first") }.into()),
+        "nn.all_reduce" => Ok(Sharded::AllReduce.into()),
+        "nn.all_gather" => Ok(Sharded::AllGather { width: length(op, "width") }.into()),
+        "nn.send" => Ok(Sharded::Send { stage: length(op, "stage") }.into()),
+        "nn.receive" => Ok(Sharded::Receive { stage: length(op, "stage") }.into()),
         name if name.starts_with("nn.") => backward(op).map(Op::Backward),
         other => Err(format!("{other} is no part of a model's graph")),
     }

@@ -311,7 +311,12 @@ impl<'c> Lowering<'c> {
             | nn::Any::LastTokenDx(_)
             | nn::Any::Save(_)
             | nn::Any::Saved(_)
-            | nn::Any::Gradient(_) => {
+            | nn::Any::Gradient(_)
+            | nn::Any::EmbedPart(_)
+            | nn::Any::AllReduce(_)
+            | nn::Any::AllGather(_)
+            | nn::Any::Send(_)
+            | nn::Any::Receive(_) => {
                 return Err(PassError::at(op, format!("{} has no place on a wafer yet", op.name())));
             }
             nn::Any::Fused(_) => return Err(PassError::at(op, "a kernel within a kernel")),

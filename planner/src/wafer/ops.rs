@@ -187,6 +187,8 @@ fn kernel(function: &Function, node: &Node, phase: Phase) -> Option<Kernel> {
         Op::Param { .. } | Op::Repeat { .. } | Op::LastToken | Op::KvAppend { .. } => None,
         Op::Scores { .. } | Op::Mask { .. } | Op::Softmax => None,
         Op::Backward(op) => backward_kernel(op, features, last),
+        // A wafer holds every feature of a row: nothing is split over ranks.
+        Op::Sharded(_) => None,
     }
 }
 

@@ -5,8 +5,8 @@
 //! the second iteration starts from what the first one left.
 
 use crate::program::{
-    Buffer, BufferId, Cache, CacheId, CacheKind, CpuProgram, Form, KeyOp, Rotation, RowFn, RowOp, Rows,
-    SCHEMA, Sizes, Step, Target, VERSION,
+    Buffer, BufferId, Cache, CacheId, CacheKind, Collective, CpuProgram, Form, KeyOp, Rotation, RowFn, RowOp,
+    Rows, SCHEMA, Sizes, Step, Target, VERSION,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -127,6 +127,25 @@ impl Checker<'_> {
         self.expect(p.schema == SCHEMA, "schema", || format!("found `{}`, expected `{SCHEMA}`", p.schema));
         self.expect(p.version == VERSION, "version", || format!("found {}, expected {VERSION}", p.version));
         self.faults.extend(p.model.faults());
+        if let Some(share) = &p.share {
+            let whole = share.tensor.exists()
+                && share.stage.exists()
+                && share.stage.of <= LIMIT
+                && share.tensor.of <= LIMIT;
+            self.expect(whole, "share", || {
+                format!("{:?} of stage {:?} does not exist", share.tensor, share.stage)
+            });
+            let fits = |part: &lapidary_models::shard::Part| {
+                let end = part.start.saturating_add(part.length);
+                part.axis < 2
+                    && end <= part.whole
+                    && part.length <= part.held
+                    && part.held <= LIMIT
+                    && part.whole <= LIMIT
+            };
+            let wrong = share.parts.iter().find(|(_, part)| !fits(part));
+            self.expect(wrong.is_none(), "share", || format!("{wrong:?} is no part of a parameter"));
+        }
         self.expect(p.logits < p.buffers.len(), "logits", || format!("there is no buffer {}", p.logits));
     }
 
@@ -205,6 +224,7 @@ impl Checker<'_> {
                 Step::Repeat { name, carried, yielded, body } => {
                     self.repeat(name, *carried, *yielded, body, inside)
                 }
+                Step::Collective { name, rows, op, x, out } => self.collective(name, *rows, *op, *x, *out),
             }
         }
     }
@@ -241,6 +261,32 @@ impl Checker<'_> {
         };
         self.expect(same, name, || "carried and yielded must be alike and in different slots".into());
         self.steps(body, true);
+    }
+
+    fn collective(&mut self, name: &str, rows: Rows, op: Collective, x: Option<BufferId>, out: BufferId) {
+        let Some(share) = &self.program.share else {
+            return self.fault(name, "ranks meet in a program that is no rank's: it has no `share`");
+        };
+        let (tensor, stage) = (share.tensor, share.stage);
+        let widths = [Some(out), x].map(|id| id.and_then(|id| self.program.buffers.get(id)).map(|b| b.width));
+        let fits = match (op, widths) {
+            (Collective::AllReduce, [Some(out), Some(x)]) => out == x,
+            (Collective::AllGather, [Some(out), Some(x)]) => out <= x.saturating_mul(tensor.of) && x <= out,
+            (Collective::Send { stage: to }, [Some(out), Some(x)]) => {
+                out == x && to == stage.index + 1 && to < stage.of
+            }
+            (Collective::Receive { stage: from }, [Some(_), None]) => from + 1 == stage.index,
+            _ => false,
+        };
+        self.expect(fits, name, || {
+            format!(
+                "{op:?} of buffer {x:?} into buffer {out} does not fit rank {tensor:?} of stage {stage:?}"
+            )
+        });
+        for id in x.into_iter().chain([out]) {
+            let Some(b) = self.buffer(name, id).cloned() else { continue };
+            self.plain(name, id, b.width, rows);
+        }
     }
 
     fn heads(
@@ -322,7 +368,9 @@ impl Checker<'_> {
                 let fits = product.is_some_and(|n| end <= n) && column.is_multiple_of(16);
                 self.expect(fits, name, || format!("columns {column} to {end} of a product of {product:?}"));
             }
-            RowOp::Vector { parameter } | RowOp::Embedding { parameter } | RowOp::Position { parameter } => {
+            RowOp::Vector { parameter }
+            | RowOp::Embedding { parameter, .. }
+            | RowOp::Position { parameter } => {
                 self.constant(name, op, parameter, width, inside);
             }
             RowOp::Scale { by, .. } => self.expect(by.is_finite(), name, || format!("scale is {by}")),
@@ -347,14 +395,14 @@ impl Checker<'_> {
         let (vocab, max_seq) = (self.program.model.vocab, self.program.model.max_seq);
         let fits = match (&p.form, op) {
             (Form::Vector { length, .. }, RowOp::Vector { .. }) => *length == width,
-            (Form::Table { columns, segment, .. }, RowOp::Embedding { .. }) => {
-                *columns == width && segment.rows >= vocab
+            (Form::Table { columns, segment, .. }, RowOp::Embedding { part, .. }) => {
+                *columns == width && (part.is_some() || segment.rows >= vocab)
             }
             (Form::Table { columns, segment, .. }, RowOp::Position { .. }) => {
                 *columns == width && segment.rows >= max_seq
             }
-            (Form::Matrix { columns, segments, .. }, RowOp::Embedding { .. }) => {
-                *columns == width && segments.first().is_some_and(|s| s.rows >= vocab)
+            (Form::Matrix { columns, segments, .. }, RowOp::Embedding { part, .. }) => {
+                *columns == width && segments.first().is_some_and(|s| part.is_some() || s.rows >= vocab)
             }
             _ => false,
         };
@@ -402,6 +450,7 @@ impl Memory<'_> {
                 self.cached(name, *v)?;
                 self.move_through(name, &[*p], &[*out])
             }
+            Step::Collective { x, out, .. } => self.move_through(name, x.as_slice(), &[*out]),
             Step::Repeat { carried, yielded, body, .. } => {
                 for _ in 0..2 {
                     self.stored.clear();

@@ -8,16 +8,19 @@
 //! linear     p[r] = x[r] Wᵀ ;  y[r] = f(p[r], sources of r)   one product for several matrices over one x, and its epilogue
 //! attention  o[r] = softmax(mask(scale q[r] Kᵀ)) V          streaming: no row of scores in memory
 //! repeat     the layers
+//! collective what ranks say to each other, in the program of one rank of a spread model
 //! ```
 //! A program that passed [`CpuProgram::check`] cannot read what was not written, nor outside of any buffer.
 
 mod check;
 mod row;
+mod share;
 pub mod train;
 mod train_check;
 
 pub use check::{Checked, ProgramFault, ProgramFaults};
 pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
+pub use share::{Collective, Member, Share};
 pub use train::TrainProgram;
 
 use lapidary_models::spec::Rope;
@@ -59,8 +62,11 @@ pub struct CpuProgram {
     pub buffers: Vec<Buffer>,
     /// The steps in order.
     pub body: Vec<Step>,
-    /// Where the logits are in the end.
+    /// Where the logits are in the end; what it hands on, in a program of a stage before the last.
     pub logits: BufferId,
+    /// Which part of the model it is; none for the whole of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
 }
 
 /// The model that a program was made for, as far as every program depends on it.
@@ -355,6 +361,20 @@ pub enum Step {
         /// The body.
         body: Vec<Step>,
     },
+    /// Meets other ranks.
+    Collective {
+        /// Name in reports.
+        name: String,
+        /// The rows it passes on.
+        rows: Rows,
+        /// What is said.
+        op: Collective,
+        /// What is told; none in a step that only receives.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        x: Option<BufferId>,
+        /// What is heard.
+        out: BufferId,
+    },
 }
 
 impl Step {
@@ -367,7 +387,8 @@ impl Step {
             | Step::Scores { name, .. }
             | Step::Keys { name, .. }
             | Step::Values { name, .. }
-            | Step::Repeat { name, .. } => name,
+            | Step::Repeat { name, .. }
+            | Step::Collective { name, .. } => name,
         }
     }
 }
@@ -447,7 +468,8 @@ impl Step {
             Step::Attention { out, .. }
             | Step::Scores { out, .. }
             | Step::Keys { out, .. }
-            | Step::Values { out, .. } => {
+            | Step::Values { out, .. }
+            | Step::Collective { out, .. } => {
                 vec![*out]
             }
             Step::Repeat { .. } => Vec::new(),

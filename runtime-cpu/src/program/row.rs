@@ -52,6 +52,9 @@ pub enum RowOp {
     Embedding {
         /// A table, or a matrix whose first segment is the table (a tied head).
         parameter: ParameterId,
+        /// The id of its first row, where a rank holds part of the table: the rows of other ids are zero.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        part: Option<u64>,
     },
     /// The row of a table that the token's position picks.
     Position {

@@ -237,7 +237,7 @@ impl Checker<'_> {
                     let shape = self.shape(name, parameter, 1);
                     self.expect(shape[0] == width, name, || format!("a vector of {} for {width}", shape[0]));
                 }
-                RowOp::Embedding { parameter } | RowOp::Position { parameter } => {
+                RowOp::Embedding { parameter, .. } | RowOp::Position { parameter } => {
                     let by = match value.op {
                         RowOp::Embedding { .. } => Lookup::Token,
                         _ => Lookup::Position,

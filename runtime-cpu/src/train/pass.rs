@@ -259,7 +259,7 @@ impl Pass<'_> {
             RowOp::Vector { parameter } => {
                 Read::Rows(Source { data: &self.weights.get(parameter, self.layer).values, pitch: 0 })
             }
-            RowOp::Embedding { parameter } => gather(parameter, &|row| self.tokens[row] as usize),
+            RowOp::Embedding { parameter, .. } => gather(parameter, &|row| self.tokens[row] as usize),
             RowOp::Position { parameter } => gather(parameter, &|row| row % self.seq),
             RowOp::Buffer { buffer } => {
                 let rows = self.heads(buffer);

@@ -21,24 +21,25 @@ pub struct MeshGemm {
     pub travels: bool,
 }
 
-/// Instructions before the first exchange and behind the last product: repetitions, timestamps and pointers.
-const ENTRY: u32 = 40;
+/// Instructions before the first exchange and behind the last product: repetitions, timestamps and pointers. The length of
+/// this and of the next two was settled with the rows of the table in view.
+pub const MESH_ENTRY: u32 = 40;
 
 /// Of an exchange that aligns the left matrix: pointers and counters, two base addresses and registers.
-const ALIGN: u32 = 24;
+pub const MESH_ALIGN: u32 = 24;
 
 /// Of a step: four pointers swapped, the step counted, its task blocked and activated.
-const STEP: u32 = 40;
+pub const MESH_STEP: u32 = 40;
 
 /// Of starting its exchange: a call with four pointers, four base addresses stored and loaded, four registers.
-/// Chosen, with [`COLUMN`], on `mgemm_w3sim_P3_M3_L0` and `_L1`.
+/// Chosen, with [`MESH_COLUMN`], on `mgemm_w3sim_P3_M3_L0` and `_L1`.
 pub const EXCHANGE: u32 = 18;
 
 /// Of the three tasks that join the four transfers of a step: blocking and unblocking.
 const JOIN: u32 = 9;
 
 /// Of a column of a tile product: three registers loaded and the descriptors moved on.
-const COLUMN: u32 = 4;
+pub const MESH_COLUMN: u32 = 4;
 
 /// Of an element of a mapped call: the value loaded, the call, the return and the branch.
 const MAPPED: u32 = 4;
@@ -104,17 +105,17 @@ impl MeshGemm {
     fn body(&self, rings: &[Ring; 2]) -> Vec<Stmt> {
         let zero =
             op(OpKind::Mov, Dest::Mem(slice("res", 0, &[])), vec![Operand::Const(0.0)], &[self.m * self.n]);
-        let mut body = vec![code(ENTRY)];
+        let mut body = vec![code(MESH_ENTRY)];
         let (mut left, mut right) = (0, 0);
         // The left matrix is moved on and as often back: it arrives where it began. Only its time matters.
         for _ in 0..self.side / 2 {
-            body.extend([serial(Serial::Tasks, 1), code(ALIGN)]);
+            body.extend([serial(Serial::Tasks, 1), code(MESH_ALIGN)]);
             body.extend(rings[0].exchange(["x0", "x1"], left, even(self.m * self.k)));
             left = 1 - left;
         }
         body.push(Stmt::Op(zero));
         for _ in 0..self.side {
-            body.extend([serial(Serial::Tasks, 1), code(STEP)]);
+            body.extend([serial(Serial::Tasks, 1), code(MESH_STEP)]);
             let product = self.product(left, right);
             if self.travels {
                 body.push(code(EXCHANGE));
@@ -139,7 +140,7 @@ impl MeshGemm {
         let res = slice("res", Affine::term(inner, m), &[]);
         let source = vec![Operand::Mem(x), Operand::Mem(w), Operand::Mem(res.clone())];
         let call = Stmt::Op(op(OpKind::Fmac, Dest::Mem(res), source, &[self.m]));
-        let column = vec![code(COLUMN), repeat(self.n, vec![code(MAPPED), call])];
+        let column = vec![code(MESH_COLUMN), repeat(self.n, vec![code(MAPPED), call])];
         vec![repeat(self.k, column)]
     }
 }

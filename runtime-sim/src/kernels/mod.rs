@@ -11,8 +11,8 @@ mod stencil;
 mod value;
 mod vector;
 
-pub use mesh_gemm::{EXCHANGE, MeshGemm};
-pub use product::{Dense, SPARSE_ROW, Sparse};
+pub use mesh_gemm::{EXCHANGE, MESH_ALIGN, MESH_COLUMN, MESH_ENTRY, MESH_STEP, MeshGemm};
+pub use product::{Dense, SPARSE_CALL, SPARSE_ROW, Sparse};
 pub use stencil::Stencil;
 pub use value::ValueStencil;
 pub use vector::{DESCRIPTORS, Multiply, Operands};

@@ -11,7 +11,7 @@ const DENSE_CALL: u32 = 8;
 
 /// Of a stored value of the sparse product (`src/grid_csr`), whose integers have 32 bits: counter (6), index (2), its
 /// address (3), column (2), value (5), the products and bases of two row addresses (9).
-const SPARSE_CALL: u32 = 27;
+pub const SPARSE_CALL: u32 = 27;
 
 /// Of a row of it: two row pointers, which the source subtracts as floating-point numbers, and the counter. The compiled
 /// length is not published; fitted on `spmm_CSR_4`.

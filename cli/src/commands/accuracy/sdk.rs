@@ -6,8 +6,8 @@ use lapidary_planner::Assumption;
 use lapidary_planner::wafer::published::{Limits, Outcome, Prediction, Skipped, TableRow};
 use lapidary_runtime_sim::FabricSpec;
 use lapidary_runtime_sim::kernels::{
-    DESCRIPTORS, Dense, EXCHANGE, Kernel, MeshGemm, Multiply, Operands, SPARSE_ROW, Sparse, Stencil,
-    ValueStencil,
+    DESCRIPTORS, Dense, EXCHANGE, Kernel, MESH_ALIGN, MESH_COLUMN, MESH_ENTRY, MESH_STEP, MeshGemm, Multiply,
+    Operands, SPARSE_CALL, SPARSE_ROW, Sparse, Stencil, ValueStencil,
 };
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ const PLATFORMS: [(&str, &str); 2] = [("wse2_sdk_sim", "wse2"), ("wse3_sdk_sim",
 const FITTED: &str = "device.pe.statements.";
 
 /// Lengths of scalar code that the public sources do not settle, because what the compiler made of them is not published.
-const COUNTED: [(&str, u32, &str); 3] = [
+const COUNTED: [(&str, u32, &str); 8] = [
     ("wse2.sparse-row", SPARSE_ROW, "fitted on spmm_CSR_4: a row of a sparse product"),
     (
         "wse2.descriptors-in-memory",
@@ -45,7 +45,15 @@ const COUNTED: [(&str, u32, &str); 3] = [
         EXCHANGE,
         "chosen beside the count of a column on mgemm_w3sim_P3_M3_L0 and mgemm_w3sim_P3_M3_L1: an exchange of MeshGEMM",
     ),
+    ("wse3.mesh-column", MESH_COLUMN, SEEN),
+    ("wse3.mesh-entry", MESH_ENTRY, SEEN),
+    ("wse3.mesh-align", MESH_ALIGN, SEEN),
+    ("wse3.mesh-step", MESH_STEP, SEEN),
+    ("wse2.sparse-call", SPARSE_CALL, SEEN),
 ];
+
+/// What is said of a length that no single row settled.
+const SEEN: &str = "counted in the source, with all rows of its kernel in view";
 
 /// Predicts rows.
 pub struct Predictor {

@@ -9,15 +9,20 @@ use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::input;
 use crate::memory::Needs;
+use crate::ranks;
 use crate::show;
 use crate::wafer::Simulator;
 use crate::weights::{self, Opened};
 use asked::Asked;
 use lapidary_models::{DType, ModelSpec};
 use lapidary_runtime_cpu::program::WeightType;
-use lapidary_runtime_cpu::{Generation, LoadError, LoadOptions, Model, Sampling, WeightError, generate};
+use lapidary_runtime_cpu::{
+    Generation, LoadError, LoadOptions, Model, RunError, Sampling, WeightError, generate,
+};
+use lapidary_runtime_mpi::Degrees;
 use output::{Clock, Writer};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Runs the verb.
 ///
@@ -27,6 +32,9 @@ use std::path::{Path, PathBuf};
 pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
     if args.device != Device::WaferSim {
         super::only_host(args.device)?;
+    }
+    if let Some(degrees) = args.plan {
+        return spread(args, global, degrees);
     }
     let sampling = sampling(args)?;
     let spec = input::model(&args.model)?.spec;
@@ -54,6 +62,66 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
         clock.tell(prompts.iter().map(|prompt| prompt.len()).sum(), prompts.len());
     }
     Ok(())
+}
+
+/// The same in every process of a job that the model is spread over; the first one tells the text.
+fn spread(args: &Run, global: &Global, degrees: Degrees) -> Result<(), Failure> {
+    if args.device != Device::Cpu {
+        let what =
+            format!("--plan spreads a model over processes of the host, not --device {}", args.device.name());
+        return Err(Failure::new(Exit::Unsupported, what));
+    }
+    if degrees.data > 1 {
+        let what = format!("--plan with dp{}: a run has one replica", degrees.data);
+        return Err(Failure::new(Exit::Usage, what).help("start a job for each replica"));
+    }
+    ranks::among(degrees, Duration::from_secs(args.patience), |mut job| {
+        let sampling = sampling(args)?;
+        let spec = input::model(&args.model)?.spec;
+        ranks::fits(degrees, &spec)?;
+        let folder = weights_folder(args.weights.as_deref(), &args.model)?;
+        let asked = Asked::read(args, &spec, &folder)?;
+        let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };
+        let needs = asked.needs(&spec, ask.max_new);
+        let clock = Clock::start();
+        let model = weights::with(&folder, &spec, |weights: &Opened<'_>| {
+            let (degrees, place) = job.part();
+            let lowered =
+                host::lower_part(&spec, &Switches::default(), packed(args.dtype, weights), degrees, place)?;
+            needs.check(&lowered.program)?;
+            let options = LoadOptions { jobs: super::jobs(global), ..LoadOptions::default() };
+            Model::load(lowered.program, weights, options).map_err(|error| load_failure(&error))
+        })?;
+        let mut clock = clock.loaded();
+        let speaks = job.speaks();
+        let mut session = model
+            .session_among(&mut job.ranks, asked.prompts.len(), needs.positions as usize)
+            .map_err(no_room)?;
+        let prompts: Vec<&[u32]> = asked.prompts.iter().map(Vec::as_slice).collect();
+        let mut writer = speaks.then(|| Writer::new(&asked, args.json));
+        let made = generate(&mut session, &prompts, &ask, |sequence, token| {
+            clock.token();
+            if let Some(writer) = &mut writer {
+                writer.token(sequence, token, ask.stop.contains(&token));
+            }
+        })
+        .map_err(no_room)?;
+        let Some(writer) = writer else { return Ok(()) };
+        writer.finish(&spec, args.device.name(), &made)?;
+        if !global.quiet {
+            clock.tell(prompts.iter().map(|prompt| prompt.len()).sum(), prompts.len());
+        }
+        Ok(())
+    })
+}
+
+/// The type that weights are computed in.
+fn packed(packing: Packing, weights: &Opened<'_>) -> WeightType {
+    match packing {
+        Packing::F32 => WeightType::F32,
+        Packing::Bf16 => WeightType::Bf16,
+        Packing::Stored => weights.lossless(),
+    }
 }
 
 /// The same on a simulated wafer.
@@ -120,12 +188,7 @@ pub fn load(
     let least = if packing == Packing::F32 { WeightType::F32 } else { WeightType::Bf16 };
     needs.check(&host::lower(spec, &Switches::default(), least)?.program)?;
     weights::with(folder, spec, |weights: &Opened<'_>| {
-        let packed = match packing {
-            Packing::F32 => WeightType::F32,
-            Packing::Bf16 => WeightType::Bf16,
-            Packing::Stored => weights.lossless(),
-        };
-        let lowered = host::lower(spec, &Switches::default(), packed)?;
+        let lowered = host::lower(spec, &Switches::default(), packed(packing, weights))?;
         needs.check(&lowered.program)?;
         let options = LoadOptions { jobs, ..LoadOptions::default() };
         Model::load(lowered.program, weights, options).map_err(|error| load_failure(&error))
@@ -142,8 +205,9 @@ fn load_failure(error: &LoadError) -> Failure {
 }
 
 /// What the session says when it has no room.
-pub fn no_room(error: lapidary_runtime_cpu::RunError) -> Failure {
-    Failure::new(Exit::DoesNotFit, error.to_string())
+pub fn no_room(error: RunError) -> Failure {
+    let exit = if matches!(error, RunError::Peers(_)) { Exit::Missing } else { Exit::DoesNotFit };
+    Failure::new(exit, error.to_string())
 }
 
 /// Greedy, unless a temperature or one of the cuts is given.

@@ -9,6 +9,7 @@ mod gradients;
 mod interpreted;
 mod report;
 mod simulated;
+mod spread;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -19,6 +20,7 @@ use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::memory;
 use crate::progress::Progress;
+use crate::ranks::{self, Job};
 use crate::wafer::{self, Grid, Simulator};
 use crate::weights::{self, Opened};
 use bisect::{Bisection, Suspects};
@@ -31,10 +33,13 @@ use lapidary_models::autodiff::Recompute;
 use lapidary_models::{DType, Dims, Graph, Mode};
 use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
-use lapidary_runtime_cpu::Engine;
 use lapidary_runtime_cpu::program::WeightType;
+use lapidary_runtime_cpu::{Engine, LoadOptions};
+use lapidary_runtime_mpi::Degrees;
 use report::{Report, Run};
 use simulated::Simulated;
+use spread::Spread;
+use std::time::Duration;
 
 /// How one run is made.
 #[derive(Clone)]
@@ -52,6 +57,9 @@ struct Setting {
 /// Exit 3 for a directory that is not of the form, 5 and 7 for devices that cannot be verified, 6 when something differs.
 pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
     runnable(args)?;
+    if let Some(degrees) = args.plan {
+        return ranks::among(degrees, Duration::from_secs(args.patience), |job| spread(args, global, job));
+    }
     let switches = Switches { mup: args.mup.into(), fusion: args.fuse.clone() };
     let directory = Directory::open(&args.dir)?;
     let settings = match args.all_switches {
@@ -90,6 +98,40 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
     match args.json {
         true => print_json(&report.document())?,
         false => report.print(),
+    }
+    if report.ok() { Ok(()) } else { Err(mismatch(&report)) }
+}
+
+/// The same in one process of a job that the model is spread over. All processes see the result; the first one tells it.
+fn spread(args: &Verify, global: &Global, job: Job<'_>) -> Result<(), Failure> {
+    let speaks = job.speaks();
+    let directory = Directory::open(&args.dir)?;
+    ranks::fits(job.degrees, &directory.spec)?;
+    let switches = Switches { mup: args.mup.into(), fusion: args.fuse.clone() };
+    let precision = precision(args)?;
+    let (dtype, allowed) = match precision {
+        Precision::Bf16 => (WeightType::Bf16, Tolerances::rounded(&directory, 8)?),
+        _ => (WeightType::F32, Tolerances::of(&directory)),
+    };
+    let report = weights::with(&directory.folder, &directory.spec, |weights| {
+        let Degrees { tensor, pipeline, data } = job.degrees;
+        let told = vec![
+            ("mup", switches.mup_word().to_string()),
+            ("fuse", switches.fusion_word().to_string()),
+            ("plan", format!("tp{tensor}pp{pipeline}dp{data}")),
+            ("precision", precision.name().to_string()),
+        ];
+        let options = LoadOptions { jobs: super::jobs(global), engine: Engine::Compiled };
+        let device = Spread::load(&directory.spec, &switches, dtype, weights, job, options)?;
+        let runs = vec![Run { switches: told, checks: check(&directory, &device, allowed)? }];
+        let (device, gradients) = (args.device.name(), Vec::new());
+        Ok(Report { directory: &directory, device, allowed, runs, gradients, bisection: None })
+    })?;
+    if speaks {
+        match args.json {
+            true => print_json(&report.document())?,
+            false => report.print(),
+        }
     }
     if report.ok() { Ok(()) } else { Err(mismatch(&report)) }
 }
@@ -134,6 +176,11 @@ fn fits(args: &Verify, directory: &Directory, setting: &Setting) -> Result<(), F
 
 /// Refuses what a device cannot be asked for.
 fn runnable(args: &Verify) -> Result<(), Failure> {
+    if args.plan.is_some() && args.device != Device::Cpu {
+        let what =
+            format!("--plan spreads a model over processes of the host, not --device {}", args.device.name());
+        return Err(Failure::new(Exit::Unsupported, what));
+    }
     if args.device != Device::WaferSim {
         return super::only_host_or_reference(args.device);
     }

@@ -77,7 +77,7 @@ impl Emitter<'_> {
         let width = scope.width(node.output);
         let operand = |emitter: &mut Self, draft: &mut RowsDraft, at| emitter.operand(scope, node, at, draft);
         let op = match node.op {
-            Op::Embed => RowOp::Embedding { parameter: self.parameter(scope, node, 1)? },
+            Op::Embed => RowOp::Embedding { parameter: self.parameter(scope, node, 1)?, part: None },
             Op::Position { .. } => {
                 let (a, parameter) = (operand(self, draft, 0)?, self.parameter(scope, node, 1)?);
                 let b = draft.function.push(width, RowOp::Position { parameter });

@@ -3,7 +3,7 @@
 //! Decides where every value lives. The value that a repeat carries from round to round lives in one place: a round's last
 //! kernel writes over its input where that is safe, else a copy does. Caches are written in place. What is left shares the
 //! arena as the memory plan says.
-use super::spec::{Anchor, Input, KernelOp, KernelSpec, OpSpec, Source, TensorType};
+use super::spec::{KernelSpec, TensorType};
 use super::validate::fits;
 use super::{CudaError, Options};
 use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Kernel, RowOrder, Step};
@@ -280,14 +280,7 @@ impl<'a> Assembler<'a> {
     fn copy(&mut self, from: usize, to: usize, round: Option<Round>) -> Result<Vec<Step>, CudaError> {
         let ty = self.module.values[from].ty.clone();
         let name = format!("copy_{}", self.kernels.len());
-        let spec = KernelSpec {
-            name,
-            anchor: Anchor::Elementwise,
-            inputs: vec![Input { ty: ty.clone(), source: Source::Activation }],
-            ops: vec![OpSpec { op: KernelOp::Scale { by: 1.0 }, operands: vec![0], ty }],
-            outputs: vec![1],
-            reason: "A repeat keeps its value in one place.".into(),
-        };
+        let spec = KernelSpec::copy(name, ty, "A repeat keeps its value in one place.");
         self.kernel(&spec, &[from], &[to], round)
     }
 }

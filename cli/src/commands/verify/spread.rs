@@ -1,0 +1,172 @@
+//! A model spread over processes as a device: every process runs its part, and all of them see the whole result.
+
+use super::device::{Ask, Device, Trace, traced};
+use crate::failure::{Exit, Failure};
+use crate::host::{self, Switches};
+use crate::ranks::Job;
+use lapidary_models::ModelSpec;
+use lapidary_passes::cpu::HostModule;
+use lapidary_runtime_cpu::program::WeightType;
+use lapidary_runtime_cpu::{
+    Generation, LoadOptions, Model, Observation, PeerError, RunError, Sampling, Weights, Which, generate,
+};
+use lapidary_runtime_mpi::{Place, Ranks, World};
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// This process's part of a model.
+pub struct Spread<'w> {
+    /// The whole model, which says what values are called.
+    module: HostModule,
+    model: Model,
+    world: &'w World,
+    ranks: RefCell<Ranks<'w>>,
+    place: Place,
+    replicas: u64,
+    /// The node that a layer ends with.
+    result: String,
+}
+
+/// What one process has seen.
+#[derive(Default, Serialize, Deserialize)]
+struct Seen {
+    values: BTreeMap<String, Vec<f32>>,
+    logits: Vec<f32>,
+}
+
+impl<'w> Spread<'w> {
+    /// Compiles and loads the part of the process.
+    ///
+    /// # Errors
+    /// Exit 5 for a model that cannot be spread so, 3 for weights that do not fit it.
+    pub fn load(
+        spec: &ModelSpec,
+        switches: &Switches,
+        dtype: WeightType,
+        weights: &dyn Weights,
+        job: Job<'w>,
+        options: LoadOptions,
+    ) -> Result<Spread<'w>, Failure> {
+        let whole = host::lower(spec, switches, dtype)?;
+        let (degrees, place) = job.part();
+        let part = host::lower_part(spec, switches, dtype, degrees, place)?;
+        let model = Model::load(part.program, weights, options)
+            .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;
+        let layer = &whole.module.layer.function;
+        let made = |id: &lapidary_models::ValueId| layer.nodes.iter().find(|node| node.output == *id);
+        let result = layer.results.first().and_then(made).map_or_else(String::new, |node| node.name.clone());
+        let Job { world, ranks, degrees, place } = job;
+        let (ranks, replicas) = (RefCell::new(ranks), degrees.data);
+        Ok(Spread { module: whole.module, model, world, ranks, place, replicas, result })
+    }
+
+    /// The sequences of a replica.
+    fn share(&self, sequences: usize, replica: u64) -> Range<usize> {
+        let bound = |replica: u64| (sequences as u64 * replica / self.replicas) as usize;
+        bound(replica)..bound(replica + 1)
+    }
+
+    /// The name in the whole model of a value that is whole on every rank of its group; none for parts and summands.
+    fn whole_name(&self, o: &Observation) -> Option<String> {
+        let first = self.model.program().share.as_ref().map_or(0, |share| share.first_layer) as usize;
+        match o.layer {
+            Some(layer) => (o.value == self.result).then(|| traced(Some(first + layer), o.value)),
+            // A sum over ranks stands for the value that the whole model has.
+            None if o.value.starts_with("pipeline.") => None,
+            None => Some(o.value.trim_end_matches(".all_reduce").to_string()),
+        }
+    }
+
+    fn run(&self, ids: &[Vec<u32>], wanted: &dyn Fn(&str) -> bool) -> Result<Seen, RunError> {
+        let mut seen = Seen::default();
+        if ids.is_empty() {
+            return Ok(seen);
+        }
+        let mut ranks = self.ranks.borrow_mut();
+        let mut session = self.model.session_among(&mut *ranks, ids.len(), ids[0].len())?;
+        let lists: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+        let values = &mut seen.values;
+        let logits = session.watch(&lists, Which::All, &mut |o| {
+            if let Some(name) = self.whole_name(&o).filter(|name| wanted(name)) {
+                let rows = (0..o.rows).flat_map(|row| o.data[row * o.pitch..][..o.width].iter().copied());
+                values.insert(name, rows.collect());
+            }
+        })?;
+        let logits: Vec<f32> = (0..logits.rows()).flat_map(|row| logits.row(row).to_vec()).collect();
+        Ok(Seen { logits, ..seen })
+    }
+
+    /// What every process tells, by rank.
+    fn tell<T: Serialize + for<'t> Deserialize<'t>>(&self, what: &str, told: &T) -> Result<Vec<T>, Failure> {
+        let fault = |error: serde_json::Error| Failure::new(Exit::Internal, format!("{what}: {error}"));
+        let told = serde_json::to_vec(told).map_err(fault)?;
+        let heard = self.world.gather(what, &told).map_err(apart)?;
+        heard.iter().map(|bytes| serde_json::from_slice(bytes).map_err(fault)).collect()
+    }
+}
+
+fn apart(error: PeerError) -> Failure {
+    Failure::new(Exit::Missing, error.to_string())
+}
+
+fn failed(error: RunError) -> Failure {
+    match error {
+        RunError::Peers(error) => apart(error),
+        error => Failure::new(Exit::DoesNotFit, error.to_string()),
+    }
+}
+
+impl Device for Spread<'_> {
+    fn module(&self) -> &HostModule {
+        &self.module
+    }
+
+    fn trace(&self, ids: &[Vec<u32>], wanted: &dyn Fn(&str) -> bool) -> Result<Trace, Failure> {
+        let own = self.run(&ids[self.share(ids.len(), self.place.replica)], wanted).map_err(failed)?;
+        // Ranks of a group have the same values: the first of each stage tells them.
+        let own = if self.place.tensor == 0 { own } else { Seen::default() };
+        let mut trace = Trace::default();
+        let stage_of = |rank: usize| rank as u64 / (self.world.size() as u64 / self.model_stages()).max(1);
+        for (rank, seen) in self.tell("the comparison", &own)?.into_iter().enumerate() {
+            for (name, values) in seen.values {
+                trace.values.entry(name).or_default().extend(values.iter().map(|x| f64::from(*x)));
+            }
+            if stage_of(rank) == 0 {
+                trace.logits.extend(seen.logits.iter().map(|x| f64::from(*x)));
+            }
+        }
+        Ok(trace)
+    }
+
+    fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
+        let mine = self.share(asked.len(), self.place.replica);
+        let own = self.continued(&asked[mine]).map_err(failed)?;
+        let speaks = self.place.tensor == 0 && self.place.stage == 0;
+        let own = if speaks { own } else { Vec::new() };
+        Ok(self.tell("the continuations", &own)?.into_iter().flatten().collect())
+    }
+}
+
+impl Spread<'_> {
+    fn model_stages(&self) -> u64 {
+        self.model.program().share.as_ref().map_or(1, |share| share.stage.of)
+    }
+
+    fn continued(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, RunError> {
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let prompts: Vec<&[u32]> = asked.iter().map(|ask| ask.prompt).collect();
+        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        let count = asked.iter().map(|ask| ask.count).max().unwrap_or(0);
+        let positions = (longest + count).min(self.model.program().model.max_seq as usize);
+        let mut ranks = self.ranks.borrow_mut();
+        let mut session = self.model.session_among(&mut *ranks, prompts.len(), positions)?;
+        let ask = Generation { max_new: count, stop: Vec::new(), sampling: Sampling::GREEDY };
+        let made = generate(&mut session, &prompts, &ask, |_, _| {})?;
+        let cut = |(ids, ask): ((Vec<u32>, _), &Ask<'_>)| ids.0.into_iter().take(ask.count).collect();
+        Ok(made.into_iter().zip(asked).map(cut).collect())
+    }
+}

@@ -1,0 +1,47 @@
+//! The weights of one rank: those of the whole model, of which it reads its layers and its rows or columns.
+
+use crate::program::Share;
+use crate::weights::{Held, TensorView, WeightError, Weights};
+use lapidary_models::shard::{part_of, whole_name};
+use std::borrow::Cow;
+
+/// Weights as a program with a [`Share`] names and shapes them.
+pub struct RankWeights<'w> {
+    whole: &'w dyn Weights,
+    share: &'w Share,
+}
+
+impl<'w> RankWeights<'w> {
+    /// A rank's view of the whole model's weights.
+    pub fn new(whole: &'w dyn Weights, share: &'w Share) -> RankWeights<'w> {
+        RankWeights { whole, share }
+    }
+}
+
+impl Weights for RankWeights<'_> {
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightError> {
+        let view = self.whole.tensor(&whole_name(name, self.share.first_layer))?;
+        let Some(part) = part_of(&self.share.parts, name) else { return Ok(view) };
+        let found = view.shape.get(part.axis).copied();
+        if found != Some(part.whole) {
+            let mut expected = view.shape.clone();
+            expected.iter_mut().skip(part.axis).take(1).for_each(|n| *n = part.whole);
+            return Err(WeightError::Shape { name: name.into(), found: view.shape, expected });
+        }
+        let shape = part.shape(&view.shape);
+        let size = view.dtype.bytes() as usize;
+        // Whole rows lie together: no copy, so they can stay where the file is mapped.
+        let bytes = match (part.axis, part.length == part.held, view.bytes) {
+            (0, true, Cow::Borrowed(bytes)) => {
+                let row = view.shape[1..].iter().product::<u64>() as usize * size;
+                Cow::Borrowed(&bytes[part.start as usize * row..][..part.length as usize * row])
+            }
+            (_, _, bytes) => Cow::Owned(part.cut(&view.shape, size, &bytes, 0)),
+        };
+        Ok(TensorView { dtype: view.dtype, shape, bytes })
+    }
+
+    fn held(&self, bytes: &[u8]) -> Option<Held> {
+        self.whole.held(bytes)
+    }
+}

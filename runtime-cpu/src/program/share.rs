@@ -1,0 +1,61 @@
+//! What a program says of being one rank's part of a model.
+
+use lapidary_models::shard::Part;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Which part of a model a program is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Place in the tensor-parallel group.
+    pub tensor: Member,
+    /// Stage of the pipeline.
+    pub stage: Member,
+    /// The layer of the whole model that is the program's first.
+    pub first_layer: u64,
+    /// Parameters that the rank holds in part, by canonical name, `*` for the layer.
+    pub parts: BTreeMap<String, Part>,
+}
+
+/// One of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Which, from 0.
+    pub index: u64,
+    /// Of how many.
+    pub of: u64,
+}
+
+impl Member {
+    /// Whether it is the last.
+    pub const fn is_last(self) -> bool {
+        self.index + 1 == self.of
+    }
+
+    /// Whether there is such a member.
+    pub const fn exists(self) -> bool {
+        self.index < self.of
+    }
+}
+
+/// What ranks say to each other in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "meeting", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Collective {
+    /// The sum over the tensor-parallel group.
+    AllReduce,
+    /// The rows of the tensor-parallel group side by side, cut off at the width of the result.
+    AllGather,
+    /// Hands rows to a stage, and keeps them.
+    Send {
+        /// Index of the stage.
+        stage: u64,
+    },
+    /// Rows that a stage handed on.
+    Receive {
+        /// Index of the stage.
+        stage: u64,
+    },
+}
