@@ -12,6 +12,7 @@ pub mod map;
 mod memory;
 mod opt;
 mod output;
+mod pieces;
 mod progress;
 mod ranks;
 mod show;

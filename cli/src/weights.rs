@@ -4,7 +4,7 @@
 //! weights::with(path, &spec, |opened| Model::load(program, opened, ..))
 //!     Files::open(path)        maps them
 //!     files.checkpoint()       every fault of form: exit 3
-//!     bind(&spec, ..)          every fault of names, shapes, types, values: exit 3
+//!     Map::new(&spec, ..)      every fault of names, shapes, types, values: exit 3
 //! ```
 
 use crate::failure::{Exit, Failure, Fault};
@@ -103,14 +103,6 @@ fn no_checkpoint(folder: &Path) -> Failure {
         .help(format!("expected one of {}", names.join(", ")))
 }
 
-/// Finds every parameter of a model and checks the values, on all threads of the current pool.
-///
-/// # Errors
-/// Exit 3 with everything that is missing, extra, mis-shaped, of another type, not finite or repeated wrongly.
-fn bind<'c, 'a>(spec: &ModelSpec, checkpoint: &'c Checkpoint<'a>) -> Result<Binding<'c, 'a>, Failure> {
-    Map::new(spec, checkpoint).and_then(|map| map.bind(Values::Check)).map_err(failure)
-}
-
 /// The faults of a checkpoint as a failure with exit code 3.
 pub fn failure(found: Faults) -> Failure {
     let fault =
@@ -121,11 +113,12 @@ pub fn failure(found: Faults) -> Failure {
 /// Every parameter of a model, by canonical name with the layer filled in.
 pub struct Opened<'b> {
     files: &'b Files,
+    map: &'b Map<'b, 'b>,
     binding: &'b Binding<'b, 'b>,
 }
 
 /// Opens the checkpoint at `path`, a folder or a file, for as long as `work` needs it; what runs from the files keeps
-/// them mapped.
+/// them mapped. Values are checked on all threads of the current pool.
 ///
 /// # Errors
 /// Exit 3 with everything that is wrong with the files, or does not fit the model.
@@ -134,12 +127,42 @@ pub fn with<T>(
     spec: &ModelSpec,
     work: impl FnOnce(&Opened<'_>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
+    with_unread(path, spec, |opened| {
+        opened.check_values()?;
+        work(opened)
+    })
+}
+
+/// As [`with`], but `work` has to call [`Opened::check_values`] before it uses a value: until then only names, shapes and
+/// types have been looked at, so what does not fit into memory is refused without reading it.
+///
+/// # Errors
+/// Exit 3 with everything that is wrong with the files, or does not fit the model.
+pub fn with_unread<T>(
+    path: &Path,
+    spec: &ModelSpec,
+    work: impl FnOnce(&Opened<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let files = Files::open(path)?;
     let checkpoint = files.checkpoint()?;
-    work(&Opened { files: &files, binding: &bind(spec, &checkpoint)? })
+    let map = Map::new(spec, &checkpoint).map_err(failure)?;
+    if !map.faults.is_empty() {
+        return Err(failure(Faults { faults: map.all_faults(Values::Check) }));
+    }
+    let binding = map.clone().bind(Values::Trust).map_err(failure)?;
+    work(&Opened { files: &files, map: &map, binding: &binding })
 }
 
 impl Opened<'_> {
+    /// Reads every value, on all threads of the current pool.
+    ///
+    /// # Errors
+    /// Exit 3 with everything that is not finite, repeated wrongly or damaged.
+    pub fn check_values(&self) -> Result<(), Failure> {
+        let faults = self.map.all_faults(Values::Check);
+        if faults.is_empty() { Ok(()) } else { Err(failure(Faults { faults })) }
+    }
+
     /// The smaller element type that holds every weight exactly.
     pub fn lossless(&self) -> WeightType {
         let bf16 = self.binding.names().all(|name| self.binding.dtype(name) == Some(DType::Bf16));

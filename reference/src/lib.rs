@@ -17,7 +17,7 @@ pub use adamw::{Optimizer, global_norm};
 pub use greedy::{continuation, largest};
 pub use interpret::{Cache, Oracle, Run};
 pub use ranks::Ranks;
-pub use real::Real;
+pub use real::{Operand, Real};
 pub use tensor::Tensor;
 pub use train::{Batch, Step};
 

@@ -1,6 +1,6 @@
 //! One small function per op, written as its formula reads.
 
-use super::{Real, Tensor};
+use super::{Operand, Real, Tensor};
 use lapidary_models::spec::{Activation, NormKind, Pairing, RopeScaling};
 
 /// Row lookup.
@@ -22,7 +22,7 @@ pub fn position<T: Real>(x: &Tensor<T>, table: &Tensor<T>, offset: usize) -> Ten
 
 /// `x wᵀ`.
 pub fn linear<T: Real>(x: &Tensor<T>, w: &Tensor<T>) -> Tensor<T> {
-    let (x, w) = (x.map(T::operand), w.map(T::operand));
+    let (x, w) = (x.map(|x| x.operand(Operand::Row)), w.map(|w| w.operand(Operand::Weight)));
     x.map_rows(w.shape[0], |row| w.rows().map(|weights| dot(row, weights)).collect())
 }
 
@@ -171,7 +171,7 @@ pub fn append<T: Real>(old: Option<&Tensor<T>>, new: &Tensor<T>) -> Tensor<T> {
 /// `[B, H, S, L]` dot products of each query head with the key head it shares.
 pub fn scores<T: Real>(q: &Tensor<T>, k: &Tensor<T>, heads: usize, kv_heads: usize) -> Tensor<T> {
     let (batch, seq, keys, d) = (q.shape[0], q.shape[1], k.shape[1], q.shape[2] / heads);
-    let (q, k) = (q.map(T::operand), k.map(T::operand));
+    let (q, k) = (q.map(|q| q.operand(Operand::Query)), k.map(|k| k.operand(Operand::Key)));
     Tensor::build(vec![batch, heads, seq, keys], |i| {
         let (b, h, s, l) = (i / (heads * seq * keys), i / (seq * keys) % heads, i / keys % seq, i % keys);
         let shared = h / (heads / kv_heads);
@@ -234,7 +234,7 @@ pub fn softmax<T: Real>(x: &Tensor<T>) -> Tensor<T> {
 /// `[B, S, H·d]`: each head's average of the values it shares.
 pub fn values<T: Real>(p: &Tensor<T>, v: &Tensor<T>, heads: usize, kv_heads: usize) -> Tensor<T> {
     let (batch, seq, keys, d) = (p.shape[0], p.shape[2], p.shape[3], v.shape[2] / kv_heads);
-    let (p, v) = (p.map(T::operand), v.map(T::operand));
+    let (p, v) = (p.map(|p| p.operand(Operand::Share)), v.map(|v| v.operand(Operand::Value)));
     Tensor::build(vec![batch, seq, heads * d], |i| {
         let (b, s, h, column) = (i / (seq * heads * d), i / (heads * d) % seq, i / d % heads, i % d);
         let shared = h / (heads / kv_heads);

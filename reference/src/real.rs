@@ -34,9 +34,27 @@ pub trait Real:
     fn cos(self) -> Self;
     /// The number as an operand of a product of matrices. f32 and f64 stay as they are; machines round here to the type
     /// that they multiply in, and so may a number that stands for one.
-    fn operand(self) -> Self {
+    fn operand(self, of: Operand) -> Self {
+        let _ = of;
         self
     }
+}
+
+/// What a number is to the product that it enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// Of a row that is multiplied by a matrix of weights.
+    Row,
+    /// Of the weights.
+    Weight,
+    /// Of a query.
+    Query,
+    /// Of a key.
+    Key,
+    /// A share of attention.
+    Share,
+    /// Of a value that shares are multiplied by.
+    Value,
 }
 
 macro_rules! real {

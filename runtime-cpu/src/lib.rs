@@ -3,8 +3,8 @@
 //! ```text
 //! CpuProgram -- check --> Checked -- Model::load(weights) --> Model -- session --> Session -- prefill, decode --> logits
 //! ```
-//! [`program`] is plain data; everything else runs it: [`store`] finds the weights, in the mapped file wherever it has
-//! them as they are computed with, [`rows`] compiles row functions, [`matmul`] and [`attention`] run on the kernels of
+//! [`program`] is plain data; everything else runs it: [`store`] finds the weights, in the mapped file where it has
+//! them as they are computed with and they are many, [`rows`] compiles row functions, [`matmul`] and [`attention`] run on the kernels of
 //! [`simd`], [`session`] walks over the steps, [`sample`] and [`generate`] turn logits into tokens. [`train`] runs whole
 //! training steps with the same kernels. A program may be one rank's part of a model: it reads its part of the weights, and
 //! its sessions meet the others through [`peers`].
@@ -30,7 +30,7 @@ pub mod train;
 pub mod weights;
 
 pub use generate::{Finish, Generation, generate};
-pub use model::{Engine, LoadError, LoadOptions, Model};
+pub use model::{Engine, LoadError, LoadOptions, Model, Prepared};
 pub use peers::{PeerError, Peers};
 pub use program::{Checked, CpuProgram};
 pub use sample::{Sampler, Sampling};

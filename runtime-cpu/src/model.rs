@@ -1,14 +1,14 @@
 //! A program with its weights at hand and its row functions compiled: everything that sessions share.
 
 use crate::attention::alibi_slopes;
-use crate::parts::RankWeights;
+use crate::parts::of_rank;
 use crate::peers::Peers;
 use crate::program::{Checked, CpuProgram, KeyOp, Mask, RowFn, Step};
 use crate::rotation::turn;
 use crate::rows::{Jit, Kernel, Turn};
 use crate::session::{RunError, Session};
 use crate::simd::Isa;
-use crate::store::Store;
+use crate::store::{COPY_AT_MOST, Footprint, Plan, Store};
 use crate::weights::{WeightError, Weights};
 use thiserror::Error;
 
@@ -29,11 +29,13 @@ pub struct LoadOptions {
     pub jobs: usize,
     /// How row functions run.
     pub engine: Engine,
+    /// Bytes up to which matrices are copied though they could be read from their files.
+    pub copy_at_most: u64,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { jobs: 1, engine: Engine::Compiled }
+        LoadOptions { jobs: 1, engine: Engine::Compiled, copy_at_most: COPY_AT_MOST }
     }
 }
 
@@ -70,8 +72,59 @@ pub struct Model {
     pub(crate) isa: Isa,
 }
 
+/// A program whose weights were found, before any memory is taken for them.
+pub struct Prepared {
+    program: Checked<CpuProgram>,
+    pool: rayon::ThreadPool,
+    options: LoadOptions,
+    plan: Plan,
+}
+
+impl Prepared {
+    /// Finds the weights.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape, or threads cannot be had.
+    pub fn new(
+        program: Checked<CpuProgram>,
+        weights: &dyn Weights,
+        options: LoadOptions,
+    ) -> Result<Prepared, LoadError> {
+        let jobs = options.jobs.max(1);
+        let threads = |e: rayon::ThreadPoolBuildError| LoadError::Threads { jobs, why: e.to_string() };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().map_err(threads)?;
+        let plan = of_rank(&program, weights, |own| {
+            pool.install(|| Plan::new(&program, own, options.copy_at_most))
+        })?;
+        Ok(Prepared { program, pool, options, plan })
+    }
+
+    /// The program.
+    pub fn program(&self) -> &CpuProgram {
+        &self.program
+    }
+
+    /// What loading will take: bytes that are copied, and bytes that stay in files.
+    pub fn footprint(&self) -> Footprint {
+        self.plan.footprint()
+    }
+
+    /// Converts the weights that the checkpoint has in another form, and compiles the row functions.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn load(self, weights: &dyn Weights) -> Result<Model, LoadError> {
+        let Prepared { program, pool, options, plan } = self;
+        let store = of_rank(&program, weights, |own| pool.install(|| Store::load(&program, own, plan)))?;
+        let turns: Vec<Turn> = program.rotations.iter().map(turn).collect();
+        let mut jit = if options.engine == Engine::Compiled { Jit::new() } else { None };
+        let plan = planned(&program.body, &turns, &mut jit);
+        Ok(Model { program, store, plan, pool, jobs: options.jobs.max(1), isa: Isa::detect() })
+    }
+}
+
 impl Model {
-    /// Finds the weights, converts those that the checkpoint has in another form, and compiles the row functions.
+    /// Finds and loads the weights, see [`Prepared`].
     ///
     /// # Errors
     /// When a weight is missing or has another shape, or threads or memory cannot be had.
@@ -80,20 +133,7 @@ impl Model {
         weights: &dyn Weights,
         options: LoadOptions,
     ) -> Result<Model, LoadError> {
-        let jobs = options.jobs.max(1);
-        let threads = |e: rayon::ThreadPoolBuildError| LoadError::Threads { jobs, why: e.to_string() };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().map_err(threads)?;
-        let store = match &program.share {
-            Some(share) => {
-                let own = RankWeights::new(weights, share);
-                pool.install(|| Store::load(&program, &own))?
-            }
-            None => pool.install(|| Store::load(&program, weights))?,
-        };
-        let turns: Vec<Turn> = program.rotations.iter().map(turn).collect();
-        let mut jit = if options.engine == Engine::Compiled { Jit::new() } else { None };
-        let plan = plan(&program.body, &turns, &mut jit);
-        Ok(Model { program, store, plan, pool, jobs, isa: Isa::detect() })
+        Prepared::new(program, weights, options)?.load(weights)
     }
 
     /// The program.
@@ -147,12 +187,12 @@ impl Model {
     }
 }
 
-fn plan(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
-    let mut planned = Vec::with_capacity(steps.len());
+fn planned(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
+    let mut planned_steps = Vec::with_capacity(steps.len());
     for step in steps {
         let mut kernel = |function: &RowFn| Some(Kernel::new(function, turns, jit.as_mut()));
         let none = Planned { kernel: None, slopes: Vec::new(), body: Vec::new() };
-        planned.push(match step {
+        planned_steps.push(match step {
             Step::Rows { function, .. } | Step::Linear { function, .. } => {
                 Planned { kernel: kernel(function), ..none }
             }
@@ -160,11 +200,11 @@ fn plan(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
             Step::Keys { heads, op: KeyOp::Mask(mask), .. } => {
                 Planned { slopes: slopes(*heads, mask), ..none }
             }
-            Step::Repeat { body, .. } => Planned { body: plan(body, turns, jit), ..none },
-            Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } | Step::Collective { .. } => none,
+            Step::Repeat { body, .. } => Planned { body: planned(body, turns, jit), ..none },
+            Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } => none,
         });
     }
-    planned
+    planned_steps
 }
 
 fn slopes(heads: u64, mask: &Mask) -> Vec<f32> {

@@ -1,20 +1,21 @@
 //! The weights of one rank: those of the whole model, of which it reads its layers and its rows or columns.
 
-use crate::program::Share;
+use crate::program::{CpuProgram, Share};
 use crate::weights::{Held, TensorView, WeightError, Weights};
 use lapidary_models::shard::{part_of, whole_name};
 use std::borrow::Cow;
 
 /// Weights as a program with a [`Share`] names and shapes them.
-pub struct RankWeights<'w> {
+struct RankWeights<'w> {
     whole: &'w dyn Weights,
     share: &'w Share,
 }
 
-impl<'w> RankWeights<'w> {
-    /// A rank's view of the whole model's weights.
-    pub fn new(whole: &'w dyn Weights, share: &'w Share) -> RankWeights<'w> {
-        RankWeights { whole, share }
+/// Works with the whole model's weights as a program reads them: its part of them where it is one rank's.
+pub fn of_rank<T>(program: &CpuProgram, weights: &dyn Weights, work: impl FnOnce(&dyn Weights) -> T) -> T {
+    match &program.share {
+        Some(share) => work(&RankWeights { whole: weights, share }),
+        None => work(weights),
     }
 }
 

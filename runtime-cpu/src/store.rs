@@ -1,9 +1,9 @@
 //! Where the weights of a program lie: in the checkpoint's file wherever it has them as the kernels read them, and in
-//! memory of our own where they have to be converted.
+//! memory of our own where they have to be converted, or are so few that a copy is cheap.
 //!
 //! Rows of a matrix or table lie as the file has them, `[out, in]`, one after another. A matrix that is stored in the
-//! type it is computed in and needs no factor is never copied: a load touches no new memory for it, which is most of
-//! the time that a load could take.
+//! type it is computed in and needs no factor can be read where it is: a load touches no new memory for it, which is
+//! most of the time that a load could take. What a copy gains are huge pages, see [`COPY_AT_MOST`].
 
 use crate::program::{CpuProgram, Form, Parameter, ParameterId, Segment, WeightType};
 use crate::simd::{COLUMNS, of_pair, pack};
@@ -15,6 +15,33 @@ use std::ops::Range;
 
 /// What is copied starts at multiples of this many bytes.
 const ALIGN: u64 = 4096;
+
+/// Matrices of a program are copied into huge pages where all those that could be read from files are not more bytes
+/// than this.
+///
+/// A file that was written in small pieces lies in small pages until it leaves the page cache, and rows of products are
+/// read from those at 16 to 19 GB/s, against 26 to 31 from huge ones (one core of a Zen 4; collapsing the pages of a
+/// mapped file, `MADV_COLLAPSE`, needs a kernel option that distributions leave off, and no call tells which pages a
+/// file has). A copy pays for itself within some twenty tokens, but all of it comes before the first: first touch of
+/// memory took 1.5 s a GiB on the virtual machine measured, whose host has to find it, and twice that beside other work:
+/// 0.4 to 0.8 s for this border. So loads stay below a second; 440 MB took 1.7 s once.
+pub const COPY_AT_MOST: u64 = 256 << 20;
+
+/// Where every tensor of a program will lie, before anything is copied.
+pub struct Plan {
+    /// Of every tensor its place in a file; none where it is copied.
+    held: Vec<Option<Held>>,
+    footprint: Footprint,
+}
+
+/// How many bytes lie where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes in memory of our own.
+    pub copied: u64,
+    /// Bytes that stay in files, which the system can drop and read again.
+    pub mapped: u64,
+}
 
 /// All weights of a program.
 pub struct Store {
@@ -52,23 +79,51 @@ struct Job<'p> {
     scale: f64,
 }
 
+impl Plan {
+    /// Looks for every tensor that the program names. Matrices are copied where they come to `copy_at_most` bytes or less.
+    ///
+    /// # Errors
+    /// The first weight that is missing, or has another shape or type.
+    pub fn new(program: &CpuProgram, weights: &dyn Weights, copy_at_most: u64) -> Result<Plan, WeightError> {
+        let jobs = jobs(program);
+        let mut held = jobs.par_iter().map(|job| job.held(weights)).collect::<Result<Vec<_>, _>>()?;
+        let read = jobs.iter().zip(&mut held).filter(|(job, held)| job.is_matrix() && held.is_some());
+        let matrices: Vec<(&Job, &mut Option<Held>)> = read.collect();
+        if matrices.iter().fold(0u64, |sum, (job, _)| sum.saturating_add(job.bytes())) <= copy_at_most {
+            matrices.into_iter().for_each(|(_, held)| *held = None);
+        }
+        let mut footprint = Footprint::default();
+        for (job, held) in jobs.iter().zip(&held) {
+            match held {
+                None => footprint.copied = footprint.copied.saturating_add(job.room()),
+                Some(_) => footprint.mapped = footprint.mapped.saturating_add(job.bytes()),
+            }
+        }
+        Ok(Plan { held, footprint })
+    }
+
+    /// What lies where.
+    pub fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+}
+
 impl Store {
     /// Reads every tensor that the program names.
     ///
     /// # Errors
     /// The first weight that is missing, has another shape or type, or does not fit into memory.
-    pub fn load(program: &CpuProgram, weights: &dyn Weights) -> Result<Store, WeightError> {
+    pub fn load(program: &CpuProgram, weights: &dyn Weights, plan: Plan) -> Result<Store, WeightError> {
         let jobs = jobs(program);
-        let held = jobs.par_iter().map(|job| job.held(weights)).collect::<Result<Vec<_>, _>>()?;
         let mut end = 0u64;
         let mut own = |job: &Job| {
             let start = end;
-            end = start.saturating_add(job.bytes()).saturating_add(ALIGN - 1) / ALIGN * ALIGN;
+            end = start.saturating_add(job.room());
             start as usize..start.saturating_add(job.bytes()) as usize
         };
         let place =
             |(job, held): (&Job, Option<Held>)| held.map_or_else(|| Place::Own(own(job)), Place::File);
-        let places: Vec<Place> = jobs.iter().zip(held).map(place).collect();
+        let places: Vec<Place> = jobs.iter().zip(plan.held).map(place).collect();
         let own = copies(&program.model.name, end, &jobs, &places, weights)?;
         Ok(Store { own, places: sorted(program, places) })
     }
@@ -209,6 +264,15 @@ impl Job<'_> {
             Form::Vector { length, .. } => length.next_multiple_of(16).saturating_mul(4),
             _ => self.rows.saturating_mul(self.words() as u64).saturating_mul(4),
         }
+    }
+
+    /// Bytes of a copy up to where the next one starts.
+    fn room(&self) -> u64 {
+        self.bytes().saturating_add(ALIGN - 1) / ALIGN * ALIGN
+    }
+
+    fn is_matrix(&self) -> bool {
+        matches!(self.parameter.form, Form::Matrix { .. })
     }
 
     fn is_vector(&self) -> bool {

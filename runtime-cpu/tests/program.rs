@@ -3,10 +3,11 @@
 use lapidary_models::DType;
 use lapidary_models::spec::{Activation, NormKind, Pairing, Rope, RopeScaling};
 use lapidary_runtime_cpu::program::*;
+use lapidary_runtime_cpu::store::Footprint;
 use lapidary_runtime_cpu::weights::{Held, Owner};
 use lapidary_runtime_cpu::{
-    Finish, Generation, LoadOptions, Model, RunError, Sampling, TensorView, WeightError, Weights, Which,
-    generate,
+    Finish, Generation, LoadOptions, Model, Prepared, RunError, Sampling, TensorView, WeightError, Weights,
+    Which, generate,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -132,7 +133,15 @@ fn program() -> CpuProgram {
         version: VERSION,
         model: Sizes { name: "by hand".into(), layers: 2, vocab: V, max_seq: 64 },
         parameters: vec![
-            matrix("embed", false, &[("embed", V)]),
+            Parameter {
+                name: "embed".into(),
+                per_layer: false,
+                form: Form::Table {
+                    dtype: WeightType::F32,
+                    columns: D,
+                    segment: Segment { tensor: "embed".into(), rows: V, scale: 1.0 },
+                },
+            },
             Parameter {
                 name: "norm".into(),
                 per_layer: true,
@@ -183,23 +192,34 @@ fn it_prints_and_reads_back() {
     );
 }
 
-/// Matrices and tables of a file are read where they lie, unless their words are not aligned there; vectors never are.
+/// Matrices and tables of a file are read where they lie, unless their words are not aligned there or the matrices are
+/// few; vectors never are. What is said before a load is what the load does.
 #[test]
-fn weights_in_a_file_are_not_copied_and_change_nothing() {
+fn weights_in_a_file_are_copied_where_they_are_few_and_change_nothing() {
     let tokens: Vec<u32> = (0..9).map(|i| i * 11 % V as u32).collect();
-    let run = |weights: &dyn Weights| {
+    let run = |weights: &dyn Weights, copy_at_most| {
         let checked = program().check().expect("a sound program");
-        let model = Model::load(checked, weights, LoadOptions::default()).expect("loads");
+        let options = LoadOptions { copy_at_most, ..LoadOptions::default() };
+        let prepared = Prepared::new(checked, weights, options).expect("finds them");
+        let Footprint { copied, mapped } = prepared.footprint();
+        let model = prepared.load(weights).expect("loads");
         let read: usize = model.store().parts().map(<[u8]>::len).sum();
+        assert!(copied >= model.store().copied() as u64 && copied % 4096 == 0, "whole pages");
+        assert_eq!(mapped + model.store().copied() as u64, read as u64);
         let mut session = model.session(1, 64).expect("room");
-        (model.store().copied(), read, session.prefill(&[&tokens]).expect("runs").row(0).to_vec())
+        (model.store().copied() as u64, read, session.prefill(&[&tokens]).expect("runs").row(0).to_vec())
     };
-    let (all, read, expected) = run(&Numbers);
+    let (all, read, expected) = run(&Numbers, 0);
     let filed = Filed::new(0);
-    let (vectors, read_there, found) = run(&filed);
-    assert_eq!((all, vectors), (read, 2 * 16 * 4), "bytes copied");
+    let (vectors, read_there, found) = run(&filed, 0);
+    assert_eq!((all as usize, vectors), (read, 2 * 16 * 4), "bytes copied");
     assert_eq!((read_there, found), (read, expected.clone()));
-    let (copied, _, found) = run(&Filed::new(2));
+    let table = 4 * V * D;
+    let matrices = all - vectors - table;
+    assert_eq!(run(&filed, matrices - 1).0, vectors, "one byte too many");
+    let (few, _, found) = run(&filed, matrices);
+    assert_eq!((few, found), (all - table, expected.clone()), "all but the table");
+    let (copied, _, found) = run(&Filed::new(2), 0);
     assert_eq!((copied, found), (all, expected));
     assert!(Held::of(&filed.file, &[1, 2, 3]).is_none(), "bytes that lie elsewhere");
 }

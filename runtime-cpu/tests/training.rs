@@ -72,7 +72,12 @@ fn program() -> TrainProgram {
 
 fn trainer() -> Trainer {
     let checked = program().check().expect("a sound program");
-    Trainer::load(checked, &Some2, LoadOptions { jobs: 1, engine: Engine::Compiled }).expect("loads")
+    Trainer::load(
+        checked,
+        &Some2,
+        LoadOptions { jobs: 1, engine: Engine::Compiled, ..LoadOptions::default() },
+    )
+    .expect("loads")
 }
 
 const IDS: &[u32] = &[0, 3, 1, 4];

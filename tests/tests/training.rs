@@ -54,7 +54,7 @@ fn program(spec: &ModelSpec, dims: Dims, policy: &Policy, rules: &Rules) -> Trai
 
 fn trainer(program: TrainProgram, params: &Params<f64>, jobs: usize, engine: Engine) -> Trainer {
     let checked = program.check().unwrap_or_else(|faults| panic!("{faults}"));
-    Trainer::load(checked, &Given(params), LoadOptions { jobs, engine }).unwrap()
+    Trainer::load(checked, &Given(params), LoadOptions { jobs, engine, ..LoadOptions::default() }).unwrap()
 }
 
 /// Largest difference of each gradient over the largest value of the wanted one.

@@ -6,6 +6,7 @@
 use super::print_json;
 use crate::args::{Global, Init};
 use crate::failure::{Exit, Failure};
+use crate::pieces::Pieces;
 use crate::{input, progress, show, weights};
 use indicatif::ProgressBar;
 use lapidary_checkpoint::{Layout, Planned, Random, Shard, lay_out};
@@ -85,7 +86,7 @@ fn write_shard(
     tensors: &[Planned],
     bar: &ProgressBar,
 ) -> io::Result<()> {
-    let mut file = File::create(folder.join(&shard.file))?;
+    let mut file = Pieces::new(File::create(folder.join(&shard.file))?);
     file.write_all(&shard.header)?;
     let mut piece = vec![0; PIECE as usize];
     for tensor in shard.tensors.clone() {
@@ -98,7 +99,7 @@ fn write_shard(
             bar.inc(piece.len() as u64);
         }
     }
-    Ok(())
+    file.flush()
 }
 
 fn told(args: &Init, form: &Form, layout: &Layout) -> Result<(), Failure> {

@@ -73,7 +73,7 @@ pub fn run(args: &Memorization, global: &Global) -> Result<(), Failure> {
         let sequences = batch.min(samples.len()) as u64;
         let needs = Needs { sequences, positions: (k + l) as u64, tokens: sequences * k as u64 };
         let positions = Needs { positions: needs.positions.min(spec.max_seq), ..needs };
-        let model = load(&spec, &folder, args.dtype, &positions, super::jobs(global))?;
+        let model = load(&spec, &folder, args.dtype, &positions, global)?;
         let mut counter = Counter::new(global, samples.len(), entries.len(), "sequences");
         for part in samples[entries.len()..].chunks(batch) {
             let made = continue_all(&model, part, positions.positions as usize, l)?;

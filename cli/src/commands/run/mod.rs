@@ -6,9 +6,9 @@ mod simulated;
 
 use crate::args::{Device, Global, Packing, Run};
 use crate::failure::{Exit, Failure};
-use crate::host::{self, Switches};
+use crate::host::{self, Lowered, Switches};
 use crate::input;
-use crate::memory::Needs;
+use crate::memory::{self, Needs};
 use crate::ranks;
 use crate::show;
 use crate::wafer::Simulator;
@@ -17,9 +17,9 @@ use asked::Asked;
 use lapidary_models::{DType, ModelSpec};
 use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{
-    Generation, LoadError, LoadOptions, Model, RunError, Sampling, WeightError, generate,
+    Generation, LoadError, LoadOptions, Model, Prepared, Sampling, WeightError, generate,
 };
-use lapidary_runtime_mpi::Degrees;
+use crate::ranks;
 use output::{Clock, Writer};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,7 +46,7 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
     }
     let needs = asked.needs(&spec, ask.max_new);
     let clock = Clock::start();
-    let model = load(&spec, &weights, args.dtype, &needs, super::jobs(global))?;
+    let model = load(&spec, &weights, args.dtype, &needs, global)?;
     let mut clock = clock.loaded();
     let positions = needs.positions as usize;
     let mut session = model.session(asked.prompts.len(), positions).map_err(no_room)?;
@@ -84,13 +84,11 @@ fn spread(args: &Run, global: &Global, degrees: Degrees) -> Result<(), Failure> 
         let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };
         let needs = asked.needs(&spec, ask.max_new);
         let clock = Clock::start();
-        let model = weights::with(&folder, &spec, |weights: &Opened<'_>| {
+        let model = weights::with_unread(&folder, &spec, |weights: &Opened<'_>| {
             let (degrees, place) = job.part();
-            let lowered =
-                host::lower_part(&spec, &Switches::default(), packed(args.dtype, weights), degrees, place)?;
-            needs.check(&lowered.program)?;
-            let options = LoadOptions { jobs: super::jobs(global), ..LoadOptions::default() };
-            Model::load(lowered.program, weights, options).map_err(|error| load_failure(&error))
+            let packed = packed(args.dtype, weights);
+            let lowered = host::lower_part(&spec, &Switches::default(), packed, degrees, place)?;
+            prepared(lowered, weights, &needs, global)
         })?;
         let mut clock = clock.loaded();
         let speaks = job.speaks();
@@ -173,7 +171,7 @@ pub fn weights_folder(named: Option<&Path>, model: &str) -> Result<PathBuf, Fail
     }
 }
 
-/// Compiles the model, checks that it fits, and packs the weights.
+/// Compiles the model, checks that it fits, and finds or packs the weights.
 ///
 /// # Errors
 /// Exit 3 for weights that are not the model's, 4 when memory does not suffice.
@@ -182,20 +180,37 @@ pub fn load(
     folder: &Path,
     packing: Packing,
     needs: &Needs,
-    jobs: usize,
+    global: &Global,
 ) -> Result<Model, Failure> {
-    // What cannot fit even in the smaller type is refused before a file is opened.
+    // What cannot fit even beside weights that stay in their files is refused before a file is opened.
     let least = if packing == Packing::F32 { WeightType::F32 } else { WeightType::Bf16 };
-    needs.check(&host::lower(spec, &Switches::default(), least)?.program)?;
-    weights::with(folder, spec, |weights: &Opened<'_>| {
+    needs.check(&host::lower(spec, &Switches::default(), least)?.program, 0)?;
+    weights::with_unread(folder, spec, |weights: &Opened<'_>| {
         let lowered = host::lower(spec, &Switches::default(), packed(packing, weights))?;
-        needs.check(&lowered.program)?;
-        let options = LoadOptions { jobs, ..LoadOptions::default() };
-        Model::load(lowered.program, weights, options).map_err(|error| load_failure(&error))
+        prepared(lowered, weights, needs, global)
     })
 }
 
-fn load_failure(error: &LoadError) -> Failure {
+/// Checks that a program fits with the weights that it copies, and loads them.
+fn prepared(
+    lowered: Lowered,
+    weights: &Opened<'_>,
+    needs: &Needs,
+    global: &Global,
+) -> Result<Model, Failure> {
+    let options = LoadOptions { jobs: super::jobs(global), ..LoadOptions::default() };
+    let prepared = Prepared::new(lowered.program, weights, options).map_err(|error| load_failure(&error))?;
+    let footprint = prepared.footprint();
+    needs.check(prepared.program(), footprint.copied)?;
+    if let Some(slow) = memory::slow(&footprint).filter(|_| !global.quiet) {
+        eprintln!("{slow}");
+    }
+    weights.check_values()?;
+    prepared.load(weights).map_err(|error| load_failure(&error))
+}
+
+/// Exit 3 for weights that do not fit the model, 4 for memory, 1 for threads.
+pub fn load_failure(error: &LoadError) -> Failure {
     let exit = match error {
         LoadError::Weight(WeightError::Memory { .. }) => Exit::DoesNotFit,
         LoadError::Weight(_) => Exit::InvalidInput,

@@ -1,11 +1,14 @@
 //! The host's program as a device.
 
 use super::device::{Ask, Device, Trace, traced};
+use crate::commands::run::load_failure;
 use crate::failure::{Exit, Failure};
 use crate::host::Lowered;
+use crate::memory::Needs;
 use lapidary_passes::cpu::HostModule;
 use lapidary_runtime_cpu::{
-    Engine, Generation, LoadOptions, Model, Observation, RunError, Sampling, Weights, Which, generate,
+    Engine, Generation, LoadOptions, Model, Observation, Prepared, RunError, Sampling, Weights, Which,
+    generate,
 };
 
 /// A loaded program and the module that it came from.
@@ -15,19 +18,22 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// Packs the weights.
+    /// Finds the weights, checks that what has to be copied fits beside what the runs need, and loads.
     ///
     /// # Errors
-    /// Exit 3 for weights that do not fit the model.
+    /// Exit 3 for weights that do not fit the model, 4 when memory does not suffice.
     pub fn load(
         lowered: Lowered,
         weights: &dyn Weights,
+        needs: &Needs,
         engine: Engine,
         jobs: usize,
     ) -> Result<Compiled, Failure> {
         let Lowered { module, program } = lowered;
-        let model = Model::load(program, weights, LoadOptions { jobs, engine })
-            .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;
+        let options = LoadOptions { jobs, engine, ..LoadOptions::default() };
+        let prepared = Prepared::new(program, weights, options).map_err(|error| load_failure(&error))?;
+        needs.check(prepared.program(), prepared.footprint().copied)?;
+        let model = prepared.load(weights).map_err(|error| load_failure(&error))?;
         Ok(Compiled { module, model })
     }
 

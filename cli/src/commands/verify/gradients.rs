@@ -223,7 +223,7 @@ fn learner<'a>(
     let classes =
         [("weights and optimizer", graph.parameters().saturating_mul(16)), ("kept_activations", kept)];
     memory::check(&format!("training {}", directory.spec.name), &classes, SMALLER)?;
-    let options = LoadOptions { jobs: making.jobs, engine: Engine::Compiled };
+    let options = LoadOptions { jobs: making.jobs, engine: Engine::Compiled, ..LoadOptions::default() };
     let trainer = Trainer::load(program, weights, options)
         .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;
     let shapes = weights.params::<f32>()?.into_iter().map(|(name, tensor)| (name, tensor.shape)).collect();

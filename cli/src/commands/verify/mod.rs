@@ -154,13 +154,13 @@ fn precision(args: &Verify) -> Result<Precision, Failure> {
     }
 }
 
-/// Whether the device's copy of the weights and what a run needs fit into memory, before anything is read. A simulated
-/// wafer checks its own.
+/// Whether what a run needs, and the reference's copy of the weights, fit into memory before anything is read. What the
+/// host copies of the weights is checked when they are found; a simulated wafer checks its own.
 fn fits(args: &Verify, directory: &Directory, setting: &Setting) -> Result<(), Failure> {
     if args.device == Device::Cpu {
         let packed = if setting.precision == Precision::Bf16 { WeightType::Bf16 } else { WeightType::F32 };
         let lowered = host::lower(&directory.spec, &setting.switches, packed)?;
-        return directory.needs().check(&lowered.program);
+        return directory.needs().check(&lowered.program, 0);
     }
     if args.device != Device::Reference {
         return Ok(());
@@ -253,7 +253,7 @@ impl Verifier<'_> {
     fn compile(&self, switches: &Switches, setting: &Setting) -> Result<Compiled, Failure> {
         let weights = if setting.precision == Precision::Bf16 { WeightType::Bf16 } else { WeightType::F32 };
         let lowered = host::lower(&self.directory.spec, switches, weights)?;
-        Compiled::load(lowered, self.weights, setting.engine, self.jobs)
+        Compiled::load(lowered, self.weights, &self.directory.needs(), setting.engine, self.jobs)
     }
 
     fn bisect(&self, setting: &Setting, checks: &Checks) -> Result<Bisection, Failure> {

@@ -5,6 +5,7 @@ use super::check::{Checks, Tolerances, check};
 use super::compiled::Compiled;
 use super::directory::Directory;
 use crate::host::{self, Switches};
+use crate::memory::Needs;
 use crate::weights;
 use lapidary_models::{DType, ModelSpec};
 use lapidary_passes::{Fusion, Mup};
@@ -46,7 +47,8 @@ fn loaded(
     let mut program = lowered.program.into_inner();
     change(&mut program);
     lowered.program = program.check().expect("still a program");
-    Compiled::load(lowered, &Stock(params), Engine::Compiled, 1).expect("loads")
+    let needs = Needs { sequences: 1, positions: 1, tokens: 1 };
+    Compiled::load(lowered, &Stock(params), &needs, Engine::Compiled, 1).expect("loads")
 }
 
 /// Every fact that the stored variants change is seen on the host: tensors differ, and the logits by as much as stored.
