@@ -154,13 +154,14 @@ fn precision(args: &Verify) -> Result<Precision, Failure> {
     }
 }
 
-/// Whether what a run needs, and the reference's copy of the weights, fit into memory before anything is read. What the
-/// host copies of the weights is checked when they are found; a simulated wafer checks its own.
+/// Whether the device's copy of the weights and what a run needs fit into memory, before anything is read; a simulated
+/// wafer checks its own. All weights count on the host too: they are f32 here unless asked otherwise, and muP's factors
+/// are multiplied in, so files rarely have them as they run.
 fn fits(args: &Verify, directory: &Directory, setting: &Setting) -> Result<(), Failure> {
     if args.device == Device::Cpu {
         let packed = if setting.precision == Precision::Bf16 { WeightType::Bf16 } else { WeightType::F32 };
         let lowered = host::lower(&directory.spec, &setting.switches, packed)?;
-        return directory.needs().check(&lowered.program, 0);
+        return directory.needs().check(&lowered.program, lowered.program.weight_bytes());
     }
     if args.device != Device::Reference {
         return Ok(());
