@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzes one target with the stable compiler, from seeds of this repository; with `address` under the address sanitizer.
-# usage: fuzz/run.sh safetensors|torch|config|model|wafer SECONDS [address]
+# Fuzzes one target with the stable compiler and no sanitizer, from seeds of this repository.
+# usage: fuzz/run.sh safetensors|torch|config|model|wafer SECONDS
 set -euo pipefail
-target=$1 seconds=$2 sanitizer=${3:-}
+target=$1 seconds=$2
 cd "$(dirname "$0")"
 
 seeds=corpus/$target
@@ -33,14 +33,8 @@ esac
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
  -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing"
-host=$(rustc -vV | sed -n 's/^host: //p')
-folder=target${sanitizer:+/$sanitizer}
-if [ -n "$sanitizer" ]; then
-  # The runtime comes with the stable compiler, the option does not.
-  export RUSTC_BOOTSTRAP=1 RUSTFLAGS="$RUSTFLAGS -Zsanitizer=$sanitizer"
-fi
-cargo build --release --bin "$target" --target "$host" --target-dir "$folder"
-binary=$folder/$host/release/$target
+cargo build --release --bin "$target" --target "$(rustc -vV | sed -n 's/^host: //p')"
+binary=$(ls -t target/*/release/"$target" | head -1)
 dictionary=$([ -f "$target.dict" ] && echo "-dict=$target.dict" || true)
-exec "$binary" "$seeds" $dictionary -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=4096 \
+exec "$binary" "$seeds" $dictionary -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
   -artifact_prefix="artifacts/$target-" -print_final_stats=1
