@@ -1,8 +1,10 @@
-//! A site's own links from a log of nccl-tests: a machine file like another, with the numbers that the log measures in
-//! the place of its own.
+//! A site's own numbers: its links from a log of nccl-tests, its devices' rates from measured kernels ([`bench`]). The
+//! result is a machine file like another, with the measured numbers in the place of its own.
 //!
-//! What is taken: the efficiency of the links (one node) or of the network (several nodes) from the best bus bandwidth of
+//! What is taken of a log: the efficiency of the links (one node) or of the network (several nodes) from the best bus bandwidth of
 //! large messages, and the latency of a step from the smallest messages. All else stays as the base file has it.
+
+pub mod bench;
 
 use crate::fault::MachineError;
 use crate::price::collective::{Group, Ring};
@@ -43,6 +45,14 @@ pub enum CalibrationError {
         /// Line, from 1; 0 for the whole of it.
         line: usize,
         /// What is wrong.
+        message: String,
+    },
+    /// A document of measured kernels.
+    #[error("{file}: {message}")]
+    Bench {
+        /// The document.
+        file: String,
+        /// What is wrong with it.
         message: String,
     },
     /// The base machine and the log do not go together.

@@ -11,6 +11,26 @@ pub struct Node {
     pub devices: u64,
     /// Links between them; `None` for a node of one device.
     pub links: Option<Links>,
+    /// The host's side; `None` where the file does not state it, and nothing may then live there.
+    pub host: Option<Host>,
+}
+
+/// What the host of a node gives each of its devices.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Host {
+    /// Between host and one device, each way, while all devices of the node use it.
+    pub bandwidth: BytesPerSecond,
+    /// Of the host's memory, as element-wise kernels of one process reach it with one process a device.
+    pub memory_bandwidth: BytesPerSecond,
+}
+
+impl Host {
+    fn read<'a>(reader: &mut Reader<'a>, mut table: Table<'a>) -> Option<Host> {
+        let bandwidth = reader.quantity(&mut table, "bandwidth");
+        let memory_bandwidth = reader.quantity(&mut table, "memory-bandwidth");
+        reader.finish(table);
+        Some(Host { bandwidth: bandwidth?, memory_bandwidth: memory_bandwidth? })
+    }
 }
 
 /// Links inside a node.
@@ -112,7 +132,7 @@ impl WeightServer {
 impl Node {
     /// A node of one device.
     pub const fn single() -> Node {
-        Node { devices: 1, links: None }
+        Node { devices: 1, links: None, host: None }
     }
 
     pub(crate) fn read<'a>(reader: &mut Reader<'a>, mut table: Table<'a>) -> Option<Node> {
@@ -123,8 +143,9 @@ impl Node {
         } else {
             reader.optional_table(&mut table, "links").map(|table| Links::read(reader, table))
         };
+        let host = reader.optional_table(&mut table, "host").map(|table| Host::read(reader, table));
         reader.finish(table);
-        Some(Node { devices: devices?, links: links.flatten() })
+        Some(Node { devices: devices?, links: links.flatten(), host: host.flatten() })
     }
 }
 

@@ -16,7 +16,7 @@ pub mod spec;
 pub mod unit;
 pub mod wafer;
 
-pub use cluster::{LinkTopology, Links, Network, Node, WeightServer};
+pub use cluster::{Host, LinkTopology, Links, Network, Node, WeightServer};
 pub use fault::{Fault, MachineError};
 pub use gpu::{DeviceMemory, Gpu, Multiprocessor, Precision, Sustained};
 pub use reader::Fact;

@@ -1,9 +1,10 @@
-//! `lapidary calibrate`: a site's machine file from a log of nccl-tests.
+//! `lapidary calibrate`: a site's machine file from a log of nccl-tests or from measured kernels.
 
 use crate::args::Calibrate;
 use crate::failure::{Exit, Failure};
 use crate::{input, output};
 use lapidary_hardware::builtin;
+use lapidary_hardware::calibrate::bench::{self, Bench};
 use lapidary_hardware::calibrate::{CalibrationError, NcclLog, site_file};
 use std::path::Path;
 
@@ -17,8 +18,17 @@ pub fn run(args: &Calibrate) -> Result<(), Failure> {
     };
     let text = input::read(&args.from)?;
     let refused = |error: CalibrationError| Failure::new(Exit::InvalidInput, error.to_string());
-    let log_name = args.from.display().to_string();
-    let log = NcclLog::read(&text, &log_name).map_err(refused)?;
-    let file = site_file(&base, &args.machine, &log, &log_name, &args.name).map_err(refused)?;
-    output::file(&args.output, &file)
+    let from = args.from.display().to_string();
+    // A log of nccl-tests is text; measured kernels are a JSON document.
+    let file = match text.trim_start().starts_with('{') {
+        true => {
+            let bench = Bench::read(&text, &from).map_err(refused)?;
+            bench::site_file(&base, &args.machine, &bench, &from, &args.name)
+        }
+        false => {
+            let log = NcclLog::read(&text, &from).map_err(refused)?;
+            site_file(&base, &args.machine, &log, &from, &args.name)
+        }
+    };
+    output::file(&args.output, &file.map_err(refused)?)
 }

@@ -89,6 +89,41 @@ impl Ring {
     }
 }
 
+/// What an exchange of parts between all ranks of a group takes: inside nodes and between them, beside each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Exchange {
+    /// Over the links of a node.
+    pub inside: Seconds,
+    /// Through the adapters, which all devices of a node share.
+    pub across: Seconds,
+    /// Of the call and the longest way.
+    pub latency: Seconds,
+}
+
+/// Every rank of a group sends `bytes` in all, an equal part of them to each rank; one part stays.
+pub fn all_to_all(machine: &HardwareSpec, group: Group, bytes: Bytes) -> Exchange {
+    if group.size <= 1 {
+        return Exchange::default();
+    }
+    let part = bytes / group.size as f64;
+    let near = members_per_node(machine.node.devices, group);
+    let inside = machine.node.links.as_ref().filter(|_| near > 1).map_or(Seconds::ZERO, |links| {
+        let sent = match links.topology {
+            LinkTopology::Switch => part * (near - 1) as f64,
+            LinkTopology::Pairs => part,
+        };
+        sent / (links.bandwidth * links.efficiency.0)
+    });
+    let far = machine.network.as_ref().filter(|_| group.size > near);
+    let across = far.map_or(Seconds::ZERO, |network| {
+        let share = network.node_bandwidth() * (network.efficiency.0 / machine.node.devices as f64);
+        part * (group.size - near) as f64 / share
+    });
+    let ring = Ring::new(machine, group);
+    let step = if group.size > near { ring.outer_step } else { ring.inner_step };
+    Exchange { inside, across, latency: ring.call + step }
+}
+
 /// Sends `bytes` to one other device. `across` says whether it stands in another node; all devices of a
 /// node send at the same time and share its adapters, as stages of a pipeline do.
 pub fn point_to_point(machine: &HardwareSpec, bytes: Bytes, across: bool) -> Seconds {
@@ -182,6 +217,24 @@ mod tests {
         let halves = ring.reduce_scatter(bytes) + ring.all_gather(bytes) - ring.call;
         assert!(close(ring.all_reduce(bytes).0, halves.0));
         assert_eq!(Ring::new(&dgx, Group { size: 1, stride: 1 }).all_reduce(bytes), Seconds::ZERO);
+    }
+
+    #[test]
+    fn an_exchange_keeps_a_part_and_shares_the_adapters() {
+        let dgx = machine("dgx-a100").unwrap().with_devices(32).unwrap();
+        let inside = all_to_all(&dgx, Group { size: 8, stride: 1 }, Bytes(8e9));
+        assert!(close(inside.inside.0, 7e9 / (300e9 * 0.78)) && inside.across == Seconds::ZERO);
+        let wide = all_to_all(&dgx, Group { size: 32, stride: 1 }, Bytes(32e9));
+        assert!(close(wide.inside.0, 7e9 / (300e9 * 0.78)));
+        // 24 of 32 parts leave the node, whose eight adapters carry those of eight ranks.
+        assert!(close(wide.across.0, 24e9 / (25e9 * 0.85)));
+        // One rank a node: nothing stays inside, and the other ranks of the node send at the same time.
+        let strided = all_to_all(&dgx, Group { size: 4, stride: 8 }, Bytes(4e9));
+        assert!(strided.inside == Seconds::ZERO && close(strided.across.0, 3e9 / (25e9 * 0.85)));
+        let amber = machine("amber-cluster").unwrap();
+        let pairs = all_to_all(&amber, Group { size: 4, stride: 1 }, Bytes(4e9));
+        assert!(close(pairs.inside.0, 1e9 / (100e9 * 0.78)));
+        assert_eq!(all_to_all(&dgx, Group { size: 1, stride: 1 }, Bytes(1e9)), Exchange::default());
     }
 
     #[test]
