@@ -19,6 +19,23 @@ pub struct Model {
 /// Reads a model.toml, a Hugging Face folder or config.json, a built-in name, or `-`.
 ///
 /// # Errors
+/// As of [`model`]; exit 5 for a model with experts.
+pub fn runnable_model(name: &str) -> Result<Model, Failure> {
+    let model = model(name)?;
+    match model.spec.experts {
+        None => Ok(model),
+        Some(_) => {
+            let message =
+                format!("{}: models with experts are planned for, not compiled yet", model.spec.name);
+            Err(Failure::new(Exit::Unsupported, message)
+                .help("lapidary plan, check and models show read them"))
+        }
+    }
+}
+
+/// Reads a model, wherever it is described.
+///
+/// # Errors
 /// Exit 3 with every fault of the file, 5 for a family that is not supported.
 pub fn model(name: &str) -> Result<Model, Failure> {
     let path = Path::new(name);

@@ -11,6 +11,9 @@ impl Graph {
     /// # Errors
     /// [`GraphError`] when a dimension is out of range, a shape rule fails, or a tensor is too large.
     pub fn build(spec: &ModelSpec, mode: Mode, dims: Dims) -> Result<Graph, GraphError> {
+        if spec.experts.is_some() {
+            return Err(GraphError::Unsupported { model: spec.name.clone(), what: "experts" });
+        }
         check_dims(spec, mode, dims)?;
         let mut params = Vec::new();
         let layer = layer_function(spec, mode, dims, &mut params)?;

@@ -26,6 +26,8 @@ pub mod limits {
     pub const HEAD_DIM: u64 = 1 << 14;
     /// `n_heads * head_dim`.
     pub const HEADS_WIDTH: u64 = 1 << 22;
+    /// `experts.count`; the largest published layers have a few thousand.
+    pub const EXPERTS: u64 = 1 << 16;
     /// `max_seq`.
     pub const SEQUENCE: u64 = 1 << 27;
     /// Characters of `name`.
@@ -56,6 +58,7 @@ pub fn validate(spec: &ModelSpec) -> Vec<Violation> {
     let mut rules = [heads(spec), norms(spec), positions(spec), tokens(spec), forms(spec)].concat();
     rules.extend(vocabulary(spec));
     rules.extend(mlp(spec));
+    rules.extend(experts(spec));
     rules.retain(|rule| !rule.keys.iter().any(|key| ranged.contains(key)));
     violations.extend(rules);
     if violations.is_empty() {
@@ -110,7 +113,7 @@ fn counts(spec: &ModelSpec) -> Vec<Violation> {
         Some(RopeScaling::Llama3 { original_max, .. }) => Some(original_max),
         _ => None,
     };
-    let table: [Count; 14] = [
+    let table: [Count; 16] = [
         ("vocab", Some(spec.vocab), limits::VOCAB),
         ("vocab_padded_to", spec.vocab_padded_to, limits::VOCAB),
         ("d_model", Some(spec.d_model), limits::WIDTH),
@@ -125,6 +128,8 @@ fn counts(spec: &ModelSpec) -> Vec<Violation> {
         ("attn.window", spec.attn.window, limits::SEQUENCE),
         ("mup.base_width", spec.mup.map(|mup| mup.base_width), limits::WIDTH),
         ("mup.base_ffn", spec.mup.and_then(|mup| mup.base_ffn), limits::FFN),
+        ("experts.top_k", spec.experts.map(|experts| experts.top_k), limits::EXPERTS),
+        ("experts.every", spec.experts.map(|experts| experts.every), limits::LAYERS),
     ];
     table.into_iter().filter_map(count).collect()
 }
@@ -153,6 +158,8 @@ fn numbers(spec: &ModelSpec) -> Vec<Violation> {
         ("multipliers.residual", spec.multipliers.residual, limits::FACTOR),
     ];
     table.extend(position_numbers(spec.pos));
+    let capacity = spec.experts.and_then(|experts| experts.capacity);
+    table.extend(capacity.map(|capacity| ("experts.capacity", capacity, limits::FACTOR)));
     table.extend(spec.mup.map(|mup| ("mup.init_std", mup.init_std, limits::FACTOR)));
     table.extend(match spec.attn.scale {
         AttentionScale::Value(value) => Some(("attn.scale.value", value, limits::FACTOR)),
@@ -251,6 +258,23 @@ fn norms(spec: &ModelSpec) -> Vec<Violation> {
     if spec.head.tied && spec.bias.head {
         let message = "a tied head has no bias".to_string();
         found.extend(rule(&["bias.head", "head.tied"], message, Some("leave bias.head out".to_string())));
+    }
+    found
+}
+
+fn experts(spec: &ModelSpec) -> Vec<Violation> {
+    let Some(experts) = spec.experts else { return Vec::new() };
+    let mut found = Vec::new();
+    if !(2..=limits::EXPERTS).contains(&experts.count) {
+        let message = format!("expected 2 to {} experts, found {}", limits::EXPERTS, experts.count);
+        found.extend(rule(&["experts.count"], message, Some("leave experts out for one MLP".to_string())));
+    } else if experts.top_k > experts.count {
+        let message = format!("a token cannot go to {} of {} experts", experts.top_k, experts.count);
+        found.extend(rule(&["experts.top_k", "experts.count"], message, None));
+    }
+    if experts.every > 0 && !spec.n_layers.is_multiple_of(experts.every) {
+        let message = format!("{} layers are no multiple of {}", spec.n_layers, experts.every);
+        found.extend(rule(&["experts.every", "n_layers"], message, None));
     }
     found
 }

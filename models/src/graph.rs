@@ -278,6 +278,14 @@ pub enum GraphError {
         /// What would have to be there instead.
         why: &'static str,
     },
+    /// A part of a model that no op computes yet.
+    #[error("{model}: no graph is built of {what} yet")]
+    Unsupported {
+        /// The model.
+        model: String,
+        /// The part.
+        what: &'static str,
+    },
     /// A tensor is larger than any machine.
     #[error("{node}: {ty} is larger than {} TiB", TensorType::MAX_BYTES >> 40)]
     TooLarge {

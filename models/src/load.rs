@@ -6,8 +6,8 @@ use crate::fault::{FaultKind, Faults};
 use crate::read::{Reader, Section};
 use crate::spec::{Activation, NormKind};
 use crate::spec::{
-    Attention, AttentionScale, Bias, Block, DTypes, Head, Mlp, ModelSpec, Multipliers, Mup, Norm, Pairing,
-    Position, Rope, RopeScaling, Tokens, Weights,
+    Attention, AttentionScale, Bias, Block, DTypes, Experts, Head, Mlp, ModelSpec, Multipliers, Mup, Norm,
+    Pairing, Position, Rope, RopeScaling, Tokens, Weights,
 };
 use std::collections::BTreeMap;
 
@@ -71,6 +71,7 @@ fn model(reader: &Reader<'_>) -> ModelSpec {
         head: head(root.section("head")),
         multipliers: multipliers(root.section("multipliers")),
         mup: mup(root.section("mup")),
+        experts: experts(root.section("experts")),
         tokens: tokens(reader, root.section("tokens")),
         weights: weights(root.section("weights")),
         dtype: dtypes(root.section("dtype")),
@@ -231,6 +232,20 @@ fn mup(s: Section<'_>) -> Option<Mup> {
     };
     s.finish();
     Some(mup)
+}
+
+fn experts(s: Section<'_>) -> Option<Experts> {
+    if !s.is_present() {
+        return None;
+    }
+    let experts = Experts {
+        count: s.required("count", s.count("count"), 2),
+        top_k: s.required("top_k", s.count("top_k"), 1),
+        capacity: s.float("capacity"),
+        every: s.count("every").unwrap_or(1),
+    };
+    s.finish();
+    Some(experts)
 }
 
 fn tokens(reader: &Reader<'_>, s: Section<'_>) -> Tokens {

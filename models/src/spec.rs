@@ -4,6 +4,7 @@
 //! at its fields. Lengths are counts of elements.
 
 use crate::dtype::DType;
+pub use crate::experts::Experts;
 use crate::graph::{Dims, Graph, Mode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,9 @@ pub struct ModelSpec {
     /// Maximal-update parametrisation, where the model was trained with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mup: Option<Mup>,
+    /// Experts in the place of the MLP, where the model has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
     /// Special token ids.
     #[serde(default)]
     pub tokens: Tokens,
@@ -452,12 +456,14 @@ impl Default for DTypes {
 }
 
 impl ModelSpec {
-    /// Number of learned values; rows that pad the vocabulary count, a tied head does not count twice.
+    /// Number of learned values; rows that pad the vocabulary count, every expert counts, a tied head
+    /// does not count twice.
     ///
     /// Zero when the specification breaks a shape rule, which one past [`crate::validate`] does not.
     pub fn parameters(&self) -> u64 {
         let dims = Dims { batch: 1, seq: 1, cached: 0 };
-        Graph::build(self, Mode::Forward, dims).map_or(0, |graph| graph.parameters())
+        let dense = Graph::build(&self.dense(), Mode::Forward, dims);
+        dense.map_or(0, |graph| graph.parameters() + self.expert_parameters())
     }
 
     /// Width of the concatenated query heads.

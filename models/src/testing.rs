@@ -55,6 +55,7 @@ fn sizes() -> impl Strategy<Value = ModelSpec> {
             head: Head::default(),
             multipliers: Multipliers::default(),
             mup: None,
+            experts: None,
             tokens: Tokens { eos: Some(v - 1), ..Tokens::default() },
             weights: Weights::default(),
             dtype: DTypes::default(),

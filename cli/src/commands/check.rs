@@ -9,17 +9,18 @@ use lapidary_models::{Dims, Graph, Mode};
 pub fn run(name: &str, json: bool) -> Result<(), Failure> {
     let model = input::model(name)?;
     let spec = &model.spec;
-    let graph = Graph::build(spec, Mode::Forward, Dims { batch: 1, seq: spec.max_seq, cached: 0 })
+    let dims = Dims { batch: 1, seq: spec.max_seq, cached: 0 };
+    Graph::build(&spec.dense(), Mode::Forward, dims)
         .map_err(|error| Failure::new(Exit::InvalidInput, format!("{name}: {error}")))?;
     if json {
         return print_json(&serde_json::json!({
             "schema": "lapidary/check", "version": 1, "model": spec.name, "ok": true,
-            "parameters": graph.parameters(), "import": model.import,
+            "parameters": spec.parameters(), "import": model.import,
         }));
     }
     if let Some(report) = &model.import {
         println!("{report}");
     }
-    println!("{}: ok, {} parameters", spec.name, show::count(graph.parameters()));
+    println!("{}: ok, {} parameters", spec.name, show::count(spec.parameters()));
     Ok(())
 }

@@ -30,7 +30,7 @@ struct Form {
 
 /// Runs the verb.
 pub fn run(args: &Init, global: &Global) -> Result<(), Failure> {
-    let mut spec = input::model(&args.name)?.spec;
+    let mut spec = input::runnable_model(&args.name)?.spec;
     spec.dtype.compute = args.dtype.map_or(spec.dtype.compute, Into::into);
     let form = form(spec);
     let random = Random::new(&form.spec, form.spec.dtype.compute, args.seed).map_err(weights::failure)?;

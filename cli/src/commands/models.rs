@@ -64,26 +64,25 @@ fn list() -> Result<(), Failure> {
 fn row(spec: &ModelSpec) -> Result<Vec<String>, Failure> {
     let numbers =
         [spec.n_layers, spec.d_model, spec.n_heads, spec.n_kv_heads, spec.d_ff, spec.vocab, spec.max_seq];
-    let mut row = vec![spec.name.clone(), show::count(graph(spec)?.parameters())];
+    let mut row = vec![spec.name.clone(), show::count(spec.parameters())];
     row.extend(numbers.iter().map(u64::to_string));
     Ok(row)
 }
 
 fn print(spec: &ModelSpec) -> Result<(), Failure> {
-    let graph = graph(spec)?;
-    println!("# {}: {} parameters", spec.name, show::count(graph.parameters()));
-    println!("# {} a token at full length\n", show::flops(flops_per_token(&graph)));
+    println!("# {}: {} parameters", spec.name, show::count(spec.parameters()));
+    println!("# {} a token at full length\n", show::flops(flops_per_token(spec)?));
     print!("{}", lapidary_models::to_toml(spec));
     Ok(())
 }
 
 fn shown(spec: &ModelSpec) -> Result<Shown<'_>, Failure> {
-    let graph = graph(spec)?;
+    let parameters = spec.parameters();
     Ok(Shown {
         schema: "lapidary/model",
         version: 1,
         name: &spec.name,
-        parameters: graph.parameters(),
+        parameters,
         layers: spec.n_layers,
         d_model: spec.d_model,
         heads: spec.n_heads,
@@ -92,17 +91,20 @@ fn shown(spec: &ModelSpec) -> Result<Shown<'_>, Failure> {
         d_ff: spec.d_ff,
         vocab: spec.vocab,
         max_seq: spec.max_seq,
-        weight_bytes: graph.parameters() * spec.dtype.compute.bytes(),
-        forward_flops_per_token: flops_per_token(&graph),
+        weight_bytes: parameters * spec.dtype.compute.bytes(),
+        forward_flops_per_token: flops_per_token(spec)?,
         spec,
     })
 }
 
-fn graph(spec: &ModelSpec) -> Result<Graph, Failure> {
-    Graph::build(spec, Mode::Forward, Dims { batch: 1, seq: spec.max_seq, cached: 0 })
-        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", spec.name)))
-}
-
-fn flops_per_token(graph: &Graph) -> u64 {
-    graph.work().flops() / graph.dims.tokens()
+/// Operations of a token at full length; each expert that it goes to counts.
+fn flops_per_token(spec: &ModelSpec) -> Result<u64, Failure> {
+    let dims = Dims { batch: 1, seq: spec.max_seq, cached: 0 };
+    let graph = Graph::build(&spec.dense(), Mode::Forward, dims)
+        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", spec.name)))?;
+    let more = spec.experts.map_or(0, |experts| {
+        let layers = spec.n_layers / experts.every;
+        2 * layers * ((experts.top_k - 1) * spec.mlp_parameters() + experts.count * spec.d_model)
+    });
+    Ok(graph.work().flops() / graph.dims.tokens() + more)
 }

@@ -66,6 +66,7 @@ fn model(config: &Config<'_>, names: &str, init_std: f64) -> ModelSpec {
         head: Head { tied },
         multipliers,
         mup,
+        experts: None,
         tokens: config.tokens(vocab),
         weights: Weights {
             names: names.into(),

@@ -43,6 +43,7 @@ pub(super) fn gpt_neox(config: &Config<'_>) -> ModelSpec {
         head: Head { tied },
         multipliers: Multipliers::default(),
         mup: None,
+        experts: None,
         tokens: config.tokens(vocab),
         weights: Weights {
             names: "gpt_neox".into(),

@@ -48,6 +48,7 @@ pub(super) fn gptj(config: &Config<'_>) -> ModelSpec {
         head: Head { tied },
         multipliers: Multipliers::default(),
         mup: None,
+        experts: None,
         tokens: config.tokens(vocab),
         weights: Weights {
             names: "gptj".into(),

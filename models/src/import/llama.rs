@@ -61,6 +61,7 @@ fn model(config: &Config<'_>, default_kv_heads: Option<u64>) -> ModelSpec {
         head: Head { tied: config.flag("tie_word_embeddings", "head.tied").unwrap_or(false) },
         multipliers: Multipliers::default(),
         mup: None,
+        experts: None,
         tokens: config.tokens(vocab),
         weights: Weights {
             names: "llama".into(),

@@ -103,7 +103,7 @@ fn unfit(args: &Compile, report: &mut Report, progress: Progress, over: Failure)
 
 fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     let emit = Emit::parse(&args.emit, args.target)?;
-    let spec = input::model(&args.model)?.spec;
+    let spec = input::runnable_model(&args.model)?.spec;
     let machine = machine(args)?;
     let goal = goal(args.target, machine.as_ref())?;
     if let Some(plan) = &args.plan {

@@ -46,7 +46,7 @@ struct Document<'a> {
 /// Exit 3 for data, weights and settings that do not fit the model or each other, 4 when memory does not suffice.
 pub fn run(args: &Memorization, global: &Global) -> Result<(), Failure> {
     super::only_host(args.device)?;
-    let spec = input::model(&args.model)?.spec;
+    let spec = input::runnable_model(&args.model)?.spec;
     let folder = weights_folder(args.weights.as_deref(), &args.model)?;
     let (k, l, batch) = (args.k as usize, args.l as usize, args.batch as usize);
     check_length(&spec, k, l)?;

@@ -37,7 +37,7 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
         return spread(args, global, degrees);
     }
     let sampling = sampling(args)?;
-    let spec = input::model(&args.model)?.spec;
+    let spec = input::runnable_model(&args.model)?.spec;
     let weights = weights_folder(args.weights.as_deref(), &args.model)?;
     let asked = Asked::read(args, &spec, &weights)?;
     let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };

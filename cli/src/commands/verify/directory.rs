@@ -150,7 +150,7 @@ impl Directory {
             return Err(invalid(folder, "is no folder")
                 .help("name a folder with config.json, model.safetensors and expected.safetensors"));
         }
-        let spec = input::model(&folder.join("config.json").display().to_string())?.spec;
+        let spec = input::runnable_model(&folder.join("config.json").display().to_string())?.spec;
         let mut not_checked = Vec::new();
         let (ids, expected) = tensors(&folder.join("expected.safetensors"), &spec, &mut not_checked)?;
         let mut optional = Optional { folder, not_checked: &mut not_checked };
