@@ -264,6 +264,9 @@ pub struct Plan {
     /// With --serve: longest time between two tokens.
     #[arg(long, value_name = "MS", requires = "serve")]
     pub between_tokens_ms: Option<f64>,
+    /// Write scripts that start the chosen plan, beside the file of -o or here: torchrun.sh, slurm.sbatch, megatron.sh.
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    pub emit: Vec<Launcher>,
     /// Write a page here that opens offline: table, charts, the step's time line, assumptions.
     #[arg(long, value_name = "F.html")]
     pub report: Option<PathBuf>,
@@ -276,6 +279,17 @@ pub struct Plan {
     /// Print the plan as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What starts a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Launcher {
+    /// PyTorch's launcher, for a training script of one's own.
+    Torchrun,
+    /// A Slurm job that runs a command on each node.
+    Slurm,
+    /// Megatron-LM with its flags.
+    Megatron,
 }
 
 /// What to rank plans by.
@@ -300,8 +314,8 @@ pub struct Explain {
 /// Arguments of `calibrate`.
 #[derive(Debug, Args)]
 pub struct Calibrate {
-    /// The output of all_reduce_perf, with its lines `# Rank ...`.
-    #[arg(long, value_name = "nccl.log")]
+    /// The output of all_reduce_perf with its lines `# Rank ...`, or measured kernels as `lapidary bench --json` has them.
+    #[arg(long, value_name = "nccl.log|bench.json")]
     pub from: PathBuf,
     /// The machine that it ran on: a machine file or a built-in name.
     #[arg(long, value_name = "FILE|NAME")]

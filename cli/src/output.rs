@@ -21,3 +21,25 @@ pub fn file(path: &Path, text: &str) -> Result<(), Failure> {
     staged.write_all(text.as_bytes()).map_err(refused)?;
     staged.persist(path).map_err(|error| refused(error.error)).map(drop)
 }
+
+/// The same for a script, which its owner may run.
+///
+/// # Errors
+/// Exit 3 when the place cannot be written.
+pub fn script(path: &Path, text: &str) -> Result<(), Failure> {
+    file(path, text)?;
+    runnable(path).map_err(|error| {
+        Failure::new(Exit::InvalidInput, format!("{}: cannot be made a script: {error}", path.display()))
+    })
+}
+
+#[cfg(unix)]
+fn runnable(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn runnable(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}

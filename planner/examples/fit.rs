@@ -2,10 +2,10 @@
 //! and prints them: `cargo run --release -p lapidary-planner --example fit -- published.csv`.
 //!
 //! The fit starts from the constants that stand, so running it again changes nothing. With `rows` behind the path it
-//! prints each scored time with its terms instead, with `left-out` what each group's error is when it is left out, with
-//! `bars` the error bars of plans.
+//! prints each scored time with its terms instead, with `left-out` what each group's error is when it is left out and the
+//! error bars of plans.
 
-use lapidary_planner::accuracy::{Constants, Document, Samples, read, score};
+use lapidary_planner::accuracy::{Constants, Document, LeftOut, Samples, read, score};
 
 fn main() {
     let path = std::env::args().nth(1).expect("the path of a table");
@@ -46,20 +46,21 @@ fn main() {
             }
             return;
         }
-        Some("bars") => {
-            for (kind, bar) in lapidary_planner::accuracy::like::bars(document.rows.iter()) {
+        Some("left-out") => {
+            let without = samples.without_each(&constants);
+            let left_out = samples.left_out(&constants, &without);
+            let mean =
+                |pick: fn(&LeftOut) -> f64| left_out.values().map(pick).sum::<f64>() / left_out.len() as f64;
+            for (group, both) in &left_out {
+                let (fitted, alone, covered) = (both.fitted_pct, both.left_out_pct, both.covered_pct);
+                println!("# {group:16} {fitted:5.1} {alone:5.1}, covered {covered:5.1}");
+            }
+            let (alone, covered) = (mean(|both| both.left_out_pct), mean(|both| both.covered_pct));
+            println!("# mean left out {alone:.2} %, covered {covered:.1} %\n");
+            for (kind, bar) in samples.bars(&constants, &without) {
                 let (pct, runs, groups) = (bar.nine_of_ten_pct, bar.runs, bar.groups);
                 println!("[{kind}]\nnine_of_ten_pct = {pct:?}\nruns = {runs}\ngroups = {groups}\n");
             }
-            return;
-        }
-        Some("left-out") => {
-            let left_out = samples.left_out(&constants);
-            for (group, both) in &left_out {
-                println!("{group:16} {:5.1} {:5.1}", both.fitted_pct, both.left_out_pct);
-            }
-            let mean = left_out.values().map(|both| both.left_out_pct).sum::<f64>() / left_out.len() as f64;
-            println!("mean left out {mean:.2} %");
             return;
         }
         _ => {}

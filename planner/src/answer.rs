@@ -38,6 +38,12 @@ pub fn plan_until(
 ) -> Result<PlanDocument, PlanError> {
     let (machine, batch) = request.resolve()?;
     check_arithmetic(&machine, request.model)?;
+    if request.model.experts.is_some() && machine.gpu().is_none() {
+        return Err(PlanError::Experts { model: request.model.name.clone(), what: "wafers" });
+    }
+    if physical.offload && machine.gpu().is_some() && machine.node.host.is_none() {
+        return Err(PlanError::Host { machine: machine.name });
+    }
     let ranking = Ranking::new(request, &machine, batch, physical, stop);
     Answer::new(request, &machine, batch, physical, &ranking).document()
 }

@@ -24,11 +24,12 @@ impl Assumption {
 }
 
 /// The numbers of a machine that prices of GPU plans are taken from.
-const GPU_FACTS: [&str; 6] = [
+const GPU_FACTS: [&str; 7] = [
     "device.sustained.",
     "device.memory.",
     "device.launch-latency",
     "node.links.",
+    "node.host.",
     "network.",
     "node.devices",
 ];

@@ -12,6 +12,7 @@ pub mod cost;
 pub mod document;
 pub mod explain;
 pub mod kernels;
+pub mod launch;
 pub mod memory;
 pub mod plan;
 pub mod rank;

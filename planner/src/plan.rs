@@ -79,6 +79,9 @@ pub struct GpuPlan {
     /// Ranks that share each sequence (context parallelism).
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub cp: u64,
+    /// Data-parallel ranks that share the experts of a layer (expert parallelism).
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ep: u64,
     /// Sequences of a micro-batch.
     pub micro_batch: u64,
     /// Micro-batches of a step on each data-parallel rank.
@@ -109,6 +112,7 @@ impl GpuPlan {
             pp,
             dp,
             cp: 1,
+            ep: 1,
             micro_batch: 1,
             accumulation: 1,
             sharding: Sharding::None,
@@ -121,10 +125,11 @@ impl GpuPlan {
         }
     }
 
-    /// The degrees alone, as `tp4pp2dp28`.
+    /// The degrees alone, as `tp4pp2dp28`; with experts as `tp4pp2dp28ep4`.
     pub fn tag(&self) -> String {
         let shared = if self.cp > 1 { format!("cp{}", self.cp) } else { String::new() };
-        format!("tp{}{shared}pp{}dp{}", self.tp, self.pp, self.dp)
+        let experts = if self.ep > 1 { format!("ep{}", self.ep) } else { String::new() };
+        format!("tp{}{shared}pp{}dp{}{experts}", self.tp, self.pp, self.dp)
     }
 
     /// Devices it runs on.
@@ -143,6 +148,7 @@ impl GpuPlan {
             ("pp", self.pp.to_string()),
             ("dp", self.dp.to_string()),
             ("cp", self.cp.to_string()),
+            ("ep", self.ep.to_string()),
             ("micro-batch", self.micro_batch.to_string()),
             ("sharding", self.sharding.name().to_string()),
             ("recompute", self.recompute_word().to_string()),
@@ -282,6 +288,7 @@ impl Degrees {
                 a.pp != b.pp,
                 a.dp != b.dp,
                 a.cp != b.cp,
+                a.ep != b.ep,
                 a.micro_batch != b.micro_batch,
                 a.sharding != b.sharding,
                 (a.recompute, a.recompute_layers) != (b.recompute, b.recompute_layers),

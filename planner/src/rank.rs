@@ -38,12 +38,22 @@ fn key_heads(heads: u64, tp: u64) -> Result<u64, String> {
 }
 
 /// Operations of training on one sequence: every contraction of the differentiated graph but what is computed
-/// again; hidden keys are not counted. `None` where no graph can be built.
+/// again; hidden keys are not counted, and of experts those that a token goes to. `None` where no graph can be built.
 pub fn sequence_flops(spec: &ModelSpec, seq_len: u64) -> Option<(f64, u64)> {
     let dims = Dims { batch: 1, seq: seq_len, cached: 0 };
-    let graph = training(spec, dims, &Policy::Uniform(autodiff::Recompute::None)).ok()?.graph;
+    let graph = training(&spec.dense(), dims, &Policy::Uniform(autodiff::Recompute::None)).ok()?.graph;
     let flops =
         |function: &Function| kernels(&graph, function).iter().map(|kernel| kernel.flops).sum::<f64>();
     let layers: f64 = graph.functions[..2].iter().map(flops).sum();
-    Some((layers * graph.n_layers as f64 + flops(graph.main()), graph.parameters()))
+    let dense = layers * graph.n_layers as f64 + flops(graph.main());
+    Some((dense + expert_flops(spec) * seq_len as f64, spec.parameters()))
+}
+
+/// Operations of a token's experts and routers beyond those of one MLP, forward and backward.
+fn expert_flops(spec: &ModelSpec) -> f64 {
+    spec.experts.map_or(0.0, |experts| {
+        let layers = (spec.n_layers / experts.every) as f64;
+        let weights = (experts.top_k - 1) * spec.mlp_parameters() + experts.count * spec.d_model;
+        6.0 * layers * weights as f64
+    })
 }

@@ -108,7 +108,8 @@ impl Batch {
 #[serde(transparent)]
 pub struct Pins(BTreeMap<String, String>);
 
-const GPU_PINS: [&str; 12] = [
+const GPU_PINS: [&str; 13] = [
+    "ep",
     "cp",
     "tp",
     "pp",
@@ -268,6 +269,22 @@ pub enum PlanError {
         pins: String,
         /// Why not.
         reason: String,
+    },
+    /// State shall live on a host that the machine file does not state.
+    #[error(
+        "{machine} states no host for weights and optimizer to live on; add [node.host] with bandwidth and memory-bandwidth to its machine file"
+    )]
+    Host {
+        /// The machine.
+        machine: String,
+    },
+    /// A model with experts where they are not planned for.
+    #[error("{model} has experts, and these are planned for training on GPUs only, not for {what}")]
+    Experts {
+        /// The model.
+        model: String,
+        /// What was asked for.
+        what: &'static str,
     },
     /// The device lacks the arithmetic of the model.
     #[error("{device} states no rate for {precision}; add it under [device] in its machine file")]

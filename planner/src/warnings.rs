@@ -45,6 +45,7 @@ pub(crate) fn of_gpus(
     if share("dp_comm") > DATA {
         list.push(format!("{:.0} % of the step waits for data-parallel traffic", share("dp_comm") * 100.0));
     }
+    list.extend(experts(machine, model, plan, share("ep_comm")));
     list.extend(waste(model, plan));
     let capacity = machine.device.memory();
     if memory.0 <= capacity.0 && memory.0 > FULL * capacity.0 {
@@ -74,6 +75,27 @@ fn slow_link(machine: &HardwareSpec, plan: &GpuPlan, cost: Option<&Cost>) -> Opt
         rate(per_node),
         waits * 100.0
     ))
+}
+
+/// What is taken for granted of experts, and tokens that leave their node.
+fn experts(machine: &HardwareSpec, model: &ModelSpec, plan: &GpuPlan, waits: f64) -> Vec<String> {
+    let Some(experts) = model.experts else { return Vec::new() };
+    let mut list = Vec::new();
+    if experts.capacity.is_none() {
+        list.push(
+            "experts are taken to get equal shares of the tokens: a step takes as long as the fullest one"
+                .into(),
+        );
+    }
+    let per_node = machine.node.devices;
+    if plan.ep * plan.tp > per_node {
+        list.push(format!(
+            "expert parallelism over {} ranks leaves nodes of {per_node}: tokens on their way take {:.0} % of the step",
+            plan.ep,
+            waits * 100.0
+        ));
+    }
+    list
 }
 
 /// What sizes that do not divide cost.

@@ -1,17 +1,20 @@
 //! `lapidary plan`: the ranked table, what was rejected and why, and the document.
 
 use super::{print_json, serve};
-use crate::args::{Global, Objective, Plan};
+use crate::args::{self, Global, Objective, Plan};
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::{input, interrupt, output, show};
 use indexmap::IndexMap;
+use lapidary_models::ModelSpec;
+use lapidary_planner::launch::{Launcher, launch};
 use lapidary_planner::sensitivity::{MOVED, sensitivity};
 use lapidary_planner::step::Stack;
 use lapidary_planner::{
     Candidate, Degrees, Physical, Pins, PlanDocument, PlanError, PlanRequest, explain, plan_until, report,
     timeline,
 };
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -50,6 +53,7 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
         output::file(path, &(json(&document)? + "\n"))?;
     }
     write_pictures(args, &request, &prices, &document)?;
+    write_scripts(args, &model, &document)?;
     match args.json {
         true => print_json(&document)?,
         false => print(&document, args.explain),
@@ -90,6 +94,26 @@ fn write_pictures(
         }
         (None, _) => Ok(()),
     }
+}
+
+/// The scripts that start the chosen plan, where they are asked for: beside the document, or here.
+fn write_scripts(args: &Plan, model: &ModelSpec, document: &PlanDocument) -> Result<(), Failure> {
+    if document.chosen.is_none() && !args.emit.is_empty() {
+        tracing::warn!("no script is written: no plan is chosen");
+        return Ok(());
+    }
+    let beside = args.output.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    for wanted in &args.emit {
+        let launcher = match wanted {
+            args::Launcher::Torchrun => Launcher::Torchrun,
+            args::Launcher::Slurm => Launcher::Slurm,
+            args::Launcher::Megatron => Launcher::Megatron,
+        };
+        let script = launch(document, model, launcher)
+            .map_err(|error| Failure::new(Exit::Unsupported, error.to_string()))?;
+        output::script(&beside.join(script.file), &script.text)?;
+    }
+    Ok(())
 }
 
 /// What the slowest device's kernels take over those of a sound one.
@@ -135,7 +159,7 @@ fn print_sensitivity(
 /// A question that no plan answers: what is wrong with it, with the exit code of the contract.
 pub(super) fn refused(error: PlanError) -> Failure {
     let exit = match error {
-        PlanError::Arithmetic { .. } => Exit::Unsupported,
+        PlanError::Arithmetic { .. } | PlanError::Experts { .. } => Exit::Unsupported,
         PlanError::Pin { .. } => Exit::Usage,
         PlanError::Empty { .. } => Exit::DoesNotFit,
         _ => Exit::InvalidInput,

@@ -38,6 +38,8 @@ pub struct Case {
     pub offload: bool,
     /// Whether numbers are fp16.
     pub half: bool,
+    /// Whether its time is a sum of passes, without what else a step does.
+    pub sum: bool,
     /// Software.
     pub stack: &'static Stack,
     /// What was filled in.
@@ -58,6 +60,10 @@ impl Case {
             case.assumed.push(
                 "nothing recomputed: the column is inferred, and every run of its source fits without".into(),
             );
+        }
+        if campaigns.sum(row) {
+            case.sum = true;
+            case.assumed.push("a sum of passes: all times of its source lie on lines".into());
         }
         Ok(case)
     }
@@ -97,6 +103,7 @@ impl Case {
             chunks: row.count("vpp").unwrap_or(1),
             data,
             context: 1,
+            expert: 1,
             micro_batch,
             accumulation: (global / (data * micro_batch) as f64).max(1.0),
             sharding: sharding(row, data, &mut assumed),
@@ -122,6 +129,7 @@ impl Case {
             fused_norm,
             offload,
             half,
+            sum: false,
             stack,
             assumed,
             open,
@@ -139,6 +147,7 @@ impl Case {
             fused_norm: self.fused_norm,
             offload: self.offload,
             half: self.half,
+            sum: self.sum,
             stack,
             machine: &self.machine,
             physics,
@@ -251,6 +260,7 @@ fn model(row: &Row, assumed: &mut Vec<String>) -> Result<ModelSpec, Skip> {
         head: Head { tied: !(gated || rotary) },
         multipliers: Multipliers::default(),
         mup: None,
+        experts: None,
         tokens: Tokens::default(),
         weights: Weights::default(),
         dtype: Default::default(),

@@ -52,6 +52,8 @@ pub struct LeftOut {
     pub fitted_pct: f64,
     /// Mean absolute error of the fit on all other groups, percent.
     pub left_out_pct: f64,
+    /// Part of its rows that their intervals cover then, percent.
+    pub covered_pct: f64,
 }
 
 /// The document. The figures at its head are of scored times.

@@ -7,8 +7,9 @@
 use super::campaign::Campaigns;
 use super::case::Case;
 use super::document::LeftOut;
+use super::like::{Bars, bars, kind};
 use super::row::{Metric, Row};
-use super::score::scored;
+use super::score::{FILLED_IN, scored};
 use crate::step::physics::{Constant, table};
 use crate::step::{Physics, Stack, estimate};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,10 +23,8 @@ pub struct Constants {
     pub paces: BTreeMap<String, f64>,
 }
 
-/// Rows of a group that the fit looks at; a larger group is thinned evenly.
-const ROWS_OF_A_GROUP: usize = 60;
 /// Weight of the root mean square beside the mean absolute error.
-const SQUARES: f64 = 0.5;
+const SQUARES: f64 = 1.0;
 /// Percent of error that a constant must gain to go from its prior to the other end of its range: a constant that the
 /// rows say little about stays where measurements outside of training put it.
 const RIDGE: f64 = 1.0;
@@ -61,24 +60,17 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Scored times of a table, large groups thinned.
+    /// Scored times of a table.
     pub fn new(rows: &[Row]) -> Samples {
-        let mut groups: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
-        for row in rows.iter().filter(|row| row.metric.timed() && scored(row) && row.measured.is_some()) {
-            groups.entry(row.word("group")).or_default().push(row);
-        }
-        let (mut samples, campaigns) = (Vec::new(), Campaigns::of(rows));
-        for (group, rows) in groups {
-            let every = rows.len().div_ceil(ROWS_OF_A_GROUP);
-            for row in rows.iter().step_by(every) {
-                let (Ok(mut case), Some(measured)) = (Case::new(row, &campaigns), row.measured) else {
-                    continue;
-                };
-                case.close(&Physics::builtin());
-                samples.push(Sample { group: group.to_string(), case, metric: row.metric, measured });
-            }
-        }
-        Samples { rows: samples, priors: priors() }
+        let campaigns = Campaigns::of(rows);
+        let sample = |row: &Row| {
+            let mut case = Case::new(row, &campaigns).ok()?;
+            case.close(&Physics::builtin());
+            let group = row.word("group").to_string();
+            Some(Sample { group, case, metric: row.metric, measured: row.measured? })
+        };
+        let timed = rows.iter().filter(|row| row.metric.timed() && scored(row));
+        Samples { rows: timed.filter_map(sample).collect(), priors: priors() }
     }
 
     /// Names of the groups.
@@ -86,13 +78,20 @@ impl Samples {
         self.rows.iter().map(|sample| sample.group.as_str()).collect()
     }
 
-    fn group_errors(&self, constants: &Constants, only: impl Fn(&Sample) -> bool) -> BTreeMap<&str, f64> {
-        let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    /// Mean absolute error of each group, and the part of its rows that their intervals cover, percent.
+    fn group_errors(
+        &self,
+        constants: &Constants,
+        only: impl Fn(&Sample) -> bool,
+    ) -> BTreeMap<&str, (f64, f64)> {
+        let mut sums: BTreeMap<&str, (f64, f64, f64)> = BTreeMap::new();
         for sample in self.rows.iter().filter(|sample| only(sample)) {
+            let (error, spread) = sample.outcome(constants);
+            let covered = f64::from(u8::from(error <= spread));
             let sum = sums.entry(&sample.group).or_default();
-            *sum = (sum.0 + sample.error_pct(constants), sum.1 + 1.0);
+            *sum = (sum.0 + error, sum.1 + 100.0 * covered, sum.2 + 1.0);
         }
-        sums.into_iter().map(|(group, (sum, count))| (group, sum / count)).collect()
+        sums.into_iter().map(|(group, sum)| (group, (sum.0 / sum.2, sum.1 / sum.2))).collect()
     }
 
     /// Mean over groups of the group's mean absolute error and, so that no row is given up, a part of its root mean
@@ -191,15 +190,40 @@ impl Samples {
         }
     }
 
-    /// For each group its error under `constants`, and under constants that were fitted without it.
-    pub fn left_out(&self, constants: &Constants) -> BTreeMap<String, LeftOut> {
+    /// For each group the constants that are fitted without it, from `start`.
+    pub fn without_each(&self, start: &Constants) -> BTreeMap<String, Constants> {
+        self.groups().into_iter().map(|group| (group.to_string(), self.fit(start, Some(group)))).collect()
+    }
+
+    /// For each group its error under `constants`, and under those that were fitted without it.
+    pub fn left_out(
+        &self,
+        constants: &Constants,
+        without: &BTreeMap<String, Constants>,
+    ) -> BTreeMap<String, LeftOut> {
         let fitted = self.group_errors(constants, |_| true);
-        let of = |group: &str| {
-            let without = self.fit(constants, Some(group));
-            let errors = self.group_errors(&without, |sample| sample.group == group);
-            LeftOut { fitted_pct: fitted[group], left_out_pct: errors[group] }
+        let of = |(group, without): (&String, &Constants)| {
+            let errors = self.group_errors(without, |sample| sample.group == *group);
+            let (left_out_pct, covered_pct) = errors[group.as_str()];
+            (group.clone(), LeftOut { fitted_pct: fitted[group.as_str()].0, left_out_pct, covered_pct })
         };
-        self.groups().into_iter().map(|group| (group.to_string(), of(group))).collect()
+        without.iter().map(of).collect()
+    }
+
+    /// Error bars by kind of run, every group predicted under the constants that were fitted without it. Its software's
+    /// number stays where no other group runs that: what unknown software adds is not in these bars.
+    pub fn bars(&self, known: &Constants, without: &BTreeMap<String, Constants>) -> Bars {
+        let elsewhere = |name: &str, group: &str| {
+            self.rows.iter().any(|other| other.case.stack.name == name && other.group != group)
+        };
+        let miss = |sample: &Sample| {
+            let (name, mut constants) = (&sample.case.stack.name, without[&sample.group].clone());
+            if !elsewhere(name, &sample.group) {
+                constants.paces.insert(name.clone(), known.paces[name]);
+            }
+            (kind(&sample.case.layout), sample.group.clone(), sample.error_pct(&constants))
+        };
+        bars(self.rows.iter().map(miss))
     }
 }
 
@@ -218,13 +242,21 @@ fn priors() -> Vec<(String, f64, f64)> {
 
 impl Sample {
     fn error_pct(&self, constants: &Constants) -> f64 {
+        self.outcome(constants).0
+    }
+
+    /// Absolute error, and how far the measurement may be off for the interval to cover it; both percent.
+    fn outcome(&self, constants: &Constants) -> (f64, f64) {
         let stack = constants.stack(self.case.stack);
-        let Some(found) = estimate(&self.case.job(&constants.physics, &stack)) else { return 100.0 };
+        let Some(found) = estimate(&self.case.job(&constants.physics, &stack)) else { return (100.0, 0.0) };
         let predicted = match self.metric {
             Metric::LayerForward => found.layer_s.0 * 1e3,
             Metric::LayerBackward => found.layer_s.1 * 1e3,
             _ => found.step_s,
         };
-        (predicted / self.measured - 1.0).abs() * 100.0
+        let error = (predicted / self.measured - 1.0).abs() * 100.0;
+        // The interval is around the prediction.
+        let spread = found.spread(self.case.machine.gpu()) + FILLED_IN * self.case.assumed.len() as f64;
+        (error, spread * predicted / self.measured * 100.0)
     }
 }

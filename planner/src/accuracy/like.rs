@@ -1,11 +1,10 @@
 //! What published runs of a plan's kind were off by: the error bar of a plan.
 //!
 //! Runs are alike where the same things take their time: tensor parallelism, a pipeline, sharded weights. The bar of a
-//! kind is the error that nine of ten of its runs stay under, every group of runs counting the same
-//! (`planner/error-bars.toml`, printed by `cargo run --release -p lapidary-planner --example fit -- published.csv bars`).
+//! kind is the error that nine of ten of its runs stay under, every group of runs counting the same and predicted by
+//! constants that were fitted without it (`planner/error-bars.toml`, printed by `cargo run --release -p lapidary-planner --example fit -- published.csv left-out`).
 //! Software that nobody measured has the spread of the measured stacks' pace on top.
 
-use super::score::Prediction;
 use crate::plan::Sharding;
 use crate::step::stack::Fitted;
 use crate::step::{Layout, Stack};
@@ -41,20 +40,18 @@ pub fn kind(layout: &Layout) -> &'static str {
     }
 }
 
-/// The bars of some predictions.
-pub fn bars<'a>(rows: impl Iterator<Item = &'a Prediction>) -> Bars {
-    let mut kinds: BTreeMap<String, Vec<&Prediction>> = BTreeMap::new();
-    for row in rows.filter(|row| row.scored && matches!(row.unit, "s" | "ms")) {
-        kinds.entry(row.kind.to_string()).or_default().push(row);
-    }
-    kinds.into_iter().map(|(kind, rows)| (kind, bar(&rows))).collect()
+/// The bars of runs by their kind, group and absolute error in percent.
+pub fn bars(runs: impl Iterator<Item = (&'static str, String, f64)>) -> Bars {
+    let mut kinds: BTreeMap<&str, Vec<(String, f64)>> = BTreeMap::new();
+    runs.for_each(|(kind, group, error)| kinds.entry(kind).or_default().push((group, error)));
+    kinds.into_iter().map(|(kind, runs)| (kind.to_string(), bar(&runs))).collect()
 }
 
-fn bar(rows: &[&Prediction]) -> Bar {
+fn bar(runs: &[(String, f64)]) -> Bar {
     let mut groups: BTreeMap<&str, f64> = BTreeMap::new();
-    rows.iter().for_each(|row| *groups.entry(&row.group).or_default() += 1.0);
+    runs.iter().for_each(|(group, _)| *groups.entry(group).or_default() += 1.0);
     let mut errors: Vec<(f64, f64)> =
-        rows.iter().map(|row| (row.error_pct.abs(), 1.0 / groups[row.group.as_str()])).collect();
+        runs.iter().map(|(group, error)| (*error, 1.0 / groups[group.as_str()])).collect();
     errors.sort_by(|a, b| a.0.total_cmp(&b.0));
     let wanted = 0.9 * groups.len() as f64;
     let mut below = 0.0;
@@ -63,7 +60,7 @@ fn bar(rows: &[&Prediction]) -> Bar {
         below >= wanted - 1e-9
     });
     let nine_of_ten_pct = ninth.or(errors.last()).map_or(0.0, |(error, _)| (error * 10.0).round() / 10.0);
-    Bar { nine_of_ten_pct, runs: rows.len(), groups: groups.len() }
+    Bar { nine_of_ten_pct, runs: runs.len(), groups: groups.len() }
 }
 
 /// The error bar of a layout under a software stack, percent: that of its kind, and for software that no run was
@@ -90,6 +87,20 @@ fn pace_spread_pct() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nine_of_ten_runs_stay_under_a_bar_and_groups_count_the_same() {
+        let runs = |group: &str, count: usize| {
+            let group = group.to_string();
+            (1..=count).map(move |n| ("pipeline", group.clone(), 10.0 * n as f64 / count as f64))
+        };
+        let found = bars(runs("one", 10));
+        assert_eq!(found["pipeline"], Bar { nine_of_ten_pct: 9.0, runs: 10, groups: 1 });
+        // A hundred good runs of one group do not hide that the other is off.
+        let good = (0..100).map(|_| ("pipeline", "good".to_string(), 1.0));
+        let found = bars(runs("bad", 10).chain(good));
+        assert_eq!(found["pipeline"], Bar { nine_of_ten_pct: 8.0, runs: 110, groups: 2 });
+    }
 
     #[test]
     fn every_kind_has_a_bar() {

@@ -142,7 +142,7 @@ const GIB: f64 = 1073741824.0;
 /// Half of the interval of a memory prediction, as a part of it.
 const MEMORY_SPREAD: f64 = 0.16;
 /// What each filled-in field adds to the interval.
-const FILLED_IN: f64 = 0.02;
+pub(super) const FILLED_IN: f64 = 0.02;
 
 fn machine_bytes(case: &Case) -> f64 {
     case.machine.device.memory().0

@@ -27,7 +27,8 @@ pub struct Physical {
 }
 
 /// What the terms of an estimate are about.
-const BOUNDS: [(&str, Bound); 13] = [
+const BOUNDS: [(&str, Bound); 14] = [
+    ("ep_comm", Bound::Network),
     ("cp_comm", Bound::Network),
     ("matmul", Bound::Compute),
     ("attention", Bound::Compute),
@@ -76,6 +77,7 @@ impl Physical {
                 chunks: plan.chunks,
                 data: plan.dp,
                 context: plan.cp,
+                expert: plan.ep,
                 micro_batch: plan.micro_batch,
                 accumulation: plan.accumulation as f64,
                 sharding: plan.sharding,
@@ -89,6 +91,7 @@ impl Physical {
             fused_norm: self.stack.fused_norm,
             offload: self.offload,
             half: false,
+            sum: false,
             stack: &self.stack,
             machine,
             physics: &self.physics,

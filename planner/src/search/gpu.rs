@@ -1,5 +1,5 @@
-//! The decisions of a plan for GPUs, in the order in which the search takes them: degrees, micro-batch and sequence
-//! parallelism ([`Node`]); then chunks and stages, sharding, and how many layers are computed again.
+//! The decisions of a plan for GPUs, in the order in which the search takes them: degrees, ranks that share experts,
+//! micro-batch and sequence parallelism ([`Node`]); then chunks and stages, sharding, and how many layers are computed again.
 
 use super::Evaluated;
 use super::divisors;
@@ -130,12 +130,29 @@ impl<'a> GpuSpace<'a> {
         let choices: &[bool] = if splits_rows { &[true, false] } else { &[false] };
         let base = with(degrees, self.model.n_layers);
         let mut nodes = Vec::new();
+        for ep in self.expert_ranks(degrees).into_iter().filter(|found| open(only.ep, *found)) {
+            nodes.extend(GpuSpace::nodes_of(local, choices, GpuPlan { ep, ..base }, only));
+        }
+        nodes
+    }
+
+    /// Ranks that may share the experts of a layer: they divide both, and hold whole sequences.
+    fn expert_ranks(&self, (_, cp, _, dp): Degrees) -> Vec<u64> {
+        match self.model.experts.filter(|_| cp == 1) {
+            Some(experts) => {
+                divisors(dp).into_iter().filter(|ep| experts.count.is_multiple_of(*ep)).collect()
+            }
+            None => vec![1],
+        }
+    }
+
+    fn nodes_of(local: u64, choices: &[bool], base: GpuPlan, only: &Only) -> Vec<Node> {
+        let mut nodes = Vec::new();
         for micro_batch in divisors(local).into_iter().filter(|found| open(only.micro_batch, *found)) {
             for rows in choices.iter().copied().filter(|found| open(only.sequence_parallel, *found)) {
                 let accumulation = local / micro_batch;
-                nodes.push(Node {
-                    plan: GpuPlan { micro_batch, accumulation, sequence_parallel: rows, ..base },
-                });
+                let plan = GpuPlan { micro_batch, accumulation, sequence_parallel: rows, ..base };
+                nodes.push(Node { plan });
             }
         }
         nodes
@@ -158,17 +175,15 @@ impl<'a> GpuSpace<'a> {
         all
     }
 
-    /// Shardings that mean something for some degrees. Gathering shards is not combined with a pipeline, which would
-    /// gather again for every micro-batch of every stage.
+    /// Shardings that mean something for some degrees.
     pub fn shardings(&self, plan: &GpuPlan, only: &Only) -> Vec<Sharding> {
-        let (pp, dp) = (plan.pp, plan.dp * plan.cp);
+        let dp = plan.dp * plan.cp;
         let per_node = self.machine.node.devices / plan.tp;
         let means = |sharding: &Sharding| match sharding {
             Sharding::None => true,
-            Sharding::Optimizer => dp > 1,
-            Sharding::Full => dp > 1 && pp == 1,
+            Sharding::Optimizer | Sharding::Full => dp > 1,
             Sharding::OptimizerInNode => false,
-            Sharding::Hybrid => pp == 1 && per_node > 1 && dp > per_node && dp.is_multiple_of(per_node),
+            Sharding::Hybrid => per_node > 1 && dp > per_node && dp.is_multiple_of(per_node),
         };
         Sharding::ALL.into_iter().filter(means).filter(|found| open(only.sharding, *found)).collect()
     }

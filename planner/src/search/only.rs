@@ -11,6 +11,7 @@ pub(crate) struct Only {
     pub pp: Option<u64>,
     pub dp: Option<u64>,
     pub cp: Option<u64>,
+    pub ep: Option<u64>,
     pub micro_batch: Option<u64>,
     pub sharding: Option<Sharding>,
     /// Recomputation, and whether of a part of the layers.
@@ -32,6 +33,7 @@ impl Only {
             pp: number("pp"),
             dp: number("dp"),
             cp: number("cp"),
+            ep: number("ep"),
             micro_batch: number("micro-batch"),
             sharding: word("sharding")
                 .and_then(|word| Sharding::ALL.into_iter().find(|one| one.name() == word)),
@@ -66,6 +68,7 @@ impl Only {
     /// Whether a whole plan is allowed.
     pub fn plan(&self, plan: &GpuPlan) -> bool {
         self.degrees(of(plan))
+            && open(self.ep, plan.ep)
             && open(self.micro_batch, plan.micro_batch)
             && open(self.sharding, plan.sharding)
             && self.again(plan.recompute, plan.recompute_layers)

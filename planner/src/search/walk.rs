@@ -103,7 +103,7 @@ impl Walk<'_> {
     /// Every node with the least time of its plans and their prices, the most promising first.
     fn nodes(&self, found: &mut Found) -> Vec<(Node, f64, Prices)> {
         let mut nodes = Vec::new();
-        let mut known: BTreeMap<(u64, u64, u64, bool), Prices> = BTreeMap::new();
+        let mut known: BTreeMap<(u64, u64, u64, u64, bool), Prices> = BTreeMap::new();
         for degrees in self.space.degrees(&self.only) {
             let tp = degrees.0;
             let Some(work) = self.space.work(tp).filter(|_| self.space.impossible(degrees).is_none()) else {
@@ -112,7 +112,8 @@ impl Walk<'_> {
                 continue;
             };
             for node in self.space.nodes(degrees, &self.only) {
-                let key = (tp, degrees.1, node.plan.micro_batch, node.plan.sequence_parallel);
+                let plan = &node.plan;
+                let key = (tp, degrees.1, plan.ep, plan.micro_batch, plan.sequence_parallel);
                 let prices = *known.entry(key).or_insert_with(|| self.space.prices(&node, work));
                 let least = least(&self.space.job(&node.plan, work), &prices);
                 nodes.push((node, least, prices));
@@ -354,7 +355,7 @@ mod tests {
         let mut kinds: BTreeMap<_, Kept> = BTreeMap::new();
         for (kept, _, _) in all.iter().filter(|(_, _, fits)| *fits) {
             let p = &kept.plan;
-            let kind = (of(p), p.micro_batch, p.sequence_parallel, p.chunks, p.sharding, p.recompute);
+            let kind = (of(p), p.ep, p.micro_batch, p.sequence_parallel, p.chunks, p.sharding, p.recompute);
             let known = kinds.entry(kind).or_insert(*kept);
             if walk.before(kept, known) {
                 *known = *kept;

@@ -61,6 +61,9 @@ pub fn serve(request: &ServeRequest<'_>, physical: &Physical) -> Result<ServeDoc
         let device = machine.device.product().to_string();
         return Err(PlanError::Arithmetic { device, precision: "GPU kernels".to_string() });
     }
+    if request.model.experts.is_some() {
+        return Err(PlanError::Experts { model: request.model.name.clone(), what: "inference" });
+    }
     let mut candidates = Vec::new();
     for tp in divisors(machine.node.devices) {
         if request.tp.is_some_and(|wanted| wanted != tp) {

@@ -84,7 +84,8 @@ fn step(job: &Job<'_>, rates: &Rates<'_>, context: f64) -> IndexMap<String, f64>
     let work = &job.work.forward;
     let read = cache_bytes(shape, job.tp()) * context * sequences;
     // The account's row kernels are those of a whole prompt.
-    let token = (work.stream_bytes + work.split_bytes) / job.batch.seq_len as f64 * sequences;
+    let token =
+        (work.stream_bytes + work.split_bytes + work.inner_bytes) / job.batch.seq_len as f64 * sequences;
     let other = rates.stream(token) + ROW_KERNELS * job.physics.gap;
     let meetings = if shape.parallel { 1.0 } else { 2.0 };
     let summed = meetings * rates.tensor_all_reduce(VALUE * sequences * shape.width);

@@ -40,8 +40,15 @@ struct Gathers {
 pub struct Exposed {
     /// Once a step.
     pub step: f64,
+    /// Of the forward and of the backward pass of each micro-batch.
+    pub passes: (f64, f64),
+}
+
+impl Exposed {
     /// Of each micro-batch.
-    pub micro_batch: f64,
+    pub fn micro_batch(&self) -> f64 {
+        self.passes.0 + self.passes.1
+    }
 }
 
 impl Traffic {
@@ -50,41 +57,53 @@ impl Traffic {
     pub fn exposed(&self, stack: &Stack, physics: &Physics, forward: f64, backward: f64) -> Exposed {
         let left = |traffic: f64, beside: f64| traffic - (traffic * stack.data_overlap).min(beside);
         let step = left(self.behind_backward, backward) + left(self.behind_forward, forward) + self.alone;
-        let Some(one) = self.gathers else { return Exposed { step, micro_batch: 0.0 } };
+        let Some(one) = self.gathers else { return Exposed { step, passes: (0.0, 0.0) } };
         let passes = [(one.gather, forward / one.layers), (one.gather + one.scatter, backward / one.layers)];
         let exposed = passes.map(|(traffic, beside)| {
             let behind = (traffic * stack.gather_overlap).min(beside);
             traffic - behind + behind * physics.contention
         });
-        Exposed { step, micro_batch: one.layers * (exposed[0] + exposed[1]) + one.ends }
+        Exposed { step, passes: (one.layers * exposed[0] + one.ends, one.layers * exposed[1]) }
     }
 }
 
-/// Bytes per second between host and device, and of the host's optimizer, for one process of a node.
-/// PCIe 4.0 x16 reaches about 24 GB/s pinned (NVIDIA bandwidthTest on A100 systems), shared by two devices behind
-/// one switch; element-wise PyTorch on the host runs at about 10 GB/s a process with four beside each other (assumed).
-const HOST_LINK: f64 = 12e9;
-const HOST_STREAM: f64 = 10e9;
-/// Bytes that AdamW of single ops moves on the host for a parameter: twelve passes of three operands of 4 bytes.
-const HOST_TRAFFIC: f64 = 144.0;
+/// Parameters of a stage on one rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Parameters {
+    /// Of its layers, without experts.
+    layers: f64,
+    /// Of the experts of its layers.
+    experts: f64,
+    /// Of the tables of the ends.
+    tables: f64,
+}
 
-/// Parameters of the fullest stage on one rank: its layers and the tables of the ends.
-pub fn parameters(job: &Job<'_>) -> (f64, f64) {
+impl Parameters {
+    fn all(&self) -> f64 {
+        self.layers + self.experts + self.tables
+    }
+}
+
+/// Parameters of the fullest stage on one rank.
+fn parameters(job: &Job<'_>) -> Parameters {
     let (shape, tp, last) = (&job.shape, job.tp(), job.layout.pipeline - 1);
     let table = shape.table(job.vocab_rows());
     let positions = shape.positions * shape.width;
     let stage = |index: u64| {
-        let layers = job.stage_layers(index) * (shape.layer_matrices() / tp + shape.small);
+        let layers = job.stage_layers(index);
         let tables = match (index == 0, index == last) {
             (true, true) if !shape.tied => 2.0 * table + positions,
             (true, _) => table + positions,
             (false, true) => table,
             (false, false) => 0.0,
         };
-        (layers, tables)
+        Parameters {
+            layers: layers * (shape.layer_matrices() / tp + shape.small),
+            experts: layers * job.expert_parameters(),
+            tables,
+        }
     };
-    let sum = |pair: (f64, f64)| pair.0 + pair.1;
-    let best = |a: (f64, f64), b: (f64, f64)| if sum(b) > sum(a) { b } else { a };
+    let best = |a: Parameters, b: Parameters| if b.all() > a.all() { b } else { a };
     let middle = if last > 1 { stage(1) } else { stage(0) };
     best(best(stage(0), stage(last)), middle)
 }
@@ -94,10 +113,11 @@ fn gradient_ranks(job: &Job<'_>) -> u64 {
     job.layout.data * job.layout.context
 }
 
-/// Ranks that share the optimizer state.
-pub fn state_ranks(job: &Job<'_>) -> u64 {
-    let node = (job.machine.node.devices / job.layout.tensor).max(1);
-    let ranks = gradient_ranks(job);
+/// Ranks that share the state of parameters which every `apart`-th data-parallel rank holds: 1 for those that all hold,
+/// the ranks of expert parallelism for experts.
+pub fn state_ranks(job: &Job<'_>, apart: u64) -> u64 {
+    let node = (job.machine.node.devices / (job.layout.tensor * apart)).max(1);
+    let ranks = (gradient_ranks(job) / apart).max(1);
     match job.layout.sharding {
         Sharding::None => 1,
         Sharding::Optimizer | Sharding::Full => ranks,
@@ -107,51 +127,70 @@ pub fn state_ranks(job: &Job<'_>) -> u64 {
 
 /// The traffic of a job.
 pub fn traffic(job: &Job<'_>, rates: &Rates<'_>) -> Traffic {
-    let (layers, tables) = parameters(job);
-    let all = layers + tables;
-    let owned = all / state_ranks(job) as f64;
+    let held = parameters(job);
+    let (common, apart) = (held.layers + held.tables, job.layout.expert);
+    let owned = common / state_ranks(job, 1) as f64 + held.experts / state_ranks(job, apart) as f64;
     let (ranks, stride) = (gradient_ranks(job), job.layout.tensor);
     let stack = job.stack;
     let mut found = Traffic {
         optimizer: if job.offload { 0.0 } else { rates.stream(stack.optimizer_traffic * owned) },
-        accumulate: rates.stream(stack.accumulate_traffic * all),
+        accumulate: rates.stream(stack.accumulate_traffic * held.all()),
         ..Traffic::default()
     };
     if job.offload {
-        found.host = owned * (HOST_TRAFFIC / HOST_STREAM + 4.0 * stack.gather_bytes / HOST_LINK);
+        found.host = on_host(job, owned);
     }
-    let sum = |bytes: f64| rates.all_reduce(ranks, stride, bytes);
+    // Experts are summed over the ranks that hold the same ones.
+    let both = |one: &dyn Fn(u64, u64, f64) -> f64, bytes: f64| {
+        one(ranks, stride, bytes * common) + one(ranks / apart, stride * apart, bytes * held.experts)
+    };
+    let sum = |bytes: f64| both(&|n, apart, bytes| rates.all_reduce(n, apart, bytes), bytes);
+    let gather = |bytes: f64| both(&|n, apart, bytes| rates.all_gather(n, apart, bytes), bytes);
     match job.layout.sharding {
-        Sharding::None => found.behind_backward = sum(job.gradient_bytes() * all),
+        Sharding::None => found.behind_backward = sum(job.gradient_bytes()),
         Sharding::Optimizer => {
-            found.behind_backward = sum(job.gradient_bytes() * all) / 2.0;
-            found.behind_forward = sum(2.0 * all) / 2.0;
+            found.behind_backward = gather(job.gradient_bytes());
+            found.behind_forward = gather(2.0);
             found.alone = stack.broadcast * (ranks as f64 - job.machine.node.devices as f64).max(0.0);
         }
         Sharding::OptimizerInNode => {
-            found.behind_backward = sum(job.gradient_bytes() * all);
-            found.behind_forward = rates.all_reduce(state_ranks(job), stride, 2.0 * all) / 2.0;
+            found.behind_backward = sum(job.gradient_bytes());
+            let shared = |bytes: f64, apart: u64| {
+                rates.all_gather(state_ranks(job, apart), stride * apart, 2.0 * bytes)
+            };
+            found.behind_forward = shared(common, 1) + shared(held.experts, apart);
         }
-        Sharding::Full | Sharding::Hybrid => sharded(job, rates, (layers, tables), &mut found),
+        Sharding::Full | Sharding::Hybrid => sharded(job, rates, held, &mut found),
     }
     found
 }
 
+/// Seconds of a step for state that lives on the host: its optimizer, and weights and gradients on their way. A machine
+/// without a host is refused before ([`crate::request::PlanError::Host`]).
+fn on_host(job: &Job<'_>, owned: f64) -> f64 {
+    let Some(host) = &job.machine.node.host else { return 0.0 };
+    let (optimizer, link) = (job.stack.host_optimizer_traffic, 4.0 * job.stack.gather_bytes);
+    owned * (optimizer / host.memory_bandwidth.0 + link / host.bandwidth.0)
+}
+
 /// Weights are gathered for each forward and each backward pass, gradients scattered behind it, a layer at a time.
-fn sharded(job: &Job<'_>, rates: &Rates<'_>, sizes: (f64, f64), found: &mut Traffic) {
-    let (ranks, stride) = (state_ranks(job), job.layout.tensor);
-    let stack = job.stack;
+fn sharded(job: &Job<'_>, rates: &Rates<'_>, held: Parameters, found: &mut Traffic) {
+    let (stride, apart, stack) = (job.layout.tensor, job.layout.expert, job.stack);
     let layers = job.stage_layers(0).max(1.0);
-    let half = |bytes: f64| rates.all_reduce(ranks, stride, bytes) / 2.0;
+    let half = |bytes: f64, apart: u64| rates.all_gather(state_ranks(job, apart), stride * apart, bytes);
+    let layer =
+        |bytes: f64| half(bytes * held.layers / layers, 1) + half(bytes * held.experts / layers, apart);
     found.gathers = Some(Gathers {
         layers,
-        gather: half(stack.gather_bytes * sizes.0 / layers),
-        scatter: half(stack.scatter_bytes * sizes.0 / layers),
-        ends: half(stack.gather_bytes * sizes.1),
+        gather: layer(stack.gather_bytes),
+        scatter: layer(stack.scatter_bytes),
+        ends: half(stack.gather_bytes * held.tables, 1),
     });
-    let copies = gradient_ranks(job) / ranks.max(1);
-    if copies > 1 {
-        let bytes = stack.scatter_bytes * (sizes.0 + sizes.1) / ranks as f64;
-        found.behind_backward = rates.all_reduce(copies, stride * ranks, bytes);
-    }
+    let repeated = |parameters: f64, apart: u64| {
+        let ranks = state_ranks(job, apart);
+        let copies = gradient_ranks(job) / apart / ranks.max(1);
+        let bytes = stack.scatter_bytes * parameters / ranks as f64;
+        if copies > 1 { rates.all_reduce(copies, stride * apart * ranks, bytes) } else { 0.0 }
+    };
+    found.behind_backward = repeated(held.layers + held.tables, 1) + repeated(held.experts, apart);
 }

@@ -28,22 +28,32 @@ pub fn embedding(job: &Job<'_>, rates: &Rates<'_>) -> End {
     End { forward: pass(forward, summed), backward: pass(backward, 0.0) }
 }
 
-/// Final norm, head and cross entropy.
+/// Final norm, head and cross entropy. Where the loss is taken of gathered logits, every rank gathers all of them and
+/// works on the whole vocabulary.
 pub fn head(job: &Job<'_>, rates: &Rates<'_>) -> End {
     let (forward, backward) = &job.work.head;
     let launches = job.stack.launches.micro_batch / 4.0;
+    let gathers = job.stack.memory.gathers_logits && job.layout.tensor > 1;
+    let whole = |work: &PassWork| match gathers {
+        true => PassWork { split_bytes: work.split_bytes * job.tp(), ..work.clone() },
+        false => work.clone(),
+    };
     let pass = |work: &PassWork, tensor: f64| Pass {
         products: rates.linears(&work.linears, job.tokens()),
-        rows: rows(job, rates, work),
+        rows: rows(job, rates, &whole(work)),
         tensor,
         launches,
         ..Pass::default()
     };
-    let statistics = 3.0 * rates.tensor_all_reduce(4.0 * job.tokens());
+    let shared = match gathers {
+        true => rates.all_gather(job.layout.tensor, 1, 2.0 * job.tokens() * job.vocab_rows() * job.tp()),
+        false => 3.0 * rates.tensor_all_reduce(4.0 * job.tokens()),
+    };
     let summed = rates.tensor_all_reduce(2.0 * job.tokens() * job.shape.width);
-    End { forward: pass(forward, statistics), backward: pass(backward, summed) }
+    End { forward: pass(forward, shared), backward: pass(backward, summed) }
 }
 
 fn rows(job: &Job<'_>, rates: &Rates<'_>, work: &PassWork) -> f64 {
-    rates.stream((work.stream_bytes / job.row_split() + work.split_bytes) * job.sequences())
+    rates
+        .stream((work.stream_bytes / job.row_split() + work.split_bytes + work.inner_bytes) * job.sequences())
 }

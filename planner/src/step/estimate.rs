@@ -1,6 +1,6 @@
 //! From a job to the time of its step: passes of each stage, the pipeline's simulation, and what stands once a step.
 
-use super::data::{Traffic, traffic};
+use super::data::{Exposed, Traffic, traffic};
 use super::job::{Job, Schedule};
 use super::pipeline::{Slot, Stages};
 use super::prices::{Prices, Stage};
@@ -22,7 +22,8 @@ pub struct Estimate {
 
 /// What each term may be off by, as a part of it: what the tables it rests on scatter by, and for terms that wait for
 /// other ranks what published repetitions of the same run differ by.
-const DOUBTS: [(&str, f64); 13] = [
+const DOUBTS: [(&str, f64); 14] = [
+    ("ep_comm", 0.5),
     ("cp_comm", 0.4),
     ("matmul", 0.07),
     ("attention", 0.15),
@@ -66,11 +67,11 @@ pub fn estimate(job: &Job<'_>) -> Option<Estimate> {
 /// parallelism alone, traffic on degrees, stages and sharding.
 pub fn estimate_by(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> Estimate {
     let stages: Vec<Stage> = (0..job.layout.pipeline).map(|index| prices.stage(job, index)).collect();
-    let times: Vec<(f64, f64)> = stages.iter().map(|stage| stage.seconds).collect();
-    let slowest = (0..times.len()).max_by(|a, b| sum(times[*a]).total_cmp(&sum(times[*b]))).unwrap_or(0);
+    let slowest = slowest(&stages);
     let m = job.layout.accumulation;
     let device = &stages[slowest];
     let exposed = traffic.exposed(job.stack, job.physics, device.forward_device(), device.backward_device());
+    let times = held_up(&stages, &exposed);
     let pipeline = pipeline(job, &times, message(job));
     let busy = m * sum(times[slowest]);
     let mut terms = IndexMap::new();
@@ -79,14 +80,19 @@ pub fn estimate_by(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> Estimat
     terms.insert("attention", m * passes.iter().map(|pass| pass.attention).sum::<f64>());
     let rows = passes.iter().map(|pass| pass.rows).sum::<f64>();
     terms.insert("memory_bound", m * (rows + traffic.accumulate));
-    terms.insert("recompute", m * (device.again.device() - device.again.tensor - device.again.ring));
+    terms.insert("recompute", m * (device.again.device() - device.again.waits()));
     let tensor = device.forward.tensor + device.backward.tensor + device.again.tensor;
     terms.insert("tp_comm", m * tensor);
     terms.insert("cp_comm", m * (device.forward.ring + device.backward.ring + device.again.ring));
-    terms.insert("host", (busy - m * (device.forward_device() + device.backward_device())).max(0.0));
+    let exchange = device.forward.exchange + device.backward.exchange + device.again.exchange;
+    terms.insert("ep_comm", m * exchange);
+    terms.insert(
+        "host",
+        (busy - m * (device.forward_device() + device.backward_device() + exposed.micro_batch())).max(0.0),
+    );
     terms.insert("pp_bubble", (pipeline.0 - busy).max(0.0));
     terms.insert("pp_comm", pipeline.1);
-    terms.insert("dp_comm", m * exposed.micro_batch + exposed.step);
+    terms.insert("dp_comm", m * exposed.micro_batch() + exposed.step);
     terms.insert("optimizer", traffic.optimizer);
     terms.insert("offload", traffic.host);
     terms.insert("step", once(job));
@@ -97,8 +103,23 @@ pub fn estimate_by(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> Estimat
     Estimate { step_s, layer_s, bubble: terms["pp_bubble"] / step_s, terms_s: terms }
 }
 
+/// The stage whose passes take the most; the last of equals.
+fn slowest(stages: &[Stage]) -> usize {
+    let time = |index: usize| sum(stages[index].seconds);
+    (0..stages.len()).max_by(|a, b| time(*a).total_cmp(&time(*b))).unwrap_or(0)
+}
+
+/// Seconds of the passes of stages that all wait for gathered weights as the slowest one does.
+fn held_up(stages: &[Stage], exposed: &Exposed) -> Vec<(f64, f64)> {
+    let both = |stage: &Stage| (stage.seconds.0 + exposed.passes.0, stage.seconds.1 + exposed.passes.1);
+    stages.iter().map(both).collect()
+}
+
 /// Seconds that a step has beside its passes, traffic and optimizer.
 fn once(job: &Job<'_>) -> f64 {
+    if job.sum {
+        return 0.0;
+    }
     let nodes = job.machine.nodes.max(1) as f64;
     job.physics.step + job.physics.straggler * nodes.log2()
 }
@@ -109,34 +130,39 @@ pub fn bound(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> f64 {
     let (m, ranks) = (job.layout.accumulation, job.layout.pipeline);
     let rounds = rounds(job);
     let message = message(job);
+    let exposed = bound_exposed(job, prices, traffic);
     let (mut before, mut most, mut slot) = (0.0, 0.0_f64, 0.0_f64);
-    let (mut slowest, mut device) = (0.0, (0.0, 0.0));
     let mut index = 0;
     while index < ranks {
         let next = job.alike_until(index);
         let stage = prices.stage(job, index);
-        let (count, own) = ((next - index) as f64, sum(stage.seconds));
+        let (count, own) = ((next - index) as f64, sum(stage.seconds) + exposed.micro_batch());
         let step = own / rounds.chunks as f64 + 2.0 * message;
         let whole = own + 2.0 * message * rounds.chunks as f64;
         most = most.max(before + (count - 1.0) * step + rounds.seen as f64 * whole);
         before += count * step;
         slot = slot.max(whole);
-        if own >= slowest {
-            (slowest, device) = (own, (stage.forward_device(), stage.backward_device()));
-        }
         index = next;
     }
     let pipeline = match job.layout.schedule {
         Schedule::OneForwardOneBackward => (m - rounds.seen as f64) * slot + most,
         Schedule::ZeroBubble1 | Schedule::ZeroBubble2 => m * slot,
     };
-    let exposed = traffic.exposed(job.stack, job.physics, device.0, device.1);
-    pipeline
-        + m * (traffic.accumulate + exposed.micro_batch)
-        + exposed.step
-        + traffic.optimizer
-        + traffic.host
-        + once(job)
+    pipeline + m * traffic.accumulate + exposed.step + traffic.optimizer + traffic.host + once(job)
+}
+
+/// What the slowest of the stages does not hide, the last of equals.
+fn bound_exposed(job: &Job<'_>, prices: &Prices, traffic: &Traffic) -> Exposed {
+    let (mut slowest, mut device) = (0.0, (0.0, 0.0));
+    let mut index = 0;
+    while index < job.layout.pipeline {
+        let stage = prices.stage(job, index);
+        if sum(stage.seconds) >= slowest {
+            (slowest, device) = (sum(stage.seconds), (stage.forward_device(), stage.backward_device()));
+        }
+        index = job.alike_until(index);
+    }
+    traffic.exposed(job.stack, job.physics, device.0, device.1)
 }
 
 /// Seconds that no stages, sharding or recomputation bring a job's step under: the passes of all stages shared evenly.
@@ -149,8 +175,11 @@ pub fn least(job: &Job<'_>, prices: &Prices) -> f64 {
 pub fn timeline(job: &Job<'_>, seen: impl FnMut(Slot)) -> Option<f64> {
     let rates = Rates::new(job, job.machine.gpu()?);
     let prices = Prices::of(job, &rates);
-    let times: Vec<(f64, f64)> =
-        (0..job.layout.pipeline).map(|index| prices.stage(job, index).seconds).collect();
+    let stages_of: Vec<Stage> = (0..job.layout.pipeline).map(|index| prices.stage(job, index)).collect();
+    let device = &stages_of[slowest(&stages_of)];
+    let traffic = traffic(job, &rates);
+    let exposed = traffic.exposed(job.stack, job.physics, device.forward_device(), device.backward_device());
+    let times = held_up(&stages_of, &exposed);
     let whole = job.layout.accumulation.round().max(1.0) as usize;
     Some(stages(&times, rounds(job).chunks, message(job)).simulate(whole, seen))
 }

@@ -90,6 +90,8 @@ pub struct Layout {
     pub data: u64,
     /// Ranks that share each sequence, passing keys and values round (context parallelism).
     pub context: u64,
+    /// Data-parallel ranks that share the experts of a layer (expert parallelism).
+    pub expert: u64,
     /// Sequences of a micro-batch.
     pub micro_batch: u64,
     /// Micro-batches of a step on each rank; may be broken where a published batch does not divide.
@@ -128,6 +130,8 @@ pub struct Job<'a> {
     pub offload: bool,
     /// Whether numbers are fp16, whose gradients some stacks sum as they are.
     pub half: bool,
+    /// Whether passes, gradients and optimizer are all there is of a step.
+    pub sum: bool,
     /// Software.
     pub stack: &'a Stack,
     /// Machine, cut to the devices of the layout.
@@ -155,6 +159,11 @@ impl Job<'_> {
     /// Ranks that row kernels are split over.
     pub fn row_split(&self) -> f64 {
         if self.layout.sequence_parallel { self.tp() } else { 1.0 }
+    }
+
+    /// Parameters of the experts of a layer on one rank, in the mean over the layers.
+    pub fn expert_parameters(&self) -> f64 {
+        self.shape.expert_matrices() / (self.tp() * self.layout.expert as f64)
     }
 
     /// Bytes of a gradient that data-parallel ranks sum.

@@ -2,7 +2,7 @@
 //! them.
 
 use super::job::AttentionKernel;
-use super::reading::Reading;
+use super::reading::{Reading, of_mlp};
 use super::work::Kept;
 use lapidary_models::Function;
 use lapidary_models::Node;
@@ -24,7 +24,7 @@ impl Reading<'_> {
         let unfused = if self.fused_norm { 0.0 } else { memory.unfused_norm };
         // Masks of dropout take a byte each. Scores go through dropout even where it drops nothing: what it writes (2) and
         // its mask (1) are kept beside the softmax (torch's native_dropout writes both at p = 0).
-        let beside = Kept { stream: memory.dropout * stream + unfused * norms, split: 0.0 };
+        let beside = Kept { stream: memory.dropout * stream + unfused * norms, ..Kept::default() };
         let own = match self.attention {
             AttentionKernel::Unfused => 6.0 * scores,
             _ => 3.0 * scores,
@@ -37,7 +37,7 @@ impl Reading<'_> {
             .map_or(1, |node| layer.ty(node.output).shape[3]);
         let attended = elements(|node| matches!(node.op, Op::Values { .. }));
         let packed = if self.attention == AttentionKernel::Flash1 { 4.0 * attended } else { 0.0 };
-        let statistics = Kept { stream: 0.0, split: 4.0 * scores / length as f64 + packed };
+        let statistics = Kept { split: 4.0 * scores / length as f64 + packed, ..Kept::default() };
         let of =
             |training: &Training, wanted: &dyn Fn(&Slot) -> bool| slots(layer, &training.graph.slots, wanted);
         let cheap = |slot: &Slot| {
@@ -49,12 +49,12 @@ impl Reading<'_> {
             true => [
                 of(core, &|_| true) + beside + statistics,
                 of(core, &|slot| !cheap(slot))
-                    + Kept { stream: memory.dropout * stream, split: 0.0 }
+                    + Kept { stream: memory.dropout * stream, ..Kept::default() }
                     + statistics,
                 full,
             ],
             false => [
-                of(whole, &|_| true) + beside + Kept { stream: 0.0, split: own },
+                of(whole, &|_| true) + beside + Kept { split: own, ..Kept::default() },
                 of(core, &|_| true) + beside,
                 full,
             ],
@@ -62,13 +62,15 @@ impl Reading<'_> {
     }
 }
 
-/// Bytes of slots, by whether sequence parallelism or tensor parallelism splits them.
+/// Bytes of slots, by whether sequence parallelism or tensor parallelism splits them, and whether experts do.
 fn slots(layer: &Function, slots: &[Slot], wanted: &dyn Fn(&Slot) -> bool) -> Kept {
     let mut kept = Kept::default();
     for slot in slots.iter().filter(|slot| wanted(slot)) {
         let bytes = slot.ty.bytes() as f64;
-        match layer.nodes.iter().find(|node| node.name == slot.name).map(|node| &node.op) {
+        let made = layer.nodes.iter().find(|node| node.name == slot.name);
+        match made.map(|node| &node.op) {
             None | Some(Op::Add | Op::Norm { .. }) => kept.stream += bytes,
+            Some(_) if made.is_some_and(of_mlp) => kept.inner += bytes,
             Some(_) => kept.split += bytes,
         }
     }

@@ -1,9 +1,10 @@
 //! One layer of one micro-batch on one rank: the seconds of the kernels that its differentiated graph is made of
 //! ([`super::work`]), forward, backward and computed again.
 
+use super::experts;
 use super::job::Job;
 use super::rates::Rates;
-use super::work::PassWork;
+use super::work::{Linear, PassWork};
 use crate::plan::Recompute;
 use lapidary_hardware::Bytes;
 use lapidary_hardware::price::collective::point_to_point;
@@ -21,6 +22,8 @@ pub struct Pass {
     pub tensor: f64,
     /// Exposed keys and values on their way round the ranks that share a sequence.
     pub ring: f64,
+    /// Tokens on their way to their experts and back.
+    pub exchange: f64,
     /// Kernels launched.
     pub launches: f64,
     /// Collectives that a tensor-parallel group meets at.
@@ -30,15 +33,28 @@ pub struct Pass {
 impl Pass {
     /// Seconds that the device is busy.
     pub fn device(&self) -> f64 {
-        self.products + self.attention + self.rows + self.tensor + self.ring
+        self.products + self.attention + self.rows + self.waits()
     }
 
-    /// Seconds of the pass: the device's, or the host's where launches take longer. Ranks whose hosts set the pace
-    /// also miss each other at collectives, as far as kernels in the queue do not make up for it.
-    pub fn seconds(&self, host_launch: f64, skew: f64) -> f64 {
-        let device = self.device();
-        let missed = (self.meetings * skew - (device - self.tensor - self.ring)).max(0.0);
-        device.max(self.launches * host_launch + missed)
+    /// Seconds of it in which it waits for other ranks.
+    pub fn waits(&self) -> f64 {
+        self.tensor + self.ring + self.exchange
+    }
+
+    /// Seconds of the pass: the device's, or the host's where launches take longer.
+    ///
+    /// Ranks of a group miss each other at collectives. Where hosts set the pace, kernels make up for what fits between
+    /// them. On devices it is felt the less the further hosts and devices are apart: a host that is ahead has filled a
+    /// queue, a device that is ahead waits anyway.
+    pub fn seconds(&self, pace: &Pace) -> f64 {
+        let (device, host) = (self.device(), self.launches * pace.host_launch);
+        let apart = self.meetings * pace.skew;
+        if apart == 0.0 {
+            return device.max(host);
+        }
+        let missed = (apart - (device - self.waits())).max(0.0);
+        let felt = apart * (-pace.lead * (device - host).abs() / apart).exp();
+        (device + felt).max(host + missed)
     }
 
     /// The pass `times` times.
@@ -49,9 +65,28 @@ impl Pass {
             rows: self.rows * times,
             tensor: self.tensor * times,
             ring: self.ring * times,
+            exchange: self.exchange * times,
             launches: self.launches * times,
             meetings: self.meetings * times,
         }
+    }
+}
+
+/// What the hosts of a job do to its passes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Seconds of a launch.
+    pub host_launch: f64,
+    /// Seconds by which the ranks of a group miss each other at a collective.
+    pub skew: f64,
+    /// Part of a lead of hosts over devices, or of devices over hosts, that makes up for that; at most 1.
+    pub lead: f64,
+}
+
+impl Pace {
+    /// The same where ranks never miss each other.
+    pub fn in_step(&self) -> Pace {
+        Pace { skew: 0.0, ..*self }
     }
 }
 
@@ -65,6 +100,7 @@ impl std::ops::Add for Pass {
             rows: self.rows + other.rows,
             tensor: self.tensor + other.tensor,
             ring: self.ring + other.ring,
+            exchange: self.exchange + other.exchange,
             launches: self.launches + other.launches,
             meetings: self.meetings + other.meetings,
         }
@@ -108,13 +144,16 @@ pub fn layer(job: &Job<'_>, rates: &Rates<'_>) -> Layer {
     let calls = (meetings + rounds) * LAUNCHES_OF_A_COLLECTIVE;
     let pass =
         |work: &PassWork, (attention, ring): (f64, f64), tensor: f64, count: f64, unpriced: f64| Pass {
-            products: rates.linears(&work.linears, job.tokens()),
+            products: products(job, rates, work),
             attention,
-            rows: rows(job, rates, work) + (count - unpriced).max(0.0) * job.physics.gap,
+            rows: rows(job, rates, work)
+                + experts::rows(job, rates)
+                + (count - unpriced).max(0.0) * job.physics.gap,
             tensor,
             ring,
-            launches: count + more + calls,
-            meetings,
+            exchange: experts::exchange(job, rates),
+            launches: count + more + calls + experts::launches(job, work),
+            meetings: meetings + experts::meetings(job),
         };
     let forward =
         pass(&work.forward, (core_forward, ring(job, core_forward, 1.0)), sweep, launches.forward, 5.0);
@@ -164,7 +203,20 @@ fn unfused(job: &Job<'_>, rates: &Rates<'_>, work: &PassWork) -> f64 {
 
 /// Row kernels outside attention's core.
 fn rows(job: &Job<'_>, rates: &Rates<'_>, work: &PassWork) -> f64 {
-    rates.stream((work.stream_bytes / job.row_split() + work.split_bytes) * job.sequences())
+    let inner = work.inner_bytes * job.shape.mlp_rows();
+    rates.stream((work.stream_bytes / job.row_split() + work.split_bytes + inner) * job.sequences())
+}
+
+/// Products of linear layers, those of experts in the mean over the layers.
+fn products(job: &Job<'_>, rates: &Rates<'_>, work: &PassWork) -> f64 {
+    let share = job.shape.expert_layers();
+    if share == 0.0 {
+        return rates.linears(&work.linears, job.tokens());
+    }
+    let (mlp, other): (Vec<Linear>, Vec<Linear>) = work.linears.iter().partition(|linear| linear.mlp);
+    rates.linears(&other, job.tokens())
+        + (1.0 - share) * rates.linears(&mlp, job.tokens())
+        + share * experts::products(job, rates, &mlp)
 }
 
 /// Tensor-parallel collectives of a pass, and what of the backward pass's hides behind weight gradients. Sequence
@@ -175,6 +227,10 @@ fn collectives(job: &Job<'_>, rates: &Rates<'_>) -> (f64, f64) {
     }
     let bytes = 2.0 * job.tokens() * job.shape.width;
     let count = if job.shape.parallel { 1.0 } else { 2.0 };
-    let sweep = count * rates.tensor_all_reduce(bytes);
+    // The sum behind experts is over the rows that they worked on.
+    let experts = job.shape.expert_layers();
+    let routed =
+        experts * job.shape.experts.map_or(0.0, |experts| rates.tensor_all_reduce(bytes * experts.rows()));
+    let sweep = (count - experts) * rates.tensor_all_reduce(bytes) + routed;
     (sweep, sweep * job.stack.tensor_overlap)
 }

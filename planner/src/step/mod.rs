@@ -7,6 +7,7 @@
 pub mod data;
 pub mod ends;
 pub mod estimate;
+mod experts;
 pub mod job;
 mod kept;
 pub mod layer;

@@ -63,6 +63,10 @@ macro_rules! constants {
 constants! {
     /// Part of the peak that long products reach in training.
     product_peak = "product-peak";
+    /// Part of their peak that the best products reach on the devices of the fitted runs.
+    best_product = "best-product";
+    /// Part of their memory's bandwidth that streaming kernels reach there.
+    best_stream = "best-stream";
     /// Contraction length at which a product reaches half of that.
     product_ramp = "product-ramp";
     /// Part of wave quantisation that is felt; other kernels and the scheduler fill the rest.
@@ -87,6 +91,8 @@ constants! {
     host_launch = "host-launch";
     /// Seconds by which ranks of a tensor-parallel group miss each other at a collective, for each rank.
     skew = "collective-skew";
+    /// Part of a host's lead over its device that makes up for ranks that miss each other.
+    lead = "queue-lead";
     /// Time of collectives of a node over the measured tables.
     inner_collective = "inner-collective";
     /// Part of the adapters' rate that collectives between nodes reach inside an application.

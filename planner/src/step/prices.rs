@@ -3,7 +3,7 @@
 
 use super::ends::{End, embedding, head};
 use super::job::Job;
-use super::layer::{Layer, Pass, layer};
+use super::layer::{Layer, Pace, Pass, layer};
 use super::rates::Rates;
 
 /// Passes that stages are put together from.
@@ -13,10 +13,7 @@ pub struct Prices {
     pub layer: Layer,
     embedding: End,
     head: End,
-    /// Seconds of a launch on the host.
-    host: f64,
-    /// Seconds by which the ranks of a group miss each other.
-    skew: f64,
+    pace: Pace,
 }
 
 /// A stage's passes over one micro-batch.
@@ -51,8 +48,11 @@ impl Prices {
             layer: layer(job, rates),
             embedding: embedding(job, rates),
             head: head(job, rates),
-            host: job.physics.host_launch * job.stack.host,
-            skew: job.physics.skew * job.tp().min(job.machine.node.devices as f64),
+            pace: Pace {
+                host_launch: job.physics.host_launch * job.stack.host,
+                skew: job.physics.skew * job.tp().min(job.machine.node.devices as f64),
+                lead: job.physics.lead,
+            },
         }
     }
 
@@ -80,13 +80,14 @@ impl Prices {
     /// Seconds of all layers and both ends that no recomputation brings them under. What is computed again may fill the
     /// time in which ranks miss each other, so that is left out of backward passes.
     pub fn whole(&self, layers: f64) -> f64 {
-        let both = |forward: Pass, backward: Pass| self.seconds(forward) + backward.seconds(self.host, 0.0);
+        let both =
+            |forward: Pass, backward: Pass| self.seconds(forward) + backward.seconds(&self.pace.in_step());
         let ends = both(self.embedding.forward, self.embedding.backward)
             + both(self.head.forward, self.head.backward);
         layers * both(self.layer.forward, self.layer.backward) + ends
     }
 
     fn seconds(&self, pass: Pass) -> f64 {
-        pass.seconds(self.host, self.skew)
+        pass.seconds(&self.pace)
     }
 }

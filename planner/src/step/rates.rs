@@ -2,7 +2,7 @@
 
 use super::job::Job;
 use super::work::{Contraction, Linear, Side};
-use lapidary_hardware::price::collective::{Group, Ring};
+use lapidary_hardware::price::collective::{Group, Ring, all_to_all};
 use lapidary_hardware::price::measured::Measured;
 use lapidary_hardware::{Bytes, Gpu, LinkTopology, Precision};
 
@@ -16,7 +16,22 @@ pub struct Rates<'a> {
     /// Bytes per second of row kernels, over the pace of the stack.
     stream: f64,
     multiprocessors: f64,
+    /// Rate of fused attention over that of the table; by itself where there is none.
+    attention: Option<f64>,
 }
+
+/// What a machine file says of fused attention: over the table's rate at the same shape, else in operations a second.
+fn attention(gpu: &Gpu) -> Option<f64> {
+    let stated = gpu.sustained.attention?.0;
+    match Measured::of(gpu) {
+        Some(tables) => Some(stated / tables.attention_rate("flash-2", STATED_HEAD, STATED_LENGTH)?),
+        None => Some(stated),
+    }
+}
+
+/// Head size and sequence that machine files state attention at.
+const STATED_HEAD: f64 = 128.0;
+const STATED_LENGTH: f64 = 2048.0;
 
 /// Sides of the tiles that a product is cut into, and their rate over the largest one's.
 const TILES: [(f64, f64, f64); 5] =
@@ -52,13 +67,18 @@ impl Product {
 impl<'a> Rates<'a> {
     /// The rates of a job.
     pub fn new(job: &'a Job<'a>, gpu: &Gpu) -> Rates<'a> {
-        let peak = gpu.peak.get(&Precision::Bf16).map_or(1e14, |peak| peak.0);
-        let pace = job.stack.pace;
+        let (pace, physics) = (job.stack.pace, job.physics);
+        let stated = gpu.peak.get(&Precision::Bf16).map_or(1e14, |peak| peak.0);
+        // What a machine file says was reached, over what the devices of the fitted runs reach of their peaks.
+        let peak = gpu.sustained.matmul.map_or(stated, |rate| rate.0 / physics.best_product);
+        let bandwidth =
+            gpu.sustained.memory.map_or(gpu.memory.bandwidth.0, |rate| rate.0 / physics.best_stream);
         Rates {
             job,
             measured: Measured::of(gpu),
             peak: peak / pace,
-            stream: gpu.memory.bandwidth.0 * job.physics.stream / pace,
+            stream: bandwidth * physics.stream / pace,
+            attention: attention(gpu),
             multiprocessors: gpu.multiprocessor.count as f64,
         }
     }
@@ -131,7 +151,12 @@ impl<'a> Rates<'a> {
             super::AttentionKernel::Flash1Triton => physics.flash_triton,
             _ => physics.flash,
         };
-        let rate = table.map_or(self.peak * FLASH_OF_PEAK, |rate| rate / self.job.stack.pace) * factor;
+        let pace = self.job.stack.pace;
+        let rate = match table {
+            Some(rate) => rate * self.attention.unwrap_or(1.0) / pace,
+            None => self.attention.map_or(self.peak * FLASH_OF_PEAK, |rate| rate / pace),
+        };
+        let rate = rate * factor;
         let blocks = sequences * shape.heads / self.job.tp() * (length / FLASH_ROWS).ceil();
         let slots = (blocks / self.multiprocessors).ceil() * self.multiprocessors;
         let time =
@@ -154,8 +179,22 @@ impl<'a> Rates<'a> {
         self.all_reduce(ranks, 1, bytes)
     }
 
-    /// Seconds of an all-reduce over `ranks` ranks `stride` apart.
+    /// Seconds of an all-reduce over `ranks` ranks `stride` apart. Between nodes NCCL takes a ring through all ranks or two
+    /// trees over the nodes, whose edges leave a node's adapters `2 (nodes - 1) / nodes` of the data
+    /// (Sanders, Speck and Träff, Parallel Computing 35, 2009; NCCL 2.4).
     pub fn all_reduce(&self, ranks: u64, stride: u64, bytes: f64) -> f64 {
+        let nodes = Ring::new(self.job.machine, Group { size: ranks, stride }).nodes;
+        self.swept(ranks, stride, bytes, nodes, 1.0)
+    }
+
+    /// Seconds of an all-gather of `bytes`, or of a reduce-scatter, which have rings alone.
+    pub fn all_gather(&self, ranks: u64, stride: u64, bytes: f64) -> f64 {
+        self.swept(ranks, stride, bytes, ranks, 0.5) / 2.0
+    }
+
+    /// Two sweeps of `bytes` over a group, which send `2 (hops - 1) / hops` of them through a node's adapters and `inner`
+    /// of them over its links.
+    fn swept(&self, ranks: u64, stride: u64, bytes: f64, hops: u64, inner: f64) -> f64 {
         if ranks <= 1 {
             return 0.0;
         }
@@ -164,11 +203,11 @@ impl<'a> Rates<'a> {
             return self.inside(ranks, stride, bytes);
         }
         let ring = Ring::new(self.job.machine, Group { size: ranks, stride });
-        let part = 2.0 * (ranks - 1) as f64 / ranks as f64;
+        let part = 2.0 * (hops - 1) as f64 / hops as f64;
         let rate = ring.bandwidth.0 * self.job.physics.outer_collective / self.job.stack.network;
-        let inner = (node / stride).max(1).min(ranks);
+        let near = (node / stride).max(1).min(ranks);
         let latency = ring.all_reduce(Bytes(0.0)).0.min(self.tree_latency(ring));
-        let local = if inner > 1 { self.inside(inner, stride, bytes / 2.0) } else { 0.0 };
+        let local = if near > 1 { self.inside(near, stride, bytes * inner) } else { 0.0 };
         (bytes * part / rate).max(local) + latency
     }
 
@@ -176,6 +215,14 @@ impl<'a> Rates<'a> {
     fn tree_latency(&self, ring: Ring) -> f64 {
         let inside = self.job.machine.node.devices as f64 * ring.inner_step.0;
         ring.call.0 + 2.0 * ((ring.nodes as f64).log2().ceil() * ring.outer_step.0 + inside)
+    }
+
+    /// Seconds in which every one of `ranks` ranks, `stride` apart, sends its part of `bytes` to each other.
+    pub fn all_to_all(&self, ranks: u64, stride: u64, bytes: f64) -> f64 {
+        let found = all_to_all(self.job.machine, Group { size: ranks, stride }, Bytes(bytes));
+        let physics = self.job.physics;
+        let across = found.across.0 * self.job.stack.network / physics.outer_collective;
+        (found.inside.0 * physics.inner_collective).max(across) + found.latency.0
     }
 
     fn inside(&self, ranks: u64, stride: u64, bytes: f64) -> f64 {

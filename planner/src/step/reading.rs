@@ -114,6 +114,7 @@ impl Reading<'_> {
             Op::Bias | Op::Backward(Backward::ColumnSum) if self.roles.role(node) == Role::OntoStream => {
                 pass.stream_bytes += bytes;
             }
+            _ if of_mlp(node) => pass.inner_bytes += bytes,
             _ => pass.split_bytes += bytes,
         }
     }
@@ -248,7 +249,12 @@ fn linear(function: &Function, node: &Node) -> Option<Linear> {
         Op::Backward(Backward::LinearDw) => (Side::Weight, *shape(0).last()?, *shape(1).last()?),
         _ => return None,
     };
-    Some(Linear { side, inputs: inputs as f64, outputs: outputs as f64 })
+    Some(Linear { side, inputs: inputs as f64, outputs: outputs as f64, mlp: of_mlp(node) })
+}
+
+/// Whether a node is of the MLP: it, its derivatives and what repeats it are called after it.
+pub(super) fn of_mlp(node: &Node) -> bool {
+    node.name.starts_with("mlp.")
 }
 
 /// Whether a forward node belongs to attention's core.

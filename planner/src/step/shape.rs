@@ -1,7 +1,7 @@
 //! The sizes of a transformer that prices depend on.
 
-use lapidary_models::ModelSpec;
 use lapidary_models::spec::{NormKind, Position, Residual};
+use lapidary_models::{Experts, ModelSpec};
 
 /// Sizes of a decoder, as numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +34,8 @@ pub struct Shape {
     pub tied: bool,
     /// Number of bias and norm parameters of a layer.
     pub small: f64,
+    /// Experts in the place of the MLP.
+    pub experts: Option<Experts>,
 }
 
 impl Shape {
@@ -62,6 +64,7 @@ impl Shape {
             vocab: spec.vocab_padded_to.unwrap_or(spec.vocab) as f64,
             tied: spec.head.tied,
             small: norms + biases,
+            experts: spec.experts,
         }
     }
 
@@ -80,14 +83,39 @@ impl Shape {
         if self.gated { 2.0 } else { 1.0 }
     }
 
-    /// Parameters of a layer's matrices.
+    /// Parameters of the matrices of an MLP.
+    fn mlp_matrices(&self) -> f64 {
+        self.width * (self.ups() + 1.0) * self.inner
+    }
+
+    /// Part of the layers that have experts.
+    pub fn expert_layers(&self) -> f64 {
+        self.experts.map_or(0.0, |experts| 1.0 / experts.every as f64)
+    }
+
+    /// Rows that the MLP of a layer works on for each token, in the mean over the layers.
+    pub fn mlp_rows(&self) -> f64 {
+        let share = self.expert_layers();
+        1.0 - share + share * self.experts.map_or(0.0, |experts| experts.rows())
+    }
+
+    /// Parameters of a layer's matrices outside experts, in the mean over the layers.
     pub fn layer_matrices(&self) -> f64 {
-        self.width * (2.0 * self.query_width() + 2.0 * self.key_width() + (self.ups() + 1.0) * self.inner)
+        let share = self.expert_layers();
+        let router = self.experts.map_or(0.0, |experts| experts.count as f64 * self.width);
+        self.width * (2.0 * self.query_width() + 2.0 * self.key_width())
+            + (1.0 - share) * self.mlp_matrices()
+            + share * router
+    }
+
+    /// Parameters of all experts of a layer, in the mean over the layers.
+    pub fn expert_matrices(&self) -> f64 {
+        self.experts.map_or(0.0, |experts| experts.count as f64 * self.expert_layers() * self.mlp_matrices())
     }
 
     /// Parameters of a layer.
     pub fn layer_parameters(&self) -> f64 {
-        self.layer_matrices() + self.small
+        self.layer_matrices() + self.expert_matrices() + self.small
     }
 
     /// Parameters of a table of token embeddings with `rows` rows.

@@ -122,6 +122,8 @@ pub struct Stack {
     pub scatter_bytes: f64,
     /// Bytes an optimizer step moves for a parameter it owns.
     pub optimizer_traffic: f64,
+    /// The same on the host, where the state lives there.
+    pub host_optimizer_traffic: f64,
     /// Bytes that each micro-batch moves for a parameter to add its gradient up.
     pub accumulate_traffic: f64,
     /// Part of the gradient's traffic that hides behind the backward pass.
@@ -139,6 +141,8 @@ pub struct Stack {
     /// Whether full recomputation runs the whole forward pass of a layer again, as torch.utils.checkpoint does, and
     /// selective recomputation the whole core of attention; otherwise only what the backward pass reads.
     pub repeats_whole_layer: bool,
+    /// Whether tokens are sorted to their experts by products with masks of ones and zeros, over all places of all experts.
+    pub one_hot_routing: bool,
     /// Bytes an element that a row kernel moves where that is not what its op reads and writes, by the names of
     /// [`super::work::KEYS`]: less where it is fused with another, more where it runs as single ops.
     pub bytes: BTreeMap<String, f64>,

@@ -34,6 +34,8 @@ pub struct Linear {
     pub inputs: f64,
     /// Width that it writes.
     pub outputs: f64,
+    /// Whether it belongs to the MLP, which experts stand in for.
+    pub mlp: bool,
 }
 
 impl Linear {
@@ -70,8 +72,10 @@ pub struct PassWork {
     pub score_bytes: f64,
     /// Bytes of row kernels over the residual stream, which sequence parallelism splits.
     pub stream_bytes: f64,
-    /// Bytes of row kernels over what tensor parallelism splits.
+    /// Bytes of row kernels over what tensor parallelism splits, but for the inside of the MLP.
     pub split_bytes: f64,
+    /// Bytes of row kernels over the inner width of the MLP.
+    pub inner_bytes: f64,
 }
 
 /// Bytes that a layer keeps of one sequence.
@@ -79,15 +83,21 @@ pub struct PassWork {
 pub struct Kept {
     /// Of the residual stream.
     pub stream: f64,
-    /// Of what tensor parallelism splits.
+    /// Of what tensor parallelism splits, but for the inside of the MLP.
     pub split: f64,
+    /// Of the inner width of the MLP.
+    pub inner: f64,
 }
 
 impl std::ops::Add for Kept {
     type Output = Kept;
 
     fn add(self, other: Kept) -> Kept {
-        Kept { stream: self.stream + other.stream, split: self.split + other.split }
+        Kept {
+            stream: self.stream + other.stream,
+            split: self.split + other.split,
+            inner: self.inner + other.inner,
+        }
     }
 }
 
@@ -163,7 +173,7 @@ impl Work {
         attention: AttentionKernel,
         fused_norm: bool,
     ) -> Result<Work, String> {
-        let mut rank = rank_spec(spec, tensor)?;
+        let mut rank = rank_spec(&spec.dense(), tensor)?;
         rank.vocab = vocabulary_rows(spec.vocab_padded_to.unwrap_or(spec.vocab), tensor, stack);
         let dims = Dims { batch: 1, seq: seq_len, cached: 0 };
         let of = |policy| training(&rank, dims, &Policy::Uniform(policy)).map_err(|error| error.to_string());

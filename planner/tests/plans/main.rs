@@ -1,7 +1,9 @@
 //! Plans by machine, and the work they are priced from.
 
 mod everything;
+mod experts;
 mod gpu;
+mod launch;
 mod page;
 mod physical;
 mod support;

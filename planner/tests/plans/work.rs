@@ -57,10 +57,10 @@ fn work(spec: &ModelSpec, tp: u64) -> Work {
 fn a_gpt_layer_keeps_32_bytes_a_token_and_feature() {
     let (width, statistics) = (2048.0 * 12288.0, 2048.0 * 96.0 * 4.0);
     let expected = [
-        Kept { stream: 8.0 * width, split: 24.0 * width + statistics },
+        Kept { stream: 8.0 * width, split: 8.0 * width + statistics, inner: 16.0 * width },
         // Without the results of norms (4) and of the activation (8); and the input alone.
-        Kept { stream: 4.0 * width, split: 16.0 * width + statistics },
-        Kept { stream: 2.0 * width, split: 0.0 },
+        Kept { stream: 4.0 * width, split: 8.0 * width + statistics, inner: 8.0 * width },
+        Kept { stream: 2.0 * width, ..Kept::default() },
     ];
     assert_eq!(work(&support::gpt3(), 1).kept, expected);
 }

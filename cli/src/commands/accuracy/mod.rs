@@ -9,7 +9,7 @@ use crate::args::{Accuracy, AccuracyTable, Global};
 use crate::failure::{Exit, Failure, Fault};
 use crate::progress::Progress;
 use crate::{input, show};
-use lapidary_planner::accuracy::{Check, Constants, Document, Samples, TableError, read, score};
+use lapidary_planner::accuracy::{Check, Constants, Document, LeftOut, Samples, TableError, read, score};
 use lapidary_planner::step::Physics;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,8 +34,9 @@ fn a100(args: &Accuracy, global: &Global) -> Result<(), Failure> {
     let mut document = Document::new("a100-training", report);
     if args.leave_one_out {
         let samples = Samples::new(&rows);
-        document.left_out =
-            progress.stage("fitting without each group", || samples.left_out(&Constants::builtin()));
+        let constants = Constants::builtin();
+        let without = progress.stage("fitting without each group", || samples.without_each(&constants));
+        document.left_out = samples.left_out(&constants, &without);
     }
     progress.finish();
     match args.json {
@@ -121,12 +122,18 @@ fn print(document: &Document, rows: bool) {
 fn print_left_out(document: &Document) {
     let percent = |value: f64| format!("{value:.1} %");
     let lines = document.left_out.iter();
-    let lines =
-        lines.map(|(name, both)| vec![name.clone(), percent(both.fitted_pct), percent(both.left_out_pct)]);
-    println!("\n{}", show::table(&["group", "fitted", "left out"], &[1, 2], lines));
+    let lines = lines.map(|(name, both)| {
+        let figures = [both.fitted_pct, both.left_out_pct, both.covered_pct].map(percent);
+        std::iter::once(name.clone()).chain(figures).collect()
+    });
+    println!("\n{}", show::table(&["group", "fitted", "left out", "covered"], &[1, 2, 3], lines));
     let count = document.left_out.len() as f64;
-    let mean = document.left_out.values().map(|both| both.left_out_pct).sum::<f64>() / count;
-    println!("mean over groups that were left out of the fit: {mean:.2} %\n");
+    let mean = |pick: fn(&LeftOut) -> f64| document.left_out.values().map(pick).sum::<f64>() / count;
+    println!(
+        "mean over groups that were left out of the fit: {:.2} %, covered {:.1} %\n",
+        mean(|both| both.left_out_pct),
+        mean(|both| both.covered_pct)
+    );
 }
 
 fn print_rows(document: &Document) {
