@@ -148,6 +148,6 @@ fn slurm(document: &PlanDocument, chosen: &Candidate) -> String {
     let (nodes, processes) = nodes(document);
     let about = about(document, chosen);
     format!(
-        "#!/usr/bin/env bash\n#SBATCH --job-name=lapidary\n#SBATCH --nodes={nodes}\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node={processes}\n#SBATCH --exclusive\n{about}# sbatch slurm.sbatch ./megatron.sh ...\nset -euo pipefail\n\nif [ \"$#\" -eq 0 ]; then\n    echo \"usage: sbatch slurm.sbatch COMMAND...\" >&2\n    exit 2\nfi\nMASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)\nexport MASTER_ADDR\nsrun \"$@\"\n"
+        "#!/usr/bin/env bash\n#SBATCH --job-name=lapidary\n#SBATCH --nodes={nodes}\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node={processes}\n#SBATCH --exclusive\n{about}# sbatch slurm.sbatch ./megatron.sh ...\nset -euo pipefail\n\nif [ \"$#\" -eq 0 ]; then\n    echo \"usage: sbatch slurm.sbatch COMMAND...\" >&2\n    exit 2\nfi\nhosts=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\")\nexport MASTER_ADDR=${{hosts%%$'\\n'*}}\nsrun \"$@\"\n"
     )
 }

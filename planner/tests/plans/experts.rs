@@ -76,7 +76,8 @@ fn more_ranks_for_the_experts_hold_less_and_send_more() {
 
 #[test]
 fn one_expert_that_every_token_goes_to_is_an_mlp() {
-    let (dense, cluster) = (support::amber(), dgx(8));
+    let (mut dense, cluster) = (support::amber(), dgx(8));
+    dense.n_layers = 8;
     let mut twice = dense.clone();
     // Two experts that every token goes to do what an MLP of twice the width does; one of them is the dense model.
     twice.experts = Some(Experts { count: 2, top_k: 2, capacity: None, every: 1 });

@@ -122,7 +122,8 @@ fn rejections_say_what_is_over_and_what_would_fit() {
     let (model, dgx) = (support::gpt3(), machine("dgx-a100").unwrap());
     let request =
         PlanRequest { devices: Some(1024), global_batch: Some(1024), ..PlanRequest::new(&model, &dgx) };
-    let document = run(&request);
+    let pins = Pins::parse("sharding=optimizer").unwrap();
+    let document = run(&PlanRequest { pins, ..request.clone() });
     let over = document.find("tp1pp16dp64").unwrap();
     assert!(
         over.rejected_by.as_ref().unwrap().contains("state is the largest part"),

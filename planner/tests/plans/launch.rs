@@ -4,7 +4,9 @@ use crate::support;
 use lapidary_hardware::builtin::machine;
 use lapidary_models::ModelSpec;
 use lapidary_planner::launch::{KNOWN, LaunchError, Launcher, launch};
-use lapidary_planner::{Degrees, GpuPlan, Physical, PlanDocument, PlanRequest, Recompute, Sharding, plan};
+use lapidary_planner::{
+    Degrees, GpuPlan, Physical, Pins, PlanDocument, PlanRequest, Recompute, Sharding, plan,
+};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -12,7 +14,8 @@ const ALL: [Launcher; 3] = [Launcher::Torchrun, Launcher::Slurm, Launcher::Megat
 
 fn amber_plan(model: &ModelSpec) -> PlanDocument {
     let cluster = machine("amber-cluster").unwrap();
-    let request = PlanRequest { global_batch: Some(2240), ..PlanRequest::new(model, &cluster) };
+    let pins = Pins::parse("sharding=optimizer").unwrap();
+    let request = PlanRequest { global_batch: Some(2240), pins, ..PlanRequest::new(model, &cluster) };
     plan(&request, &Physical::default()).unwrap()
 }
 

@@ -39,9 +39,10 @@ fn a_plan_of_several_degrees_beats_full_sharding_by_what_the_paper_says() {
     assert!(matches!(first.degrees, Degrees::Gpu(plan) if plan.tp > 1), "{}", first.name);
     let gain = fsdp.step_time_s.unwrap() / first.step_time_s.unwrap() - 1.0;
     assert!((0.10..0.16).contains(&gain), "{gain}");
-    // The gathers are what is gained, the all-reduces of tensor parallelism what is paid.
+    // The gathers and what is computed again beside large micro-batches are what is gained, the all-reduces of tensor
+    // parallelism what is paid.
     let more = |term: &str| fsdp.terms_s[term] - first.terms_s[term];
-    assert!(more("dp_comm") > 1.0 && more("tp_comm") < -0.4);
+    assert!(more("dp_comm") > 0.5 && more("dp_comm") + more("recompute") > 1.0 && more("tp_comm") < -0.4);
 }
 
 #[test]
