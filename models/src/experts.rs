@@ -62,7 +62,7 @@ mod tests {
     fn text(experts: &str) -> String {
         let mixtral = "name = 'mixtral'\nvocab = 32000\nd_model = 4096\nn_layers = 32\nn_heads = 32\n\
             n_kv_heads = 8\nd_ff = 14336\nmax_seq = 4096\n[norm]\nkind = 'rms'\neps = 1e-5\n\
-            [mlp]\nact = 'silu'\ngated = true\n[pos]\nkind = 'rope'\ntheta = 1e6\n";
+            [mlp]\nact = 'silu'\ngated = true\n[pos]\nkind = 'rope'\ntheta = 1e6\nrot_dims = 128\npairing = 'half'\n";
         format!("{mixtral}[experts]\n{experts}")
     }
 
