@@ -113,15 +113,20 @@ pub enum Target {
     Cpu,
 }
 
-/// What the compiled graph computes.
+/// What the compiled graph computes, or where a wafer's weights are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum GraphMode {
+pub enum CompileMode {
     /// Logits of every position, no key-value cache.
     Forward,
     /// Fill the cache from a prompt.
     Prefill,
     /// One new token against a cache of seq-len - 1.
     Decode,
+    /// Wafers: weights stream in, layer after layer has all PEs.
+    WeightStreaming,
+    /// Wafers: weights stay, every layer has rows of its own and --batch sequences stream through; a decoded token has all
+    /// PEs at every layer.
+    LayerPipelined,
 }
 
 /// A switch.
@@ -160,9 +165,10 @@ pub struct Compile {
     /// is written. On wafers the report says what training takes: plan, rate, days, and what binds.
     #[arg(long)]
     pub train: bool,
-    /// GPU and host: what a training step computes again instead of keeping it for the backward pass.
-    #[arg(long, value_enum, requires = "train", default_value = "selective")]
-    pub recompute: RecomputeSwitch,
+    /// What a training step computes again instead of keeping it for the backward pass; selective on GPU and host when
+    /// absent, what the plan says on wafers.
+    #[arg(long, value_enum, requires = "train")]
+    pub recompute: Option<RecomputeSwitch>,
     /// Training on wafers: systems; those of the published run, or all, when absent.
     #[arg(long, value_name = "N", requires = "train")]
     pub systems: Option<u64>,
@@ -179,9 +185,10 @@ pub struct Compile {
     /// Training on wafers: decisions that are made already, as `micro-batch=66,recompute=full`.
     #[arg(long, value_name = "KEY=VALUE,..", requires = "train")]
     pub pin: Vec<String>,
-    /// What the graph computes; prefill on GPUs and forward on wafers when absent.
-    #[arg(long, value_enum, conflicts_with = "train")]
-    pub mode: Option<GraphMode>,
+    /// What the graph computes (prefill on GPUs and forward on wafers when absent), and on wafers where the weights are
+    /// (weight-streaming when absent): one of each, as decode,layer-pipelined.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub mode: Vec<CompileMode>,
     /// What to write: ir, cuda, ptx, cubin; program and report are always written.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub emit: Vec<String>,

@@ -5,20 +5,24 @@
 //! ```
 //! As in weight streaming, one program serves every layer: the weights stand beside the wafer and enter word by word,
 //! the residual stream x stays in the PEs' memories. Layer-pipelined, one program holds all layers with their weights,
-//! and sequences pass through them one behind the other. Programs fix batch and length, so there is a set for each pair.
+//! and sequences pass through them one behind the other; new tokens are made one by one against a cache (see [`decode`]).
+//! Programs fix batch and length, so there is a set for each pair.
 
+mod decode;
 mod grid;
 mod pipelined;
 
+pub use decode::Session;
 pub use grid::Grid;
 
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
+use decode::Decoder;
 use lapidary_hardware::HardwareSpec;
-use lapidary_ir::IrContext;
+use lapidary_ir::{IrContext, Module};
 use lapidary_models::{DType, Dims, Graph, ModelSpec};
 use lapidary_passes::pipeline::pipeline_text;
-use lapidary_passes::wafer::{self, EmitError, EmitOptions, HostData, Scope, WaferError};
+use lapidary_passes::wafer::{self, EmitError, EmitOptions, HostData, Scope, Shown, WaferError};
 use lapidary_passes::{Goal, Pipeline, Watch};
 use lapidary_reference::Params;
 use lapidary_runtime_sim::program::WaferProgram;
@@ -59,11 +63,13 @@ struct Stage {
 /// What a pass of tokens gives.
 #[derive(Default)]
 pub struct Forward {
-    /// The residual stream before the first layer and behind every layer; rows are tokens, sequence by sequence. Empty
-    /// where it does not leave the wafer.
+    /// The residual stream before the first layer and behind every layer; rows are tokens, sequence by sequence. Of a
+    /// pipeline only where it was asked for.
     pub stream: Vec<Vec<f32>>,
     /// Logits, one row of the vocabulary's width for each token.
     pub logits: Vec<f32>,
+    /// Keys and values of every layer; of a pipeline where they were asked for.
+    pub cache: Vec<[Vec<f32>; 2]>,
     /// Cycles of all stages.
     pub cycles: u64,
 }
@@ -76,7 +82,8 @@ pub struct Simulator {
     mode: Mode,
     machine: HardwareSpec,
     params: Params<f32>,
-    programs: RefCell<BTreeMap<Dimensions, Programs>>,
+    programs: RefCell<BTreeMap<(Dimensions, Shown), Programs>>,
+    decoders: RefCell<BTreeMap<usize, Rc<Decoder>>>,
 }
 
 /// The programs for some dimensions.
@@ -111,7 +118,13 @@ impl Simulator {
             .map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
         let mut spec = spec.clone();
         (spec.dtype.params, spec.dtype.compute) = (dtype, dtype);
-        Ok(Simulator { spec, switches, grid, mode, machine, params, programs: RefCell::default() })
+        let (programs, decoders) = (RefCell::default(), RefCell::default());
+        Ok(Simulator { spec, switches, grid, mode, machine, params, programs, decoders })
+    }
+
+    /// Whether new tokens are made against a cache.
+    pub fn caches(&self) -> bool {
+        self.mode == Mode::LayerPipelined
     }
 
     /// How long the wafer takes for these cycles.
@@ -124,6 +137,18 @@ impl Simulator {
     /// # Errors
     /// Exit 4 when one sequence has no room, 5 for ops without a kernel.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Forward, Failure> {
+        self.pass(ids, Shown::default())
+    }
+
+    /// The same with the residual stream, of which a pipeline keeps copies.
+    ///
+    /// # Errors
+    /// As [`Simulator::forward`].
+    pub fn trace(&self, ids: &[Vec<u32>]) -> Result<Forward, Failure> {
+        self.pass(ids, Shown { stream: true, ..Shown::default() })
+    }
+
+    fn pass(&self, ids: &[Vec<u32>], shown: Shown) -> Result<Forward, Failure> {
         let mut whole = Forward::default();
         let mut most = match self.mode {
             Mode::WeightStreaming => ids.len().min(self.grid.height as usize).max(1),
@@ -132,7 +157,7 @@ impl Simulator {
         let mut rest = ids;
         while !rest.is_empty() {
             let some = &rest[..most.min(rest.len())];
-            match self.batch(some) {
+            match self.batch(some, shown) {
                 Ok(part) => {
                     whole.join(part);
                     rest = &rest[some.len()..];
@@ -146,13 +171,13 @@ impl Simulator {
         Ok(whole)
     }
 
-    fn batch(&self, ids: &[Vec<u32>]) -> Result<Forward, Failure> {
+    fn batch(&self, ids: &[Vec<u32>], shown: Shown) -> Result<Forward, Failure> {
         let flat: Vec<i32> = ids.iter().flatten().map(|id| id.cast_signed()).collect();
-        match self.programs((ids.len() as u64, ids[0].len() as u64))? {
+        match self.programs((ids.len() as u64, ids[0].len() as u64), shown)? {
             Programs::Stages(stages) => self.run_stages(&stages, &flat),
             Programs::Pipelined(pipelined) => {
-                let (cycles, logits) = pipelined.run(&self.params, &flat)?;
-                Ok(Forward { stream: Vec::new(), logits: self.cut(&logits, flat.len()), cycles })
+                let made = pipelined.run(&self.params, &flat)?;
+                Ok(Forward { logits: self.cut(&made.logits, flat.len()), ..made })
             }
         }
     }
@@ -209,42 +234,66 @@ impl Simulator {
     }
 
     /// The programs for these dimensions, compiled once.
-    fn programs(&self, dimensions: Dimensions) -> Result<Programs, Failure> {
-        if let Some(known) = self.programs.borrow().get(&dimensions) {
+    fn programs(&self, dimensions: Dimensions, shown: Shown) -> Result<Programs, Failure> {
+        // Stages show the residual stream anyway.
+        let shown = if self.mode == Mode::LayerPipelined { shown } else { Shown::default() };
+        if let Some(known) = self.programs.borrow().get(&(dimensions, shown)) {
             return Ok(known.clone());
         }
-        let made = self.compile(dimensions)?;
-        self.programs.borrow_mut().insert(dimensions, made.clone());
+        let made = self.compile(dimensions, shown)?;
+        self.programs.borrow_mut().insert((dimensions, shown), made.clone());
         Ok(made)
     }
 
     /// Lowers a batch; a pipeline has one sequence at a place.
-    fn compile(&self, (batch, seq): Dimensions) -> Result<Programs, Failure> {
+    fn compile(&self, (batch, seq): Dimensions, shown: Shown) -> Result<Programs, Failure> {
         let sequences = if self.mode == Mode::LayerPipelined { 1 } else { batch };
-        let graph = Graph::build(
-            &self.spec,
-            lapidary_models::Mode::Forward,
-            Dims { batch: sequences, seq, cached: 0 },
-        )
-        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", self.spec.name)))?;
-        let Grid { width, height } = self.grid;
-        let passes = pipeline_text(Goal::Wafer, self.switches.mup, &self.switches.fusion);
-        let passes = Pipeline::parse(&format!("{passes},lower-to-wafer{{width={width} height={height}}}"))
-            .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         let cx = IrContext::new();
-        let mut module = host::imported(&cx, &graph)?;
-        lapidary_passes::run(&mut module, &passes, Watch::default()).map_err(host::run_failure)?;
-        let fabric = self.machine.wafer().map(FabricSpec::from).unwrap_or_default();
+        let module = self.placed(&cx, Dims { batch: sequences, seq, cached: 0 })?;
+        let fabric = self.fabric();
         let refused = |error: EmitError| self.refused(&error, batch, seq);
         if self.mode == Mode::LayerPipelined {
             let micro_batches = u32::try_from(batch).unwrap_or(u32::MAX);
-            let pipeline = wafer::emit_pipeline(&module, &self.machine, micro_batches).map_err(refused)?;
+            let pipeline =
+                wafer::emit_pipeline(&module, &self.machine, micro_batches, shown).map_err(refused)?;
             return Ok(Programs::Pipelined(Rc::new(Pipelined::new(pipeline, &fabric)?)));
         }
         let options = EmitOptions { scope: Scope::Steps };
         let artifact = wafer::emit(&module, &self.machine, &options).map_err(refused)?;
         let stages = artifact.stages.into_iter().map(|stage| checked(stage, &fabric));
         Ok(Programs::Stages(Rc::new(stages.collect::<Result<_, _>>()?)))
+    }
+
+    /// The programs that make a token against up to `capacity` tokens, compiled once.
+    fn decoder(&self, capacity: usize) -> Result<Rc<Decoder>, Failure> {
+        if let Some(known) = self.decoders.borrow().get(&capacity) {
+            return Ok(Rc::clone(known));
+        }
+        let cx = IrContext::new();
+        let module = self.placed(&cx, Dims { batch: 1, seq: 1, cached: 0 })?;
+        let room = u32::try_from(capacity).unwrap_or(u32::MAX);
+        let decode = wafer::emit_decode(&module, &self.machine, room)
+            .map_err(|error| self.refused(&error, 1, capacity as u64))?;
+        let decoder = Rc::new(Decoder::new(decode, &self.fabric())?);
+        self.decoders.borrow_mut().insert(capacity, Rc::clone(&decoder));
+        Ok(decoder)
+    }
+
+    fn fabric(&self) -> FabricSpec {
+        self.machine.wafer().map(FabricSpec::from).unwrap_or_default()
+    }
+
+    /// The forward pass as placed ops.
+    fn placed<'c>(&self, cx: &'c IrContext, dims: Dims) -> Result<Module<'c>, Failure> {
+        let graph = Graph::build(&self.spec, lapidary_models::Mode::Forward, dims)
+            .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", self.spec.name)))?;
+        let Grid { width, height } = self.grid;
+        let passes = pipeline_text(Goal::Wafer, self.switches.mup, &self.switches.fusion);
+        let passes = Pipeline::parse(&format!("{passes},lower-to-wafer{{width={width} height={height}}}"))
+            .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+        let mut module = host::imported(cx, &graph)?;
+        lapidary_passes::run(&mut module, &passes, Watch::default()).map_err(host::run_failure)?;
+        Ok(module)
     }
 
     fn refused(&self, error: &EmitError, batch: u64, seq: u64) -> Failure {
@@ -279,6 +328,7 @@ impl Forward {
         self.stream.resize_with(part.stream.len().max(self.stream.len()), Vec::new);
         self.stream.iter_mut().zip(part.stream).for_each(|(all, more)| all.extend(more));
         self.logits.extend(part.logits);
+        self.cache.extend(part.cache);
         self.cycles += part.cycles;
     }
 }

@@ -5,6 +5,7 @@ mod ranks;
 mod run;
 mod training;
 mod verify;
+mod wafer;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

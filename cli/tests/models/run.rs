@@ -218,15 +218,18 @@ fn what_does_not_fit_into_memory_is_exit_4() {
 #[test]
 fn a_simulated_wafer_continues_prompts_as_the_host_does() {
     let folder = stored("crystal-tiny");
-    let on = |device: &str| {
+    let on = |device: &str, more: &[&str]| {
         let prompts = ["--tokens", "5,17,3", "--tokens", "250"];
-        let args =
-            [&["run", text(&folder)], &prompts[..], &["-n", "3", "--device", device, "--json"]].concat();
+        let asked = ["-n", "3", "--device", device, "--json"];
+        let args = [&["run", text(&folder)], &prompts[..], &asked, more].concat();
         let ended = lapidary(&args);
         assert_eq!(ended.code, 0, "{device}: {}", ended.stderr);
         (ended.json()["sequences"].clone(), ended.stderr)
     };
-    let (wafer, told) = on("wafer-sim");
-    assert_eq!(wafer, on("cpu").0);
+    let (wafer, told) = on("wafer-sim", &[]);
+    assert_eq!(wafer, on("cpu", &[]).0);
+    let (cached, of_cache) = on("wafer-sim", &["--mode", "layer-pipelined"]);
+    assert_eq!(cached, wafer);
+    assert!(of_cache.contains("cycles on 16x16 PEs"), "{of_cache}");
     assert!(told.contains("cycles on 16x16 PEs"), "{told}");
 }

@@ -246,12 +246,17 @@ fn a_wrong_gradient_fails_and_a_missing_one_is_said() {
 /// Weights stream through one layer's program again and again; rows and columns of PEs need not divide anything.
 #[test]
 fn stored_models_pass_on_simulated_wafers() {
-    let cases = [("crystal-tiny", "8x8", "keep"), ("amber-tiny", "12x7", "fold")];
-    for (name, grid, mup) in cases {
+    let cases = [
+        ("crystal-tiny", "8x8", "keep", "weight-streaming"),
+        ("amber-tiny", "12x7", "fold", "weight-streaming"),
+        ("crystal-tiny", "12x12", "fold", "layer-pipelined"),
+    ];
+    for (name, grid, mup, mode) in cases {
         let folder = stored(name);
-        let args = ["verify", text(&folder), "--device", "wafer-sim", "--grid", grid, "--mup", mup, "--json"];
-        let ended = lapidary(&args);
-        assert_eq!(ended.code, 0, "{name}: {}", ended.stderr);
+        let folder = text(&folder);
+        let args = ["verify", folder, "--device", "wafer-sim", "--grid", grid, "--mup", mup, "--mode", mode];
+        let ended = lapidary(&[&args[..], &["--json"]].concat());
+        assert_eq!(ended.code, 0, "{name} {mode}: {}", ended.stderr);
         let document = ended.json();
         assert_eq!(document["greedy_match"], json!(true), "{name}");
         assert_eq!(document["memorization_match"], json!(true), "{name}");
@@ -266,9 +271,17 @@ fn stored_models_pass_on_simulated_wafers() {
 #[test]
 fn short_numbers_pass_within_the_stored_noise() {
     let folder = stored("amber-tiny");
-    for (device, precision) in [("wafer-sim", "f16"), ("wafer-sim", "bf16"), ("cpu", "bf16")] {
+    let pipelined = ["--mode", "layer-pipelined"];
+    let cases: [(&str, &str, &[&str]); 5] = [
+        ("wafer-sim", "f16", &[]),
+        ("wafer-sim", "bf16", &[]),
+        ("wafer-sim", "f16", &pipelined),
+        ("wafer-sim", "bf16", &pipelined),
+        ("cpu", "bf16", &[]),
+    ];
+    for (device, precision, more) in cases {
         let args = ["verify", text(&folder), "--device", device, "--precision", precision, "--json"];
-        let ended = lapidary(&args);
+        let ended = lapidary(&[&args[..], more].concat());
         assert_eq!(ended.code, 0, "{device} {precision}: {}", ended.stderr);
         let document = ended.json();
         assert!(document["argmax_agreement"].as_f64().expect("a share") > 0.9);

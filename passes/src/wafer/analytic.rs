@@ -4,12 +4,17 @@
 //! An op takes what its fullest PE spends on it and the latency of its row once; ops follow one another. Queues,
 //! shared links and the ways in which PEs wait for each other within an op are left to levels `flow` and `event`.
 
-use super::placed::{Activation, Layout, NormKind, OpKind, Path, Placed, PlacedOp, Step};
+use super::WaferSpec;
+use super::kernel::sums;
+use super::placed::{
+    Activation, CachedAttention, Layout, Linear, NormKind, OpKind, Path, Placed, PlacedOp, RowHeads, Step,
+};
 use super::tile::Tiles;
 use lapidary_hardware::Wafer;
 use lapidary_hardware::price::wafer::{
-    Area, FUNCTION_CYCLES, HeadTile, Rates, attention, attention_backward, column_sum, gather, linear, loss,
-    loss_backward, norm, norm_backward, norm_weight, outer_product, passing, pointwise, rope,
+    Area, CacheTile, FUNCTION_CYCLES, HeadTile, Rates, attention, attention_backward, cached_attention,
+    column_sum, gather, gemv, linear, loss, loss_backward, norm, norm_backward, norm_weight, outer_product,
+    passing, pointwise, rope, turn,
 };
 use lapidary_models::dtype::DType;
 use serde::Serialize;
@@ -28,7 +33,8 @@ pub struct OpCycles {
 /// Cycles of every op of a placed computation, in order; `None` where the wafer lacks the arithmetic.
 pub fn cycles(placed: &Placed, wafer: &Wafer) -> Option<Vec<OpCycles>> {
     let narrow = matches!(placed.dtype, DType::F16 | DType::Bf16);
-    let rates = Rates::of(wafer, narrow)?;
+    let spec = sums::affordable(placed, &WaferSpec::of(wafer, wafer.clock()));
+    let rates = Rates { longest_tree: spec.longest_tree.into(), ..Rates::of(wafer, narrow)? };
     let tokens = u64::from(placed.tokens.tiles().largest());
     let area = Area { columns: u64::from(placed.width), rows: u64::from(placed.rows()), tokens };
     let account = Account { placed, rates, area };
@@ -53,7 +59,13 @@ impl Account<'_> {
             | OpKind::Output { value, path: Path::Stream, .. } => {
                 passing(&self.rates, &self.area, self.features(value))
             }
+            OpKind::Input { value, path: Path::Shared, .. }
+            | OpKind::Output { value, path: Path::Shared, .. } => {
+                let layout = self.placed.values.get(value);
+                layout.map_or(0.0, |layout| self.placed.fullest(*layout) as f64 + self.rates.neighbour)
+            }
             OpKind::Input { .. } | OpKind::Output { .. } => 0.0,
+            OpKind::Keep { value, .. } => self.rates.op(self.elements(value), self.rates.half),
             OpKind::Linear(op) => {
                 let outputs = op.outputs.iter().map(|segment| self.features(&segment.value)).sum();
                 let biased = op.outputs.iter().filter(|segment| segment.bias.is_some());
@@ -63,6 +75,14 @@ impl Account<'_> {
                     })
                     .sum();
                 linear(&self.rates, &self.area, self.own(&op.input), outputs) + biases
+            }
+            OpKind::Gemv(op) => self.gemv(op),
+            OpKind::Turn(op) => self.row_heads(&op.value).map_or(0.0, |(heads, queries)| {
+                let pairs = heads.pair_tiles().largest();
+                turn(&self.rates, heads.count(queries).into(), pairs.into())
+            }),
+            OpKind::CachedAttention(op) => {
+                self.cache(op).map_or(0.0, |tile| cached_attention(&self.rates, &tile))
             }
             OpKind::Norm(op) => {
                 norm(&self.rates, &self.area, self.features(&op.input), op.kind == NormKind::Layer)
@@ -96,9 +116,57 @@ impl Account<'_> {
             OpKind::Map(op) => {
                 let (ops, functions) =
                     op.steps.iter().map(step).fold((2.0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-                pointwise(&self.rates, &self.area, self.features(&op.input), ops, f64::from(functions))
+                // Over rows, a line has as few features as if there were as many rows as columns.
+                match self.placed.values.get(&op.input) {
+                    Some(layout) if layout.is_over_rows() => {
+                        let area = Area { columns: self.area.rows, ..self.area };
+                        pointwise(&self.rates, &area, self.features(&op.input), ops, f64::from(functions))
+                    }
+                    _ => pointwise(
+                        &self.rates,
+                        &self.area,
+                        self.features(&op.input),
+                        ops,
+                        f64::from(functions),
+                    ),
+                }
             }
         }
+    }
+
+    /// Features of the outputs lie over the axis that the input's do not.
+    fn gemv(&self, op: &Linear) -> f64 {
+        let layouts = op.outputs.iter().filter_map(|segment| self.placed.values.get(&segment.value));
+        let outputs: u64 = layouts.map(|layout| self.placed.fullest(*layout)).sum();
+        let input = self.placed.values.get(&op.input);
+        let inputs = input.map_or(0, |layout| self.placed.fullest(*layout));
+        let over_rows = input.is_some_and(|layout| layout.is_over_rows());
+        let line = if over_rows { self.area.rows } else { self.area.columns };
+        let biased = op.outputs.iter().filter(|segment| segment.bias.is_some()).count() as f64;
+        let biases =
+            biased * self.rates.op(outputs as f64 / op.outputs.len().max(1) as f64, self.rates.single);
+        gemv(&self.rates, line, inputs as f64, outputs as f64) + biases
+    }
+
+    fn row_heads(&self, value: &str) -> Option<(RowHeads, bool)> {
+        match self.placed.values.get(value) {
+            Some(Layout::HeadRows { heads, queries }) => Some((*heads, *queries)),
+            _ => None,
+        }
+    }
+
+    fn cache(&self, op: &CachedAttention) -> Option<CacheTile> {
+        let (heads, _) = self.row_heads(&op.query)?;
+        Some(CacheTile {
+            columns: self.area.columns,
+            rows: heads.blocks().size.into(),
+            heads: heads.count(true).into(),
+            kv: heads.count(false).into(),
+            own: heads.own(0).into(),
+            slots: Tiles::new(op.capacity, self.placed.width).largest().into(),
+            slopes: !op.slopes.is_empty(),
+            window: op.window.is_some(),
+        })
     }
 
     /// Features of a value over a whole row.
@@ -112,8 +180,18 @@ impl Account<'_> {
             (Some(Layout::HeadColumns { queries }), Some(heads)) => {
                 f64::from(Tiles::new(heads.features(*queries), heads.columns).largest())
             }
+            (Some(layout), _) if layout.is_over_rows() => self.placed.fullest(*layout) as f64,
             _ => self.area.features(self.features(value)),
         }
+    }
+
+    /// Elements of a value in the fullest PE.
+    fn elements(&self, value: &str) -> f64 {
+        let Some(Layout::HeadTokens { queries }) = self.placed.values.get(value) else {
+            return self.own(value) * self.area.tokens as f64;
+        };
+        let features = self.placed.heads.map_or(0, |heads| heads.features(*queries));
+        self.heads().map_or(0.0, |tile| tile.tokens * f64::from(features))
     }
 
     fn heads(&self) -> Option<HeadTile> {
@@ -150,7 +228,7 @@ fn step(step: &Step) -> (f64, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wafer::{WaferSpec, Workload, generate, place_layer};
+    use crate::wafer::{Workload, generate, place_layer};
     use lapidary_hardware::builtin::machine;
     use lapidary_models::ModelSpec;
     use lapidary_models::builtin;

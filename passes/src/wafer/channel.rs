@@ -5,6 +5,7 @@
 //! so a neighbour that is ahead cannot overtake. What is left over gets a colour of its own, at most 24 in all.
 
 use super::error::WaferError;
+use super::line::{Axis, SumStep};
 use super::placed::Placed;
 use lapidary_runtime_sim::program::{Colour, Coord, Port, Route};
 use serde::{Deserialize, Serialize};
@@ -21,8 +22,14 @@ pub enum Channel {
     East(u8),
     /// From the last column to the first.
     Wrap,
-    /// From the last column to all others of the row.
-    Back,
+    /// A step of a sum over a line of PEs.
+    Sum(Axis, SumStep),
+    /// From the last PE of such a line to all others.
+    Share(Axis),
+    /// From the host at the west edge along every row, read by all PEs of the row.
+    Along,
+    /// From the last column out at the east edge, of so many rows.
+    Aside(u32),
     /// From the last column of each head block to its first.
     HeadWrap,
     /// To the next row of the same sequence, sent by rows of this parity.
@@ -54,12 +61,18 @@ impl Channel {
                 (at.x < last_x).then(|| Route::fixed(Port::Ramp, &[Port::East]))
             }
             Channel::East(_) => (at.x > 0).then(|| Route::fixed(Port::West, &[Port::Ramp])),
-            Channel::Wrap => Some(westward(at.x == 0, at.x == last_x, false)),
-            Channel::Back => Some(westward(at.x == 0, at.x == last_x, true)),
+            Channel::Wrap => Some(westward(at.x == 0, at.x == last_x)),
+            Channel::Sum(axis, step) => axis.route(placed, at, step),
+            Channel::Share(axis) => axis.share(placed, at),
+            Channel::Along if at.x == last_x => Some(Route::fixed(Port::West, &[Port::Ramp])),
+            Channel::Along => Some(Route::fixed(Port::West, &[Port::Ramp, Port::East])),
+            Channel::Aside(rows) => {
+                (at.x == last_x && at.y < rows).then(|| Route::fixed(Port::Ramp, &[Port::East]))
+            }
             Channel::HeadWrap => {
                 let blocks = placed.heads?.column_blocks();
                 let local = blocks.local(at.x);
-                blocks.contains(at.x).then(|| westward(local == 0, local == blocks.size - 1, false))
+                blocks.contains(at.x).then(|| westward(local == 0, local == blocks.size - 1))
             }
             Channel::Down(parity) => {
                 let row = placed.tokens.blocks().local(at.y);
@@ -75,12 +88,11 @@ impl Channel {
     }
 }
 
-/// A way from the last column to the first, read on the way or only there.
-fn westward(first: bool, last: bool, read: bool) -> Route {
+/// A way from the last column to the first.
+fn westward(first: bool, last: bool) -> Route {
     match (first, last) {
         (true, _) => Route::fixed(Port::East, &[Port::Ramp]),
         (_, true) => Route::fixed(Port::Ramp, &[Port::West]),
-        _ if read => Route::fixed(Port::East, &[Port::Ramp, Port::West]),
         _ => Route::fixed(Port::East, &[Port::West]),
     }
 }

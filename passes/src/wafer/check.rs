@@ -86,8 +86,13 @@ fn check_sizes(placed: &Placed) -> Result<(), WaferError> {
     });
     for (value, layout) in &placed.values {
         let features = match layout {
-            Layout::Columns { features } => u64::from(*features),
+            Layout::Columns { features } | Layout::Rows { features } => u64::from(*features),
             Layout::HeadColumns { .. } | Layout::HeadTokens { .. } => of_head,
+            Layout::HeadRows { heads, .. } => {
+                let heads = heads.heads;
+                let all = [heads.blocks, heads.kv, heads.ways, heads.dim];
+                all.iter().fold(1u64, |n, by| n.saturating_mul((*by).into()))
+            }
         };
         if features > MOST {
             return too_many(format!("features of {value}"), features);

@@ -58,7 +58,27 @@ pub fn memory_peak(placed: &Placed, spec: &WaferSpec) -> Result<u64, WaferError>
         let site = Site { placed, spec, colours: &colours, at: role.sample, phase: 0 };
         ClassMemory::plan(placed, spec, &site, &role.name, &Partners::new()).map(|memory| memory.peak)
     };
-    roles(placed).into_iter().try_fold(0, |most, role| Ok(most.max(peak(role)?)))
+    roles(placed, spec).into_iter().try_fold(0, |most, role| Ok(most.max(peak(role)?)))
+}
+
+/// Bytes of the fullest PE that stay from run to run.
+///
+/// # Errors
+/// Faults of the placement.
+pub fn resident_bytes(placed: &Placed, spec: &WaferSpec) -> Result<u64, WaferError> {
+    check(placed)?;
+    let colours = Colours::default();
+    let of_role = |role: Role| -> Result<u64, WaferError> {
+        let mut bytes = 0;
+        for (phase, op) in placed.ops.iter().enumerate() {
+            let site = Site { placed, spec, colours: &colours, at: role.sample, phase };
+            let staying = kernel::scratch(&site, op)?.into_iter().filter(|scratch| scratch.stays);
+            let size = |scratch: kernel::Scratch| u64::from(scratch.elements) * scratch.dtype.bytes();
+            bytes += staying.map(|scratch| size(scratch).next_multiple_of(8)).sum::<u64>();
+        }
+        Ok(bytes)
+    };
+    roles(placed, spec).into_iter().try_fold(0, |most, role| Ok(most.max(of_role(role)?)))
 }
 
 /// Memory of a class.
@@ -119,11 +139,12 @@ fn buffers(placed: &Placed, site: &Site) -> Result<Vec<Wish>, WaferError> {
         for scratch in kernel::scratch(&Site { phase, ..*site }, op)? {
             if scratch.elements > 0 {
                 let mut buffer = Buffer::new(scratch.dtype, scratch.elements, 0);
-                let first = if scratch.load.is_some() { 0 } else { phase };
-                // The next micro-batch finds tables that are loaded once as this one does.
-                let again = scratch.load.is_some() && placed.micro_batches > 1;
-                let last = if again { placed.ops.len() - 1 } else { phase };
-                buffer.load = scratch.load;
+                // The next micro-batch finds tables that are loaded once, and copies of the one before, as this one does.
+                let again = placed.micro_batches > 1;
+                let (loaded, read, stays) = (scratch.load.is_some(), scratch.store.is_some(), scratch.stays);
+                let first = if loaded || (read && again) { 0 } else { phase };
+                let last = if stays || read || (loaded && again) { placed.ops.len() - 1 } else { phase };
+                (buffer.load, buffer.store) = (scratch.load, scratch.store);
                 wishes.push(wish(placed, scratch_name(&op.name, scratch.name), buffer, first, last));
             }
         }
@@ -163,9 +184,13 @@ fn life(placed: &Placed, site: &Site, value: &str) -> Option<Life> {
 
 /// A PE's part of a tensor `[tokens, features]`.
 fn whole(placed: &Placed, site: &Site, value: &str, tensor: &str) -> Option<TensorMap> {
-    let layout = *placed.values.get(value)?;
+    part_of(site, *placed.values.get(value)?, tensor)
+}
+
+/// A PE's part of a tensor `[tokens, features]` that lies like this.
+pub fn part_of(site: &Site, layout: Layout, tensor: &str) -> Option<TensorMap> {
     let (features, first) = site.features(layout);
-    let row = i64::from(placed.features(layout));
+    let row = i64::from(site.placed.features(layout));
     if matches!(layout, Layout::HeadTokens { .. }) {
         return by_tokens(site, tensor, row, features);
     }

@@ -69,10 +69,13 @@ pub fn repeat(count: impl Into<Affine>, body: Vec<Stmt>) -> Vec<Stmt> {
     }
 }
 
-/// `times` times a body that knows of no loop around it.
+/// Which micro-batch is at hand, in a body that [`repeated`] puts its loop around.
+pub const MICRO_BATCH: Var = Var::Loop(u8::MAX);
+
+/// `times` times a body that knows of no loop around it but by [`MICRO_BATCH`].
 pub fn repeated(times: u32, body: Vec<Stmt>) -> Vec<Stmt> {
     match times {
-        1 => body,
+        1 => rewritten(body, &alone),
         _ => vec![Stmt::Loop { count: i64::from(times).into(), body: rewritten(body, &deeper) }],
     }
 }
@@ -80,10 +83,18 @@ pub fn repeated(times: u32, body: Vec<Stmt>) -> Vec<Stmt> {
 /// An expression with one more loop around it.
 fn deeper(affine: &Affine) -> Affine {
     let shift = |(var, factor): (&Var, &i64)| match var {
+        var if *var == MICRO_BATCH => (Var::Loop(0), *factor),
         Var::Loop(depth) => (Var::Loop(depth + 1), *factor),
         other => (*other, *factor),
     };
     Affine { base: affine.base, terms: affine.terms.iter().map(shift).collect() }
+}
+
+/// An expression at the first micro-batch, which is the only one.
+fn alone(affine: &Affine) -> Affine {
+    let mut affine = affine.clone();
+    affine.terms.remove(&MICRO_BATCH);
+    affine
 }
 
 /// A body with every expression changed.

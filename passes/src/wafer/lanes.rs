@@ -1,6 +1,6 @@
 //! The lanes of an edge by what their columns hold.
 
-use super::placed::{Layout, Placed};
+use super::placed::{Layout, Placed, RowHeads};
 use super::tile::{Tiles, progressions};
 use lapidary_runtime_sim::program::{Affine, Var};
 
@@ -14,7 +14,7 @@ pub struct Lanes {
     pub first: Affine,
 }
 
-/// The columns that hold features of a layout, by the size of their tile.
+/// The columns (or rows) that hold features of a layout, by the size of their tile.
 pub fn lanes(placed: &Placed, layout: Layout) -> Vec<Lanes> {
     all_lanes(placed, layout).into_iter().filter(|lanes| lanes.features > 0).collect()
 }
@@ -48,8 +48,28 @@ pub fn all_lanes(placed: &Placed, layout: Layout) -> Vec<Lanes> {
             let first = blocks.block_of_x() * i64::from(features);
             vec![Lanes { runs: vec![(0, blocks.lines(), 1)], features, first }]
         }
-        (_, None) => vec![],
+        (Layout::Rows { features }, _) => {
+            let tiles = Tiles::new(features, placed.rows());
+            let rows: Vec<u32> = (0..placed.rows()).collect();
+            let (large, small) = rows.split_at(tiles.extra() as usize);
+            let lanes =
+                |lines: &[u32]| lanes_of(tiles, lines, lines.first().copied(), Var::Y.into(), 0.into());
+            [lanes(large), lanes(small)].into_iter().flatten().collect()
+        }
+        (Layout::HeadRows { .. }, _) | (_, None) => vec![],
     }
+}
+
+/// The rows of head blocks, by the size of their tile of pairs.
+pub fn pair_lanes(heads: RowHeads) -> Vec<Lanes> {
+    let (blocks, tiles) = (heads.blocks(), heads.pair_tiles());
+    let is_large = |y: &u32| tiles.is_large(blocks.local(*y));
+    let (large, small): (Vec<u32>, Vec<u32>) = (0..blocks.lines()).partition(is_large);
+    let lanes = |lines: &[u32]| {
+        let sample = lines.first().map(|y| blocks.local(*y));
+        lanes_of(tiles, lines, sample, blocks.local_y(), 0.into())
+    };
+    [lanes(&large), lanes(&small)].into_iter().flatten().filter(|lanes| lanes.features > 0).collect()
 }
 
 /// Lanes whose tiles are all as that of `sample`, which is one of them if there are any.

@@ -15,12 +15,14 @@ mod check;
 mod class;
 mod code;
 mod data;
+mod decode;
 mod emit;
 mod error;
 mod host;
 mod kernel;
 mod lanes;
 mod layout;
+mod line;
 mod lower;
 mod pipeline;
 mod place;
@@ -36,28 +38,31 @@ mod train;
 pub use analytic::{OpCycles, cycles};
 pub use channel::{Channel, Colours};
 pub use class::memory_peak;
-pub use data::{Angles, HostData, Packing, Part};
-pub use emit::{EmitError, EmitOptions, Scope, Stage, WaferArtifact, emit, emit_pipeline};
+pub use data::{Angles, HostData, Packing, Part, Picked};
+pub use decode::{Decode, DecodeStage};
+pub use emit::{EmitError, EmitOptions, Scope, Stage, WaferArtifact, emit, emit_decode, emit_pipeline};
 pub use error::WaferError;
 pub use layout::{HeadShape, fit_tokens, place_heads, place_tokens};
+pub use line::Axis;
 pub use lower::LowerToWafer;
-pub use pipeline::{Pipeline, RegionReport};
+pub use pipeline::{Copies, Pipeline, RegionReport, Shown};
 pub use place::{Workload, place_layer};
 pub use placed::{
-    Activation, Attention, AttentionDx, ColumnSum, Gather, Gradient, Heads, Layout, Linear, Loss, LossDx,
-    Map, Norm, NormDw, NormDx, NormKind, OpKind, Outer, Pairing, Parameter, Path, Placed, PlacedOp, Rope,
-    Segment, Source, Step, TableDw, Tokens,
+    Activation, Attention, AttentionDx, CachedAttention, ColumnSum, Gather, Gradient, Heads, Layout, Linear,
+    Loss, LossDx, Map, Norm, NormDw, NormDx, NormKind, OpKind, Outer, Pairing, Parameter, Path, Placed,
+    PlacedOp, Rope, RowHeads, Segment, Source, Step, TableDw, Tokens, Turn,
 };
-pub use report::{ClassReport, ColourReport, PhaseReport, PlacementReport};
+pub use report::{ClassReport, ColourReport, PhaseReport, PlacementReport, SumReport};
 pub use spec::WaferSpec;
 pub use tile::{Blocks, Tiles};
 pub use train::{
-    Kept, StepChoice, StepError, TrainError, TrainStage, choose_step, emit_training, place_training, way,
+    Kept, StepChoice, StepError, StepWay, TrainError, TrainStage, choose_step, emit_training, place_training,
+    way,
 };
 
 use channel::{Wanted, allocate};
 use check::check;
-use class::{build_class, join};
+use class::{build_class, join, resident_bytes};
 use lapidary_runtime_sim::program::{Coord, WaferProgram};
 use roles::roles;
 use std::collections::BTreeMap;
@@ -76,9 +81,10 @@ pub struct Generated {
 /// Generates the program of a placed computation.
 pub fn generate(placed: &Placed, spec: &WaferSpec) -> Result<Generated, WaferError> {
     check(placed)?;
-    let roles = roles(placed);
+    let spec = &kernel::sums::affordable(placed, spec);
+    let roles = roles(placed, spec);
     let samples: Vec<Coord> = roles.iter().map(|role| role.sample).collect();
-    let colours = allocate(placed, &samples, &wanted(placed), spec.colours)?;
+    let colours = allocate(placed, &samples, &wanted(placed, spec), spec.colours)?;
     let host = host::host(placed, &colours, spec.bytes_per_cycle)?;
 
     let mut program = WaferProgram::new(placed.width, placed.rows());
@@ -101,15 +107,17 @@ pub fn generate(placed: &Placed, spec: &WaferSpec) -> Result<Generated, WaferErr
         sram_bytes: spec.buffer_bytes(),
         sram_peak_bytes: classes.iter().map(|class| class.sram_peak_bytes).max().unwrap_or(0),
         classes,
+        sums: placed.ops.iter().flat_map(|op| SumReport::of(placed, op, spec)).collect(),
         colours: colour_reports(placed, &colours),
         phases,
     };
     Ok(Generated { program, host: host.tensors, report })
 }
 
-fn wanted(placed: &Placed) -> Vec<Wanted> {
-    let of_op =
-        |(phase, op)| kernel::channels(placed, op).into_iter().map(move |channel| Wanted { phase, channel });
+fn wanted(placed: &Placed, spec: &WaferSpec) -> Vec<Wanted> {
+    let of_op = |(phase, op)| {
+        kernel::channels(placed, op, spec).into_iter().map(move |channel| Wanted { phase, channel })
+    };
     placed.ops.iter().enumerate().flat_map(of_op).collect()
 }
 

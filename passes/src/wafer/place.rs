@@ -44,6 +44,7 @@ pub fn place_layer(model: &ModelSpec, work: Workload, spec: &WaferSpec) -> Resul
         height: work.height,
         tokens: place_tokens(work.height, work.sequences, work.length, 1),
         micro_batches: 1,
+        resident: false,
         heads: Some(place_heads(work.width, shape)),
         dtype: work.dtype,
         values: layer.values.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect(),

@@ -1,9 +1,13 @@
 //! What a placement uses: memory by class, colours, words and arithmetic by phase.
 
+use super::WaferSpec;
 use super::channel::Channel;
-use super::placed::{OpKind, Placed};
+use super::kernel::sums;
+use super::placed::{OpKind, Placed, PlacedOp};
+use lapidary_hardware::price::wafer::Reduce;
 use lapidary_runtime_sim::program::{Affine, Direction, HostStream};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Account of a generated program.
@@ -23,6 +27,8 @@ pub struct PlacementReport {
     pub sram_peak_bytes: u64,
     /// By class.
     pub classes: Vec<ClassReport>,
+    /// Sums over lines of PEs: how each is made, and why.
+    pub sums: Vec<SumReport>,
     /// Colours in use and what for.
     pub colours: Vec<ColourReport>,
     /// By phase, in order.
@@ -54,6 +60,57 @@ pub struct ColourReport {
     pub colour: u8,
     /// Channels and the phases that use them.
     pub channels: Vec<(Channel, Vec<String>)>,
+}
+
+/// How a sum over lines of PEs is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SumReport {
+    /// The phase.
+    pub phase: String,
+    /// Which lines.
+    pub over: String,
+    /// PEs of a line.
+    pub pes: u32,
+    /// Words of the fullest line.
+    pub words: u64,
+    /// The way that is taken.
+    pub picked: Reduce,
+    /// Why.
+    pub why: String,
+    /// Cycles of every way.
+    pub cycles: BTreeMap<String, u64>,
+}
+
+impl SumReport {
+    /// Sums of an op.
+    pub fn of(placed: &Placed, op: &PlacedOp, spec: &WaferSpec) -> Vec<SumReport> {
+        let links = sums::links(spec);
+        let report = |sum: sums::Sum| {
+            let pes = sum.axis.length(placed);
+            let cycles = |way: Reduce| (way.name().to_string(), way.cycles(pes.into(), sum.words, links));
+            let picked = sum.kind(placed, spec);
+            let least = Reduce::ALL.into_iter().min_by_key(|way| cycles(*way).1);
+            let why = match least {
+                Some(least) if cycles(least).1 < cycles(picked).1 => {
+                    format!(
+                        "takes least but for a {}, for whose rounds there are not enough colours",
+                        least.name()
+                    )
+                }
+                _ => "takes least".into(),
+            };
+            SumReport {
+                phase: op.name.clone(),
+                over: sum.axis.name().into(),
+                pes,
+                words: sum.words,
+                picked,
+                why,
+                cycles: Reduce::ALL.into_iter().map(cycles).collect(),
+            }
+        };
+        sums::of(placed, op).into_iter().map(report).filter(|sum| sum.pes > 1).collect()
+    }
 }
 
 /// Work of a phase.
@@ -117,6 +174,12 @@ fn macs(placed: &Placed, kind: &OpKind) -> u64 {
             let outputs: u64 = linear.outputs.iter().map(|s| features(&s.value)).sum();
             features(&linear.input) * outputs * tokens.total()
         }
+        // One token against everything that the cache has room for.
+        OpKind::Gemv(linear) => {
+            let outputs: u64 = linear.outputs.iter().map(|s| features(&s.value)).sum();
+            features(&linear.input) * outputs
+        }
+        OpKind::CachedAttention(attention) => features(&attention.query) * 2 * u64::from(attention.capacity),
         OpKind::Attention(attention) => {
             let length = u64::from(tokens.length);
             features(&attention.query) * length * (length + 1) * u64::from(tokens.sequences)
@@ -153,6 +216,20 @@ impl fmt::Display for PlacementReport {
                 0 => writeln!(f)?,
                 words => writeln!(f, "  {words:>12} words out")?,
             }
+        }
+        for sum in &self.sums {
+            let ways = Reduce::ALL.map(|way| format!("{} {}", way.name(), sum.cycles[way.name()]));
+            writeln!(
+                f,
+                "  {:<24} sum of {} words over a {} of {}: {} {}: {} cycles",
+                sum.phase,
+                sum.words,
+                sum.over,
+                sum.pes,
+                sum.picked.name(),
+                sum.why,
+                ways.join(", ")
+            )?;
         }
         Ok(())
     }

@@ -3,8 +3,12 @@
 //! A role is the list of everything about a line that the kernels ask and that is not affine: whether it is first or last,
 //! its parity, whether its tiles are the larger or the smaller ones, where its head block begins and ends.
 
+use super::WaferSpec;
+use super::kernel;
+use super::line::Axis;
 use super::placed::{Layout, OpKind, Placed};
 use super::tile::{Tiles, progressions};
+use lapidary_hardware::price::wafer::Reduce;
 use lapidary_runtime_sim::program::{Coord, Region};
 use std::collections::BTreeMap;
 
@@ -20,9 +24,14 @@ pub struct Role {
 }
 
 /// All roles of a placed computation, in the order of their first columns and rows.
-pub fn roles(placed: &Placed) -> Vec<Role> {
-    let columns = group(placed.width, |x| column_role(placed, x));
-    let rows = group(placed.rows(), |y| row_role(placed, y));
+pub fn roles(placed: &Placed, spec: &WaferSpec) -> Vec<Role> {
+    let sums = sums(placed, spec);
+    let columns = group(placed.width, |x| {
+        [column_role(placed, x), sum_role(placed, &sums, Coord { x, y: 0 }, true)].concat()
+    });
+    let rows = group(placed.rows(), |y| {
+        [row_role(placed, y), sum_role(placed, &sums, Coord { x: 0, y }, false)].concat()
+    });
     let pair = |(j, rows): (usize, &Vec<u32>)| -> Vec<Role> {
         let cross = |(i, columns): (usize, &Vec<u32>)| Role {
             name: format!("column{i}.row{j}"),
@@ -65,8 +74,32 @@ fn column_role(placed: &Placed, x: u32) -> Vec<u32> {
             role.extend([tiles.size(x), u32::from(tiles.is_large(x)), tiles.size(before)]);
         }
     }
+    for op in &placed.ops {
+        if let OpKind::CachedAttention(attention) = &op.kind {
+            let tiles = Tiles::new(attention.capacity, placed.width);
+            role.extend([tiles.size(x), u32::from(tiles.is_large(x))]);
+        }
+    }
     role.extend(head_role(placed, x));
     role
+}
+
+/// Every way in which lines of an axis make sums.
+fn sums(placed: &Placed, spec: &WaferSpec) -> Vec<(Axis, Reduce)> {
+    let of_op = |op| kernel::sums::of(placed, op);
+    let mut sums: Vec<_> =
+        placed.ops.iter().flat_map(of_op).map(|sum| (sum.axis, sum.kind(placed, spec))).collect();
+    sums.sort_unstable();
+    sums.dedup();
+    sums
+}
+
+/// The places of a column on rows, or of a row on columns.
+fn sum_role(placed: &Placed, sums: &[(Axis, Reduce)], at: Coord, of_column: bool) -> Vec<u32> {
+    let along = sums.iter().filter(|(axis, _)| (*axis == Axis::Row) == of_column);
+    let role =
+        |(axis, kind): &(Axis, Reduce)| axis.place(placed, at).map_or(vec![], |place| place.role(*kind));
+    along.flat_map(role).collect()
 }
 
 fn head_role(placed: &Placed, x: u32) -> Vec<u32> {
@@ -104,6 +137,22 @@ fn row_role(placed: &Placed, y: u32) -> Vec<u32> {
     }
     if streams || attends {
         role.push(y % 2);
+    }
+    for layout in placed.values.values() {
+        match layout {
+            Layout::Rows { features } => {
+                let tiles = Tiles::new(*features, placed.rows());
+                role.extend([tiles.size(y), u32::from(tiles.is_large(y))]);
+            }
+            Layout::HeadRows { heads, .. } => {
+                let (inside, row) = (heads.blocks().contains(y), heads.blocks().local(y));
+                role.push(u32::from(inside));
+                let tiles = [heads.pair_tiles(), heads.rest_tiles()];
+                role.extend(tiles.map(|tiles| u32::from(inside && tiles.is_large(row))));
+                role.extend(tiles.map(|tiles| if inside { tiles.size(row) } else { 0 }));
+            }
+            _ => {}
+        }
     }
     role
 }

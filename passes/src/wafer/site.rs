@@ -2,7 +2,7 @@
 
 use super::WaferSpec;
 use super::channel::{Channel, Colours};
-use super::placed::{Heads, Layout, Placed};
+use super::placed::{Heads, Layout, Placed, RowHeads};
 use super::tile::Tiles;
 use lapidary_models::dtype::DType;
 use lapidary_runtime_sim::program::{Affine, Colour, Coord, Var, Wire};
@@ -35,12 +35,18 @@ impl<'a> Site<'a> {
 
     /// First token of this row within its sequence.
     pub fn first_position(&self) -> Affine {
+        if self.placed.resident {
+            return Affine::constant(0);
+        }
         self.placed.tokens.tiles().start_at(self.placed.tokens.blocks().local_y(), self.row())
     }
 
     /// First token of this row among all tokens of the micro-batch.
     pub fn first_token(&self) -> Affine {
         let tokens = self.placed.tokens;
+        if self.placed.resident {
+            return Affine::constant(0);
+        }
         tokens.blocks().block_of_y() * i64::from(tokens.length) + self.first_position()
     }
 
@@ -51,6 +57,13 @@ impl<'a> Site<'a> {
                 let tiles = Tiles::new(features, self.placed.width);
                 (tiles.size(self.at.x), tiles.start_at(Affine::from(Var::X), self.at.x))
             }
+            Layout::Rows { features } => {
+                let tiles = Tiles::new(features, self.placed.rows());
+                (tiles.size(self.at.y), tiles.start_at(Affine::from(Var::Y), self.at.y))
+            }
+            Layout::HeadRows { heads, queries } => {
+                self.row_features(heads, queries).unwrap_or((0, Affine::constant(0)))
+            }
             Layout::HeadColumns { queries } => {
                 self.block_features(queries).unwrap_or((0, Affine::constant(0)))
             }
@@ -59,6 +72,21 @@ impl<'a> Site<'a> {
                 None => (0, Affine::constant(0)),
             },
         }
+    }
+
+    /// The row of this PE within its block of head rows, if it is in one.
+    pub fn row_of(&self, heads: RowHeads) -> Option<u32> {
+        let blocks = heads.blocks();
+        blocks.contains(self.at.y).then(|| blocks.local(self.at.y))
+    }
+
+    fn row_features(&self, heads: RowHeads, queries: bool) -> Option<(u32, Affine)> {
+        let row = self.row_of(heads)?;
+        let (count, blocks) = (i64::from(heads.count(queries)), heads.blocks());
+        let (pairs, rest) = (heads.pair_tiles(), heads.rest_tiles());
+        let of_head = pairs.start_at(blocks.local_y(), row) * 2 + rest.start_at(blocks.local_y(), row);
+        let before = blocks.block_of_y() * (count * i64::from(heads.heads.dim));
+        Some((heads.own(row) * heads.count(queries), before + of_head * count))
     }
 
     fn block_features(&self, queries: bool) -> Option<(u32, Affine)> {

@@ -23,9 +23,13 @@ pub struct WaferSpec {
     pub bytes_per_cycle: f64,
     /// Cycles by which a PE of a chain is behind the one before: up and down the ramp, the hop, the operation.
     pub hop_cycles: u64,
+    /// Cycles between core and router, one way.
+    pub ramp_cycles: u64,
     /// Words that surely fit between two neighbours: the queues of the sender's and the receiver's ramp. What routers
     /// hold on the way comes on top and is not counted on.
     pub link_words: u64,
+    /// PEs of the longest line whose sums may be made by a tree: each of its rounds takes a colour.
+    pub longest_tree: u32,
     /// Cycles that a vector operation takes beside its elements.
     pub issue_cycles: u64,
     /// Multiply-accumulates per cycle into f32 of 16-bit operands.
@@ -52,7 +56,9 @@ impl WaferSpec {
             colours: wafer.router.colours as u32,
             bytes_per_cycle: wafer.ingress.as_ref().map_or(edge, |links| links.bandwidth().0 / clock.0),
             hop_cycles: 2 * wafer.router.ramp.0 + wafer.router.hop.0 + 1,
+            ramp_cycles: wafer.router.ramp.0,
             link_words: queue(&wafer.router.output_queues) + queue(&wafer.router.input_queues),
+            longest_tree: u32::MAX,
             issue_cycles: wafer.pe.call_overhead.0,
             narrow_macs: macs(Precision::Mixed),
             wide_macs: macs(Precision::Fp32),

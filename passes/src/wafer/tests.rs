@@ -13,6 +13,8 @@ const SPEC: WaferSpec = WaferSpec {
     colours: 24,
     bytes_per_cycle: 1e9,
     hop_cycles: 6,
+    ramp_cycles: 2,
+    longest_tree: u32::MAX,
     link_words: 8,
     issue_cycles: 6,
     narrow_macs: 2.0,
@@ -121,7 +123,17 @@ fn output(value: &str, path: Path) -> PlacedOp {
 
 fn placed(width: u32, height: u32, tokens: Tokens, values: &[(&str, Layout)], ops: Vec<PlacedOp>) -> Placed {
     let values = values.iter().map(|(name, layout)| ((*name).to_owned(), *layout)).collect();
-    Placed { width, height, tokens, micro_batches: 1, heads: None, dtype: DType::F32, values, ops }
+    Placed {
+        width,
+        height,
+        tokens,
+        micro_batches: 1,
+        resident: false,
+        heads: None,
+        dtype: DType::F32,
+        values,
+        ops,
+    }
 }
 
 /// One sequence over all rows.

@@ -1,6 +1,7 @@
 //! Cutting a number of items over a line of PEs, remainders included, with positions as affine expressions.
 
 use lapidary_runtime_sim::program::{Affine, Var};
+use serde::{Deserialize, Serialize};
 
 /// `items` cut into `parts` runs: the first `items % parts` runs hold one item more than the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,7 +60,7 @@ impl Tiles {
 
 /// Neighbouring lines (columns or rows) cut into `count` blocks of `size` lines: the columns of a head, the rows of a
 /// sequence. Lines beyond the last block are spare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Blocks {
     /// How many blocks.
     pub count: u32,

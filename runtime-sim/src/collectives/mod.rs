@@ -9,8 +9,10 @@ mod pick;
 mod ring;
 
 pub use named::{Collective, word_hops};
-pub use pick::{Reduce, pick_reduce};
+pub use pick::{Reduce, pick_reduce, reduce_program};
 pub use ring::ring_all_reduce;
+
+pub use lapidary_hardware::price::wafer::balanced_groups;
 
 use crate::program::{
     Affine, Buffer, Class, Colour, Command, Dest, OpKind, Operand, Port, Region, Route, Slice, Stmt,
@@ -143,36 +145,6 @@ pub fn two_phase_reduce(groups: &[u32], words: u32) -> WaferProgram {
         program.classes.push(class);
     }
     merge(program)
-}
-
-/// Sizes of groups for [`two_phase_reduce`] over a row of `pes`: as many groups as the nearest whole number to the square
-/// root, of as many PEs.
-///
-/// What a row is shorter, the root's group is smaller, so that no sum travels farther than the row is long. What it is
-/// longer goes to groups near the root: each has a step more than its farther neighbour before the sum of the others
-/// comes by.
-pub fn balanced_groups(pes: u32) -> Vec<u32> {
-    let floor = pes.isqrt();
-    let side = if pes > floor * floor + floor { floor + 1 } else { floor }.max(1);
-    let mut left = pes.saturating_sub(side * side);
-    let mut groups: Vec<u32> = (0..side)
-        .map(|number| {
-            let more = left.min(side - 1 - number);
-            left -= more;
-            side + more
-        })
-        .collect();
-    let mut over = groups.iter().sum::<u32>().saturating_sub(pes);
-    for group in &mut groups {
-        let less = over.min(*group);
-        *group -= less;
-        over -= less;
-    }
-    groups.retain(|group| *group > 0);
-    if left > 0 {
-        groups.insert(0, left);
-    }
-    groups
 }
 
 /// Chains along all rows, then a chain along column 0; PE (0, 0) receives the sum of `side` x `side` vectors.

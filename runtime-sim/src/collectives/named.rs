@@ -91,19 +91,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_are_whole_and_the_last_sum_comes_no_later_than_that_of_the_farthest() {
-        for pes in 1..1000 {
-            let groups = balanced_groups(pes);
-            assert_eq!(groups.iter().sum::<u32>(), pes);
-            let count = groups.len() as u32;
-            let depth = (0..).zip(&groups).map(|(number, size)| number + size - 1).max().unwrap();
-            assert!(depth <= 2 * count.max(pes.isqrt()), "{pes}: {groups:?}");
-        }
-        assert_eq!(balanced_groups(128), [18, 11, 11, 11, 11, 11, 11, 11, 11, 11, 11]);
-        assert_eq!(balanced_groups(8), [2, 3, 3]);
-    }
-
-    #[test]
     fn names_are_the_published_ones_and_programs_are_there_where_they_can_be() {
         for name in Collective::names() {
             assert!(Collective::named(name).unwrap().program(8, 3).is_some(), "{name}");

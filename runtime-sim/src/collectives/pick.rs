@@ -3,54 +3,28 @@
 use super::{balanced_groups, chain_reduce, tree_reduce, two_phase_reduce};
 use crate::FabricSpec;
 use crate::program::WaferProgram;
+pub use lapidary_hardware::price::wafer::Reduce;
+use lapidary_hardware::price::wafer::{self, Links};
 
-/// A reduction along a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduce {
-    /// Sums pass from neighbour to neighbour.
-    Chain,
-    /// Sums meet pairwise; a power of two.
-    Tree,
-    /// Chains inside groups, then a chain over their first PEs.
-    TwoPhase,
+/// Whether there is a program of it: trees over a power of two only.
+fn is_known(kind: Reduce, pes: u32) -> bool {
+    kind != Reduce::Tree || pes.is_power_of_two()
 }
 
-impl Reduce {
-    /// All kinds.
-    pub const ALL: [Reduce; 3] = [Reduce::Chain, Reduce::Tree, Reduce::TwoPhase];
-
-    /// The program over `pes` PEs and vectors of `words`; `None` for a tree over no power of two.
-    pub fn program(self, pes: u32, words: u32) -> Option<WaferProgram> {
-        match self {
-            Reduce::Chain => Some(chain_reduce(pes, words)),
-            Reduce::Tree => pes.is_power_of_two().then(|| tree_reduce(pes, words)),
-            Reduce::TwoPhase => Some(two_phase_reduce(&balanced_groups(pes), words)),
-        }
-    }
-
-    /// Cycles by its steps: the words that the busiest PE takes in one after the other, the way of the farthest sum, and
-    /// a ramp up, a ramp down and an addition for each time that a sum is handed on.
-    pub fn cycles(self, pes: u32, words: u32, fabric: &FabricSpec) -> u64 {
-        let (words, far) =
-            (u64::from(words), u64::from(pes.saturating_sub(1)) * u64::from(fabric.hop_cycles));
-        let handed_on = 2 * u64::from(fabric.ramp_cycles) + 1;
-        let (taken, times) = match self {
-            Reduce::Chain => (1, pes.saturating_sub(1)),
-            Reduce::Tree => (pes.max(1).ilog2(), pes.max(1).ilog2()),
-            Reduce::TwoPhase => {
-                let groups = balanced_groups(pes);
-                let last = groups.last().copied().unwrap_or(1);
-                (2, last - 1 + groups.len() as u32 - 1)
-            }
-        };
-        words * u64::from(taken) + far + handed_on * u64::from(times)
-    }
+/// The program of a reduction over `pes` PEs and vectors of `words`; `None` for a tree over no power of two.
+pub fn reduce_program(kind: Reduce, pes: u32, words: u32) -> Option<WaferProgram> {
+    is_known(kind, pes).then(|| match kind {
+        Reduce::Chain => chain_reduce(pes, words),
+        Reduce::Tree => tree_reduce(pes, words),
+        Reduce::TwoPhase => two_phase_reduce(&balanced_groups(pes), words),
+    })
 }
 
-/// The reduction that takes least over `pes` PEs and vectors of `words`.
+/// The reduction that takes least over `pes` PEs and vectors of `words`, by the price that the compiler picks by.
 pub fn pick_reduce(pes: u32, words: u32, fabric: &FabricSpec) -> Reduce {
-    let known = Reduce::ALL.into_iter().filter(|kind| *kind != Reduce::Tree || pes.is_power_of_two());
-    known.min_by_key(|kind| kind.cycles(pes, words, fabric)).unwrap_or(Reduce::Chain)
+    let links = Links { hop: fabric.hop_cycles.into(), ramp: fabric.ramp_cycles.into() };
+    let known = Reduce::ALL.into_iter().filter(|kind| is_known(*kind, pes));
+    wafer::pick_reduce(known, pes.into(), words.into(), links)
 }
 
 #[cfg(test)]
@@ -67,7 +41,7 @@ mod tests {
         for pes in [2, 4, 8, 11, 16, 32, 50, 64, 128] {
             for words in [1, 2, 8, 32, 128, 512, 1024] {
                 let time = |kind: Reduce| {
-                    let checked = check(&kind.program(pes, words)?, &fabric).unwrap();
+                    let checked = check(&reduce_program(kind, pes, words)?, &fabric).unwrap();
                     Some(event::simulate(&checked, BTreeMap::new()).unwrap().report.cycles)
                 };
                 let best = Reduce::ALL.into_iter().filter_map(time).min().unwrap();

@@ -1,6 +1,7 @@
 //! The part of a compilation that every target shares: import, passes, dumps.
 
 use super::{Emitted, Job};
+use crate::args::RecomputeSwitch;
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::input;
@@ -69,7 +70,11 @@ fn passes(job: &Job<'_>) -> Result<Pipeline, Failure> {
 /// The target's own passes, with the machine's figures as options.
 fn target_passes(job: &Job<'_>) -> String {
     if super::trains(job.args) {
-        return pipeline::training_text(job.goal, job.args.recompute.into(), &Fusion::On);
+        return pipeline::training_text(
+            job.goal,
+            job.args.recompute.unwrap_or(RecomputeSwitch::Selective).into(),
+            &Fusion::On,
+        );
     }
     let passes = pipeline::pipeline_text(job.goal, job.mup, &Fusion::On);
     match job.machine.as_ref().map(|machine| &machine.device) {

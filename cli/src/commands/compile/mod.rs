@@ -4,12 +4,13 @@ mod cpu;
 mod emit;
 mod front;
 mod gpu;
+mod mode;
 mod report;
 mod summary;
 mod training;
 mod wafer;
 
-use crate::args::{Compile, Global, GraphMode, Switch, Target};
+use crate::args::{Compile, Global, Switch, Target};
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::input;
@@ -20,6 +21,7 @@ use lapidary_models::autodiff::differentiate;
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
 use lapidary_passes::wafer::StepChoice;
 use lapidary_passes::{Goal, Mup};
+use mode::Modes;
 use report::Report;
 
 /// Everything that is decided before the first pass runs.
@@ -33,14 +35,18 @@ pub struct Job<'a> {
     mup: Mup,
     emit: Emit,
     jobs: usize,
+    modes: Modes,
+    /// What is placed where a wafer keeps the weights; none elsewhere.
+    resident: Option<Graph>,
     /// The training step that wafers run; none where nothing is trained on wafers.
     step: Option<StepChoice>,
 }
 
 impl Job<'_> {
-    /// The graph that is compiled: that of the training step, where there is one.
+    /// The graph that is compiled: that of the training step, where there is one, or of one sequence where weights stay.
     fn imported(&self) -> &Graph {
-        self.step.as_ref().map_or(&self.graph, |step| &step.graph)
+        let step = self.step.as_ref().map(|step| &step.graph);
+        step.or(self.resident.as_ref()).unwrap_or(&self.graph)
     }
 }
 
@@ -61,7 +67,8 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
     let mut artifact = Artifact::default();
     let mut report = Report::new(&job);
     report.training = progress.stage("planning the training", || training::plan(&job))?;
-    match progress.stage("fitting the training step", || wafer::step(&job))? {
+    let planned = report.training.as_ref();
+    match progress.stage("fitting the training step", || wafer::step(&job, planned))? {
         Some(Ok(step)) => job.step = Some(step),
         Some(Err(over)) => return unfit(args, &mut report, progress, over),
         None => {}
@@ -109,7 +116,12 @@ fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     if let Some(plan) = &args.plan {
         front::check_plan(plan)?;
     }
-    let graph = graph(args, &spec)?;
+    let modes = Modes::of(args)?;
+    let graph = graph(args, modes, &spec)?;
+    let seq = args.seq_len.unwrap_or(spec.max_seq);
+    let resident = modes
+        .placed(&spec, seq)
+        .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", args.model)))?;
     let mup = match (args.mup, args.train) {
         (Some(Switch::On), true) => {
             return Err(Failure::new(
@@ -123,7 +135,7 @@ fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = global.jobs.map_or_else(cores, usize::from);
-    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs, step: None })
+    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs, modes, resident, step: None })
 }
 
 /// The machine that was named or the target's own; the host is none.
@@ -163,16 +175,10 @@ pub fn name(target: Target) -> &'static str {
     }
 }
 
-fn graph(args: &Compile, spec: &ModelSpec) -> Result<Graph, Failure> {
+fn graph(args: &Compile, modes: Modes, spec: &ModelSpec) -> Result<Graph, Failure> {
     let seq = args.seq_len.unwrap_or(spec.max_seq);
     let usual = if args.target == Target::Cg1Sim { Mode::Forward } else { Mode::Prefill };
-    let mode = match args.mode {
-        _ if args.train => Mode::Forward,
-        None => usual,
-        Some(GraphMode::Forward) => Mode::Forward,
-        Some(GraphMode::Prefill) => Mode::Prefill,
-        Some(GraphMode::Decode) => Mode::Decode,
-    };
+    let mode = if args.train { Mode::Forward } else { modes.graph.unwrap_or(usual) };
     // A host program takes any number of tokens; its graph has at least two, as `cpu::host_graph` says why.
     let (mode, seq) = match (args.target, mode) {
         (Target::Cpu, Mode::Prefill | Mode::Decode) => (Mode::Prefill, seq.max(2.min(spec.max_seq))),

@@ -25,7 +25,7 @@ pub struct Report {
     pub target: &'static str,
     /// Name of the machine.
     pub machine: String,
-    /// forward, prefill or decode.
+    /// forward, prefill, decode or train.
     pub mode: &'static str,
     /// Sequences.
     pub batch: u64,
@@ -124,7 +124,8 @@ impl Report {
             parameters: job.graph.parameters(),
             target: name(job.args.target),
             machine: job.machine.as_ref().map_or("host", |machine| &machine.name).to_string(),
-            mode: job.graph.mode.name(),
+            // On wafers the step is placed from a graph of its own.
+            mode: if job.args.train { "train" } else { job.graph.mode.name() },
             batch: dims.batch,
             seq_len: dims.seq,
             cached: dims.cached,

@@ -1,6 +1,7 @@
 //! What training on wafers takes, beside the compiled program: the plan, its rate and days, and what binds.
 
 use super::Job;
+use crate::args::RecomputeSwitch;
 use crate::commands::plan::refused;
 use crate::failure::{Exit, Failure};
 use crate::show;
@@ -25,7 +26,7 @@ pub fn plan(job: &Job<'_>) -> Result<Option<TrainingAnswer>, Failure> {
         global_batch: job.args.global_batch,
         release: job.args.release.as_deref().map(release).transpose()?,
         tokens: tokens(&job.args.tokens)?,
-        pins: Pins::parse(&job.args.pin.join(",")).map_err(refused)?,
+        pins: Pins::parse(&pins(job).join(",")).map_err(refused)?,
     };
     match answer(&question).map_err(refused)? {
         Ok(found) => Ok(Some(found)),
@@ -39,6 +40,17 @@ pub fn plan(job: &Job<'_>) -> Result<Option<TrainingAnswer>, Failure> {
             })
         }
     }
+}
+
+/// What is decided already: by `--pin`, and by the flags that decide the program too.
+fn pins(job: &Job<'_>) -> Vec<String> {
+    let mode = job.modes.wafer.map(|mode| format!("mode={}", mode.name()));
+    let recompute = job.args.recompute.map(|switch| match switch {
+        // A plan never keeps the inside of attention.
+        RecomputeSwitch::None | RecomputeSwitch::Selective => "recompute=none".to_string(),
+        RecomputeSwitch::Full => "recompute=full".to_string(),
+    });
+    job.args.pin.iter().cloned().chain(mode).chain(recompute).collect()
 }
 
 /// A release by its name.

@@ -2,13 +2,21 @@
 
 use super::report::Report;
 use super::{Emitted, Job};
+use crate::args::RecomputeSwitch;
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::wafer_artifact::{Stage, WaferArtifact};
-use lapidary_hardware::Wafer;
+use lapidary_hardware::{HardwareSpec, Wafer};
 use lapidary_ir::Module;
-use lapidary_passes::wafer::{self, EmitError, EmitOptions, StepChoice, StepError, WaferError};
+use lapidary_models::Mode;
+use lapidary_models::autodiff::Recompute;
+use lapidary_passes::wafer::{
+    self, EmitError, EmitOptions, Kept, Placed, PlacementReport, RegionReport, Shown, StepChoice, StepError,
+    StepWay, WaferError,
+};
+use lapidary_planner::Degrees;
+use lapidary_planner::wafer::training::TrainingAnswer;
 use lapidary_runtime_sim::{FabricSpec, prove};
 use std::panic::resume_unwind;
 
@@ -23,6 +31,13 @@ pub fn emit(
     let options = EmitOptions::default();
     let machine =
         job.machine.as_ref().ok_or_else(|| Failure::new(Exit::InvalidInput, "no wafer is named"))?;
+    if job.modes.resident() {
+        let programs = progress.stage("placing on the wafer", || resident(job, module, machine, report));
+        return match programs {
+            Ok(programs) => written(&programs, artifact, progress),
+            Err(error) => over(job, machine.wafer(), error),
+        };
+    }
     let placed = progress.stage("placing on the wafer", || match &job.step {
         Some(step) => wafer::emit_training(module, machine, step.kept),
         None => wafer::emit(module, machine, &options),
@@ -31,29 +46,140 @@ pub fn emit(
         Ok(placed) => placed,
         Err(error) => return over(job, machine.wafer(), error),
     };
-    report.placement = Some(account(&placed, machine.wafer(), job.step.as_ref()));
-    let programs = WaferArtifact {
-        model: job.spec.name.clone(),
-        tokens: Some(job.graph.dims.tokens()),
-        fabric: machine.wafer().map(FabricSpec::from).unwrap_or_default(),
-        stages: placed.stages.into_iter().map(stage).collect(),
-    };
-    progress.stage("checking the programs", || checked(&programs))?;
+    let stages = placed.stages.iter().map(|stage| Told {
+        name: &stage.name,
+        times: stage.times,
+        placed: &stage.placed,
+        report: &stage.generated.report,
+    });
+    report.placement = Some(account(stages.collect(), machine.wafer(), job.step.as_ref()));
+    let programs = programs(job, machine, placed.stages.into_iter().map(stage).collect());
+    written(&programs, artifact, progress)
+}
+
+/// Proves programs and puts them into the artifact.
+fn written(
+    programs: &WaferArtifact,
+    artifact: &mut Artifact,
+    progress: &mut Progress,
+) -> Result<Emitted, Failure> {
+    progress.stage("checking the programs", || checked(programs))?;
     programs.add_to(artifact)?;
     Ok(Emitted { over: None })
 }
 
-/// How the training step of the job fits a wafer, or why it does not; none where nothing is trained on wafers.
-pub fn step(job: &Job<'_>) -> Result<Option<Result<StepChoice, Failure>>, Failure> {
+fn programs(job: &Job<'_>, machine: &HardwareSpec, stages: Vec<Stage>) -> WaferArtifact {
+    WaferArtifact {
+        model: job.spec.name.clone(),
+        tokens: Some(job.graph.dims.tokens()),
+        fabric: machine.wafer().map(FabricSpec::from).unwrap_or_default(),
+        stages,
+    }
+}
+
+/// The programs where weights stay: a pipeline of all layers, or those of one token.
+fn resident(
+    job: &Job<'_>,
+    module: &Module<'_>,
+    machine: &HardwareSpec,
+    report: &mut Report,
+) -> Result<WaferArtifact, EmitError> {
+    let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    if job.modes.graph == Some(Mode::Decode) {
+        let capacity = count(job.graph.dims.keys());
+        let decode = wafer::emit_decode(module, machine, capacity)?;
+        let told = decode.stages.iter().map(|stage| Told {
+            name: &stage.name,
+            times: stage.times,
+            placed: &stage.placed,
+            report: &stage.generated.report,
+        });
+        report.placement = Some(account(told.collect(), machine.wafer(), None));
+        let stages = decode.stages.into_iter().map(|stage| Stage {
+            name: stage.name,
+            times: stage.times,
+            program: stage.generated.program,
+        });
+        return Ok(programs(job, machine, stages.collect()));
+    }
+    let pipeline = wafer::emit_pipeline(module, machine, count(job.args.batch), Shown::default())?;
+    report.placement = Some(regions(&pipeline.regions));
+    let stage = Stage { name: "pipeline".into(), times: 1, program: pipeline.program };
+    Ok(programs(job, machine, vec![stage]))
+}
+
+/// The rows of a pipeline and what each region takes for a sequence, and the same in words.
+fn regions(regions: &[RegionReport]) -> serde_json::Value {
+    let slowest = regions.iter().map(|region| region.cycles).max().unwrap_or(0);
+    let head = format!("a sequence follows the one before after {slowest} cycles in closed form");
+    let told = regions.iter().map(|region| {
+        let RegionReport { name, first_row, feeder_rows, rows, cycles } = region;
+        format!("  {name:<10} from row {first_row:>4}: {feeder_rows:>4} rows with weights, {rows:>4} that compute, {cycles} cycles")
+    });
+    let summary: Vec<String> = std::iter::once(head).chain(told).collect();
+    serde_json::json!({"mode": "layer-pipelined", "regions": regions, "slowest_cycles": slowest, "summary": summary})
+}
+
+/// How the training step of the job fits a wafer, or why it does not; none where nothing is trained on wafers. What is
+/// computed again is what `--recompute` says, or else what the plan does.
+pub fn step(
+    job: &Job<'_>,
+    planned: Option<&TrainingAnswer>,
+) -> Result<Option<Result<StepChoice, Failure>>, Failure> {
     let Some(machine) = job.machine.as_ref().filter(|machine| job.args.train && machine.wafer().is_some())
     else {
         return Ok(None);
     };
-    match wafer::choose_step(&job.spec, job.graph.dims, machine) {
+    let wanted = wanted(job.args.recompute, planned)?;
+    match wafer::choose_step(&job.spec, job.graph.dims, machine, &wanted) {
         Ok(step) => Ok(Some(Ok(step))),
         Err(StepError::Graph(error)) => Err(Failure::new(Exit::InvalidInput, error.to_string())),
         Err(StepError::Emit(error)) => over(job, machine.wafer(), error).map(|emitted| emitted.over.map(Err)),
     }
+}
+
+/// The ways to keep what a backward pass reads that are tried one after the other, each with its reason.
+fn wanted(asked: Option<RecomputeSwitch>, planned: Option<&TrainingAnswer>) -> Result<Vec<StepWay>, Failure> {
+    let way = |again, kept, why: &str| StepWay { again, kept, why: why.into() };
+    let [selective, full] = [Recompute::Selective, Recompute::Full];
+    match asked {
+        Some(RecomputeSwitch::None) => {
+            let what = "--recompute none: no PE of a wafer holds scores, so the inside of attention is computed again";
+            Err(Failure::new(Exit::Unsupported, what).help("selective keeps everything else"))
+        }
+        Some(RecomputeSwitch::Selective) => Ok(vec![way(selective, Kept::Resident, "--recompute selective")]),
+        Some(RecomputeSwitch::Full) => Ok(vec![
+            way(full, Kept::Resident, "--recompute full"),
+            way(full, Kept::Streamed, "--recompute full"),
+        ]),
+        None => Ok(after_plan(planned)),
+    }
+}
+
+/// The way of the plan first, and then those that keep less on the wafer. A plan prices sums of all PEs; a program needs
+/// room in each of them.
+fn after_plan(planned: Option<&TrainingAnswer>) -> Vec<StepWay> {
+    let ways = [
+        (Recompute::Selective, Kept::Resident),
+        (Recompute::Full, Kept::Resident),
+        (Recompute::Full, Kept::Streamed),
+    ];
+    let plan = planned.and_then(|answer| match answer.plan.degrees {
+        Degrees::Wafer(plan) => Some(plan),
+        Degrees::Gpu(_) => None,
+    });
+    let first = plan.map_or(0, |plan| match (plan.recompute, plan.outside) {
+        (lapidary_planner::Recompute::Full, true) => 2,
+        (lapidary_planner::Recompute::Full, false) => 1,
+        _ => 0,
+    });
+    let name = planned.map_or("", |answer| answer.plan.name.as_str());
+    let why = |n: usize| match n == first {
+        true => format!("as the plan {name} says"),
+        false => format!("the way of the plan {name} does not fit every PE"),
+    };
+    let later = ways.into_iter().enumerate().skip(first);
+    later.map(|(n, (again, kept))| StepWay { again, kept, why: why(n) }).collect()
 }
 
 fn stage(stage: wafer::Stage) -> Stage {
@@ -110,41 +236,43 @@ fn fitting_batch(job: &Job<'_>, wafer: &Wafer, error: &WaferError) -> Option<u64
     }
 }
 
+/// A stage for the report.
+struct Told<'a> {
+    name: &'a str,
+    times: u64,
+    placed: &'a Placed,
+    report: &'a PlacementReport,
+}
+
 /// The placement of every stage with its cycles in closed form, and the same in words.
-fn account(
-    placed: &wafer::WaferArtifact,
-    wafer: Option<&Wafer>,
-    step: Option<&StepChoice>,
-) -> serde_json::Value {
-    let cycles = |stage: &wafer::Stage| {
-        let ops = wafer.and_then(|wafer| wafer::cycles(&stage.placed, wafer)).unwrap_or_default();
+fn account(stages: Vec<Told<'_>>, wafer: Option<&Wafer>, step: Option<&StepChoice>) -> serde_json::Value {
+    let cycles = |stage: &Told<'_>| {
+        let ops = wafer.and_then(|wafer| wafer::cycles(stage.placed, wafer)).unwrap_or_default();
         (ops.iter().map(|op| op.cycles).sum::<u64>(), ops)
     };
-    let stages = placed.stages.iter().map(|stage| {
+    let list = stages.iter().map(|stage| {
         let (all, ops) = cycles(stage);
-        let placement = &stage.generated.report;
         serde_json::json!({
-            "stage": stage.name, "times": stage.times, "placement": placement,
+            "stage": stage.name, "times": stage.times, "placement": stage.report,
             "analytic_cycles": all, "analytic_ops": ops,
         })
     });
-    let summary = placed.stages.iter().flat_map(|stage| {
+    let summary = stages.iter().flat_map(|stage| {
         let (all, _) = cycles(stage);
         let head = format!("stage {}, run {} times, {all} cycles in closed form:", stage.name, stage.times);
-        let body = stage.generated.report.to_string();
+        let body = stage.report.to_string();
         std::iter::once(head).chain(body.lines().map(str::to_string)).collect::<Vec<_>>()
     });
     let mut told = Vec::new();
     if let Some(step) = step {
-        told.push(format!("training step: {}", wafer::way(step.again, step.kept)));
+        told.push(format!("training step: {}: {}", wafer::way(step.again, step.kept), step.why));
         told.extend(step.refused.iter().map(|reason| format!("  does not fit: {reason}")));
     }
     told.extend(summary);
-    let mut account = serde_json::json!({"stages": stages.collect::<Vec<_>>(), "summary": told});
+    let mut account = serde_json::json!({"stages": list.collect::<Vec<_>>(), "summary": told});
     if let Some(step) = step {
         let (recompute, kept, refused) = (step.again.name(), step.kept, &step.refused);
-        account["training"] =
-            serde_json::json!({"recompute": recompute, "kept": kept, "does_not_fit": refused});
+        account["training"] = serde_json::json!({"recompute": recompute, "kept": kept, "why": step.why, "does_not_fit": refused});
     }
     account
 }

@@ -326,6 +326,10 @@ const GRIDS: [Grid; 4] = [
     Grid { width: 64, height: 64 },
 ];
 
+/// The same for layers beside each other, which need rows for all of them.
+const PIPELINED_GRIDS: [Grid; 3] =
+    [Grid::DEFAULT, Grid { width: 7, height: 24 }, Grid { width: 64, height: 64 }];
+
 /// Every switch that changes a device's program.
 fn every_setting(device: Device) -> Vec<Setting> {
     let mut settings = Vec::new();
@@ -340,7 +344,9 @@ fn every_setting(device: Device) -> Vec<Setting> {
         if device == Device::WaferSim {
             let on = |grid| Setting { grid, ..setting(Fusion::On, Engine::Compiled, Precision::F32) };
             settings.extend(GRIDS.map(on));
-            settings.push(Setting { mode: wafer::Mode::LayerPipelined, ..on(Grid::DEFAULT) });
+            let pipelined =
+                PIPELINED_GRIDS.map(|grid| Setting { mode: wafer::Mode::LayerPipelined, ..on(grid) });
+            settings.extend(pipelined);
             continue;
         }
         if device != Device::Cpu {

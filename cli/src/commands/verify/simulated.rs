@@ -2,7 +2,7 @@
 
 use super::device::{Ask, Device, Trace, traced};
 use crate::failure::Failure;
-use crate::wafer::Simulator;
+use crate::wafer::{Session, Simulator};
 use lapidary_models::{Op, ValueId};
 use lapidary_passes::cpu::{HostFunction, HostModule};
 use lapidary_reference::largest;
@@ -22,7 +22,7 @@ impl Device for Simulated {
 
     /// Between the stages only the residual stream is in memory, so nothing else is traced.
     fn trace(&self, ids: &[Vec<u32>], wanted: &dyn Fn(&str) -> bool) -> Result<Trace, Failure> {
-        let made = self.simulator.forward(ids)?;
+        let made = self.simulator.trace(ids)?;
         let names = stream_names(&self.module);
         let values = names.into_iter().zip(made.stream).filter(|(name, _)| wanted(name));
         let wide = |rows: Vec<f32>| rows.into_iter().map(f64::from).collect::<Vec<f64>>();
@@ -32,9 +32,13 @@ impl Device for Simulated {
         })
     }
 
-    /// Without a cache every pass runs the whole sequence. Drafts make that cheap: a pass answers for every position, so
+    /// One prompt on a wafer with a cache is continued token by token. Otherwise, and for several prompts, which stream one
+    /// behind the other, every pass runs the whole sequence. Drafts make that cheap: a pass answers for every position, so
     /// ids are accepted up to and including the first that the draft has otherwise.
     fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
+        if let ([ask], true) = (asked, self.simulator.caches()) {
+            return Ok(vec![self.cached(ask)?]);
+        }
         let mut answers: Vec<Vec<u32>> = vec![Vec::new(); asked.len()];
         loop {
             let open = |(index, ask): (usize, &Ask<'_>)| (answers[index].len() < ask.count).then_some(index);
@@ -48,6 +52,21 @@ impl Device for Simulated {
 }
 
 impl Simulated {
+    /// The likeliest ids one by one: the prompt's keys and values, and then those of each new id, stay on the wafer.
+    fn cached(&self, ask: &Ask<'_>) -> Result<Vec<u32>, Failure> {
+        let mut answer = Vec::new();
+        if ask.count == 0 {
+            return Ok(answer);
+        }
+        let (mut session, logits) = Session::begin(&self.simulator, ask.prompt, ask.length())?;
+        answer.push(largest(&logits));
+        while answer.len() < ask.count {
+            let logits = session.next(answer[answer.len() - 1])?;
+            answer.push(largest(&logits));
+        }
+        Ok(answer)
+    }
+
     /// One pass over prompts of one length; at least one more id of each is known afterwards.
     fn answer(&self, asked: &[Ask<'_>], which: &[usize], answers: &mut [Vec<u32>]) -> Result<(), Failure> {
         let fed = |at: &usize| {

@@ -91,13 +91,8 @@ fn down(rates: &Rates, area: &Area) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::linear;
+    use super::super::rates::wse2;
     use super::*;
-    use crate::builtin::machine;
-
-    fn wse2() -> (Rates, Area) {
-        let wafer = machine("wse2").unwrap().wafer().unwrap().clone();
-        (Rates::of(&wafer, true).unwrap(), Area { columns: 750, rows: 990, tokens: 137 })
-    }
 
     #[test]
     fn a_weight_gradient_costs_about_what_its_linear_costs() {

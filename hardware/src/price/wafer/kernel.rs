@@ -4,6 +4,7 @@
 //! The forms follow the generated programs (`passes/src/wafer/kernel`); those of backward kernels are in [`super::backward`].
 
 use super::rates::{Area, FUNCTION_CYCLES, Rates};
+use super::reduce::line_exchange;
 
 /// Cycles of a linear with streamed weights: each of the `outputs` takes an AXPY over the tokens of a row for every
 /// input feature of a column, and the partial sums one word per token on their way round the row. The latency of
@@ -48,11 +49,9 @@ pub fn rope(rates: &Rates, heads: f64, tokens: f64, pairs: f64) -> f64 {
     6.0 * rates.op(heads * tokens * pairs, rates.single)
 }
 
-/// Cycles for `out` words per row to run to its end, and for `back` words to come back to all of it.
+/// Cycles for `out` words per row to be summed at its end, and for `back` words to come back to all of it.
 pub fn row_exchange(rates: &Rates, area: &Area, out: f64, back: f64) -> f64 {
-    let far = area.columns.saturating_sub(1) as f64;
-    let home = if back > 0.0 { back + far * rates.hop + 2.0 * rates.ramp } else { 0.0 };
-    out + far * (rates.neighbour + 1.0) + home
+    line_exchange(rates, area.columns, out, back)
 }
 
 /// Cycles for a value of `features` to enter at one edge of the columns or leave at the other, passed on row by row.
@@ -67,13 +66,8 @@ fn ring(rates: &Rates, area: &Area) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rates::wse2;
     use super::*;
-    use crate::builtin::machine;
-
-    fn wse2() -> (Rates, Area) {
-        let wafer = machine("wse2").unwrap().wafer().unwrap().clone();
-        (Rates::of(&wafer, true).unwrap(), Area { columns: 750, rows: 990, tokens: 137 })
-    }
 
     #[test]
     fn a_linear_is_never_faster_than_its_arithmetic_nor_than_its_words() {

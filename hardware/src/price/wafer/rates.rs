@@ -47,6 +47,8 @@ pub struct Rates {
     pub hop: f64,
     /// Cycles between core and router, one way.
     pub ramp: f64,
+    /// Elements of the longest line whose sums may be made by a tree.
+    pub longest_tree: u64,
 }
 
 impl Rates {
@@ -66,6 +68,7 @@ impl Rates {
             neighbour: 2.0 * ramp + hop,
             hop,
             ramp,
+            longest_tree: u64::MAX,
         })
     }
 
@@ -101,4 +104,11 @@ impl Area {
     pub fn elements(&self, features: u64) -> f64 {
         self.features(features) * self.tokens as f64
     }
+}
+
+/// What tests of closed forms are made on: 66 sequences of 2048 tokens, each on 15 rows.
+#[cfg(test)]
+pub(super) fn wse2() -> (Rates, Area) {
+    let wafer = crate::builtin::machine("wse2").unwrap().wafer().unwrap().clone();
+    (Rates::of(&wafer, true).unwrap(), Area { columns: 750, rows: 990, tokens: 137 })
 }

@@ -40,6 +40,13 @@ pub enum HostData {
     },
     /// Rows of parameters.
     Packed(Packing),
+    /// Picked rows and columns of a parameter.
+    Picked(Picked),
+    /// The position of the one token.
+    Position {
+        /// It.
+        position: u32,
+    },
     /// `cos(frequency * (position + offset))` as `[positions, frequencies]`.
     Cosines(Angles),
     /// `sin(frequency * (position + offset))` as `[positions, frequencies]`.
@@ -133,6 +140,32 @@ pub struct Part {
     pub transposed: bool,
 }
 
+/// Rows and columns of a parameter in an order of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Picked {
+    /// The parameter, with as many rows and columns.
+    pub parameter: Parameter,
+    /// Which row of it is at each place.
+    pub rows: Vec<u32>,
+    /// Which column of it is at each place.
+    pub columns: Vec<u32>,
+}
+
+impl Picked {
+    fn values<'a>(&self, parameter: impl Fn(&str) -> Option<&'a [f32]>) -> Option<Vec<f32>> {
+        let all = parameter(&self.parameter.name)?;
+        let width = self.columns.len();
+        let mut values = Vec::with_capacity(self.rows.len() * width);
+        for row in &self.rows {
+            let row = all.get(*row as usize * width..)?.get(..width)?;
+            for column in &self.columns {
+                values.push((f64::from(*row.get(*column as usize)?) * self.parameter.scale) as f32);
+            }
+        }
+        Some(values)
+    }
+}
+
 impl Packing {
     /// Part and row of each row of the tensor.
     pub fn rows(&self) -> impl Iterator<Item = (&Part, u32)> {
@@ -160,6 +193,8 @@ impl HostData {
                 u64::from(*columns) * u64::from(*sequences) * u64::from(*length)
             }
             HostData::Packed(packing) => packing.elements(),
+            HostData::Picked(picked) => picked.rows.len() as u64 * picked.columns.len() as u64,
+            HostData::Position { .. } => 1,
             HostData::Cosines(angles) | HostData::Sines(angles) => {
                 angles.frequencies.len() as u64 * u64::from(angles.positions)
             }
@@ -173,6 +208,18 @@ impl HostData {
                 u64::from(*columns) * u64::from(*sequences) * u64::from(*length)
             }
         }
+    }
+
+    /// The same so many positions later.
+    pub fn at(&self, token: u32) -> HostData {
+        let mut moved = self.clone();
+        match &mut moved {
+            HostData::Position { position } => *position += token,
+            HostData::Positions { offset, .. } => *offset += u64::from(token),
+            HostData::Cosines(angles) | HostData::Sines(angles) => angles.offset += i64::from(token),
+            _ => {}
+        }
+        moved
     }
 
     /// The values, where `parameter` gives those of a parameter and `ids` are the token ids; `None` for activations of
@@ -189,6 +236,8 @@ impl HostData {
             HostData::Mask { tokens } => Some(attention::mask(*tokens)),
             HostData::Numbers { values } => Some(values.iter().map(|value| *value as f32).collect()),
             HostData::Count { elements } => Some((0..*elements).map(|n| n as f32).collect()),
+            HostData::Picked(picked) => picked.values(rows.parameter),
+            HostData::Position { position } => Some(vec![*position as f32]),
             HostData::Cosines(angles) => Some(angles.table(f64::cos)),
             HostData::Sines(angles) => Some(angles.table(f64::sin)),
             HostData::Packed(packing) => {

@@ -85,7 +85,7 @@ impl<'c> Draft<'c> {
         let heads = heads.map(|shape| place_heads(width, shape));
         let (ops, sources): (Vec<_>, Vec<_>) = self.ops.into_iter().unzip();
         let (micro_batches, values) = (1, self.values);
-        (Placed { width, height, tokens, micro_batches, heads, dtype, values, ops }, sources)
+        (Placed { width, height, tokens, micro_batches, resident: false, heads, dtype, values, ops }, sources)
     }
 
     /// Generates the program and writes memory and colours into the placed ops.

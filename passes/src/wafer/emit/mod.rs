@@ -9,7 +9,8 @@ mod reader;
 
 use super::{Generated, Placed, TrainError, WaferError, WaferSpec};
 use crate::pass::PassError;
-use crate::wafer::pipeline::{Layers, Pipeline, pipeline};
+use crate::wafer::decode::{Decode, decode};
+use crate::wafer::pipeline::{Layers, Pipeline, Shown, pipeline};
 use crate::wafer::placed::OpKind;
 use draft::{Draft, Frame};
 use lapidary_hardware::HardwareSpec;
@@ -115,7 +116,7 @@ pub fn emit(
 }
 
 /// Emits one program for a module with one sequence, in which every layer has rows and weights of its own and
-/// `micro_batches` sequences pass one after the other.
+/// `micro_batches` sequences pass one after the other; copies of what is `shown` are read after the run.
 ///
 /// # Errors
 /// As [`emit`]; [`EmitError::Placement`] where the layers have no room beside each other.
@@ -123,15 +124,30 @@ pub fn emit_pipeline(
     module: &Module<'_>,
     machine: &HardwareSpec,
     micro_batches: u32,
+    shown: Shown,
 ) -> Result<Pipeline, EmitError> {
     let wafer = machine.wafer().ok_or_else(|| EmitError::Machine { machine: machine.name.clone() })?;
-    let drafts = read(module, Scope::Steps)?;
-    let stages = drafts.into_iter().map(|draft| {
+    pipeline(layers(module)?, micro_batches, shown, wafer)
+        .map_err(|error| EmitError::Placement { stage: "pipeline".into(), error: Box::new(error) })
+}
+
+/// Emits the programs that make one token after another, for a module with the forward pass of one sequence: every PE keeps
+/// its part of all parameters, and of the keys and values of `capacity` tokens.
+///
+/// # Errors
+/// As [`emit`]; [`EmitError::Placement`] where parameters and cache do not fit.
+pub fn emit_decode(module: &Module<'_>, machine: &HardwareSpec, capacity: u32) -> Result<Decode, EmitError> {
+    let wafer = machine.wafer().ok_or_else(|| EmitError::Machine { machine: machine.name.clone() })?;
+    decode(layers(module)?, capacity, &WaferSpec::of(wafer, wafer.clock()))
+        .map_err(|error| EmitError::Placement { stage: "decode".into(), error: Box::new(error) })
+}
+
+fn layers(module: &Module<'_>) -> Result<Vec<Layers>, PassError> {
+    let stages = read(module, Scope::Steps)?.into_iter().map(|draft| {
         let (name, times) = (draft.name.clone(), draft.times);
         Layers { name, times, placed: draft.placed().0 }
     });
-    pipeline(stages.collect(), micro_batches, wafer)
-        .map_err(|error| EmitError::Placement { stage: "pipeline".into(), error: Box::new(error) })
+    Ok(stages.collect())
 }
 
 /// The placed computations of a module, by stage.

@@ -5,12 +5,13 @@
 //! by block when the tensor is packed, so that what a block of columns owns comes together.
 
 mod gradients;
+mod resident;
 
 use super::channel::{Channel, Colours};
 use super::data::{Angles, HostData, Packing, Part};
 use super::error::WaferError;
 use super::kernel::attention::{self, Scores};
-use super::kernel::scratch_name;
+use super::kernel::{scratch_name, stream};
 use super::lanes::{Lanes, all_lanes, lanes};
 use super::placed::{Layout, Linear, Norm, OpKind, Parameter, Path, Placed, PlacedOp, Rope, Source};
 use lapidary_models::dtype::DType;
@@ -35,11 +36,19 @@ pub fn host(placed: &Placed, colours: &Colours, bytes_per_cycle: f64) -> Result<
         let feeder = Feeder { placed, colours, op, phase, bytes_per_cycle };
         match &op.kind {
             OpKind::Linear(linear) => feeder.linear(&mut host, linear)?,
+            OpKind::Gemv(linear) => feeder.gemv(&mut host, linear)?,
+            OpKind::Turn(turn) => feeder.turn(&mut host, turn)?,
+            OpKind::CachedAttention(attention) => feeder.cache(&mut host, attention)?,
             OpKind::Norm(norm) => feeder.norm(&mut host, norm)?,
             OpKind::Input { value, tensor, source, path } => {
                 feeder.input(&mut host, value, tensor, source, *path)?
             }
             OpKind::Output { value, tensor, path } => feeder.output(&mut host, value, tensor, *path)?,
+            OpKind::Keep { value, tensor } => {
+                let columns = placed.features(placed.layout(op, value)?);
+                let elements = feeder.tokens() * u64::from(columns);
+                host.tensors.insert(tensor.clone(), HostData::Activations { elements });
+            }
             OpKind::Rope(rope) => feeder.angles(&mut host, rope),
             OpKind::Attention(attention) => feeder.attention(&mut host, &attention.into()),
             OpKind::AttentionDx(attention) => feeder.attention(&mut host, &attention.into()),
@@ -154,7 +163,9 @@ impl Feeder<'_> {
         let rows = self.placed.features(layout);
         let parts = vec![Part { parameter: parameter.clone(), rows, transposed: false }];
         host.tensors.insert(tensor.clone(), HostData::Packed(Packing { columns: 1, blocks: 1, parts }));
-        self.matrix(host, self.weights(&tensor, Wire::F32), lanes(self.placed, layout), 1, rows);
+        if !self.placed.resident {
+            self.matrix(host, self.weights(&tensor, Wire::F32), lanes(self.placed, layout), 1, rows);
+        }
     }
 
     fn input(
@@ -184,6 +195,10 @@ impl Feeder<'_> {
                 Flow { tensor, direction: Direction::In, edge: Port::North, channel, wire: self.wire() };
             self.matrix(host, flow, all_lanes(self.placed, layout), all, columns);
         }
+        if path == Path::Shared {
+            let flow = self.weights(tensor, self.wire());
+            self.matrix(host, flow, lanes(self.placed, layout), 1, columns);
+        }
         Ok(())
     }
 
@@ -202,6 +217,11 @@ impl Feeder<'_> {
             let flow =
                 Flow { tensor, direction: Direction::Out, edge: Port::South, channel, wire: self.wire() };
             self.matrix(host, flow, all_lanes(self.placed, layout), tokens, columns);
+        }
+        if path == Path::Shared {
+            let (direction, edge, channel) = (Direction::Out, Port::East, stream::aside(self.placed, value));
+            let flow = Flow { tensor, direction, edge, channel, wire: Wire::F32 };
+            self.matrix(host, flow, lanes(self.placed, layout), 1, columns);
         }
         Ok(())
     }

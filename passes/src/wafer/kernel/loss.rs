@@ -5,7 +5,7 @@
 //! of the vocabulary, cut to one below zero, is 1 at the label and 0 elsewhere. A token counts with its weight, which is
 //! one over the number of labels, or zero where there is none.
 
-use super::row::RowSums;
+use super::sums::{self, LineSums};
 use super::{Scratch, scratch_name, stream};
 use crate::wafer::code::{dims, from, number, op, repeat, slice, strided, to};
 use crate::wafer::error::WaferError;
@@ -162,8 +162,9 @@ impl<'a> Kernel<'a> {
         op(kind, to(dst), src, dims([self.tokens]))
     }
 
-    fn sums(&self, count: i64) -> RowSums<'_> {
-        RowSums { site: self.site, buffer: &self.sums, kind: OpKind::Add, count: count * self.tokens }
+    fn sums(&self, count: i64) -> LineSums<'_> {
+        let sum = sums::row(self.site.placed, count);
+        LineSums { site: self.site, sum, buffer: &self.sums, kind: OpKind::Add, count: count * self.tokens }
     }
 
     /// Maximum of every token over the row.
@@ -174,7 +175,8 @@ impl<'a> Kernel<'a> {
             self.each(OpKind::Mov, self.at("max", 0), [number(LOWEST)]),
             op(OpKind::Max, to(max()), own, dims([self.features, self.tokens])),
         ];
-        let row = RowSums { site: self.site, buffer: &self.max, kind: OpKind::Max, count: self.tokens };
+        let sum = sums::row(self.site.placed, 1);
+        let row = LineSums { site: self.site, sum, buffer: &self.max, kind: OpKind::Max, count: self.tokens };
         body.extend(row.share(vec![], self.tokens));
         body
     }

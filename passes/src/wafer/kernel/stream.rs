@@ -5,9 +5,9 @@
 //! switches: counts are affine in the row.
 
 use crate::wafer::channel::Channel;
-use crate::wafer::code::{dims, from, op, send, strided, to, words};
+use crate::wafer::code::{dims, from, op, send, slice, strided, to, words};
 use crate::wafer::error::WaferError;
-use crate::wafer::placed::{Layout, PlacedOp};
+use crate::wafer::placed::{Layout, Placed, PlacedOp};
 use crate::wafer::site::Site;
 use lapidary_runtime_sim::program::{Affine, OpKind, Slice, Stmt, Wire};
 
@@ -37,6 +37,31 @@ pub fn leave(site: &Site, at: &PlacedOp, value: &str) -> Result<Vec<Stmt>, Wafer
     }
     body.push(op(OpKind::Mov, on(), [own], vec![tokens.into(), features.into()]));
     Ok(body)
+}
+
+/// Takes the own features of the one token, which all rows of a column read.
+pub fn enter_shared(site: &Site, at: &PlacedOp, value: &str) -> Result<Vec<Stmt>, WaferError> {
+    let (features, _) = shape(site, at, value)?;
+    let come = words(site.weights(), site.wire());
+    Ok(vec![op(OpKind::Mov, to(slice(value, 0)), [come], dims([features]))])
+}
+
+/// The way out at the east edge of the rows that have features of a value.
+pub fn aside(placed: &Placed, value: &str) -> Channel {
+    let features = placed.values.get(value).map_or(0, |layout| placed.features(*layout));
+    Channel::Aside(features.min(placed.rows()))
+}
+
+/// Sends the own features of the one token from the last column, which has them as all columns do.
+pub fn leave_shared(site: &Site, at: &PlacedOp, value: &str) -> Result<Vec<Stmt>, WaferError> {
+    let layout = site.placed.layout(at, value)?;
+    if !layout.is_over_rows() {
+        let detail = format!("{value} must lie over rows to leave at the east edge");
+        return Err(WaferError::Layout { op: at.name.clone(), detail });
+    }
+    let on = send(site.channel(aside(site.placed, value)), Wire::F32);
+    let own = dims([site.features(layout).0.into()]);
+    Ok(if site.is_last() { vec![op(OpKind::Mov, on, [from(slice(value, 0))], own)] } else { vec![] })
 }
 
 fn shape(site: &Site, at: &PlacedOp, value: &str) -> Result<(i64, i64), WaferError> {

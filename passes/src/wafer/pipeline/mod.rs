@@ -15,6 +15,9 @@
 mod feeder;
 mod join;
 mod rows;
+mod shown;
+
+pub use shown::{Copies, Shown};
 
 use super::error::WaferError;
 use super::placed::{Linear, Norm, OpKind, Parameter, Path, Placed, PlacedOp, Source, Tokens};
@@ -45,6 +48,8 @@ pub struct Pipeline {
     pub host: BTreeMap<String, HostData>,
     /// The tensor with the result of the last region, `[micro-batch, token, feature]`.
     pub output: String,
+    /// The tensors with what else is shown.
+    pub copies: Copies,
     /// From north to south.
     pub regions: Vec<RegionReport>,
 }
@@ -71,17 +76,24 @@ struct Region {
     placed: Placed,
     /// Regions of one kind get rows together.
     kind: usize,
+    is_layer: bool,
     feeder_rows: u32,
 }
 
-/// Places the layers of a model one below the other and joins their programs.
+/// Places the layers of a model one below the other and joins their programs; `shown` is copied besides.
 ///
 /// # Errors
 /// [`WaferError::Size`] where there are not enough rows for all layers; faults of placing each.
-pub fn pipeline(stages: Vec<Layers>, micro_batches: u32, wafer: &Wafer) -> Result<Pipeline, WaferError> {
+pub fn pipeline(
+    stages: Vec<Layers>,
+    micro_batches: u32,
+    shown: Shown,
+    wafer: &Wafer,
+) -> Result<Pipeline, WaferError> {
     let spec = WaferSpec::of(wafer, wafer.clock());
     let height = stages.iter().map(|stage| stage.placed.height).max().unwrap_or(0);
     let mut regions = expand(stages, micro_batches)?;
+    let copies = shown::show(&mut regions, shown);
     rows::share(&mut regions, wafer, &spec, height)?;
     let mut joined = Joined::new(&regions);
     let mut reports = Vec::new();
@@ -94,7 +106,7 @@ pub fn pipeline(stages: Vec<Layers>, micro_batches: u32, wafer: &Wafer) -> Resul
         reports.push(RegionReport { name, first_row, feeder_rows, rows, cycles });
     }
     let (program, host, output) = joined.finish();
-    Ok(Pipeline { program, host, output, regions: reports })
+    Ok(Pipeline { program, host, output, copies, regions: reports })
 }
 
 /// A region for every layer; a stage that only lets the host look up rows is none, its rows enter the first region.
@@ -115,7 +127,7 @@ fn expand(stages: Vec<Layers>, micro_batches: u32) -> Result<Vec<Region>, WaferE
             let name = if many { format!("{}{number}", stage.name) } else { stage.name.clone() };
             let mut placed = streaming(stage.placed.clone(), entering.take(), micro_batches);
             placed.ops.iter_mut().for_each(|op| numbered(&mut op.kind, number));
-            regions.push(Region { name, placed, kind, feeder_rows: 0 });
+            regions.push(Region { name, placed, kind, is_layer: many, feeder_rows: 0 });
         }
     }
     match regions.is_empty() {

@@ -10,6 +10,9 @@ pub enum Path {
     Resident,
     /// Timed words through the north edge (inputs) or the south edge (outputs), passed on from row to row.
     Stream,
+    /// Of one token that all PEs of a line have: timed words from the north edge to all PEs of each column (inputs), or from
+    /// the last column through the east edge (outputs).
+    Shared,
 }
 
 /// What the host puts into the tensor of an input.

@@ -6,12 +6,14 @@
 mod backward;
 mod forward;
 mod op;
+mod resident;
 
 pub use backward::{AttentionDx, ColumnSum, Gather, Gradient, Loss, LossDx, NormDw, NormDx, Outer, TableDw};
 pub use forward::{
     Activation, Attention, Linear, Map, Norm, NormKind, Pairing, Parameter, Path, Rope, Segment, Source, Step,
 };
 pub use op::{OpKind, PlacedOp};
+pub use resident::{CachedAttention, RowHeads, Turn};
 
 use super::error::WaferError;
 use super::tile::{Blocks, Tiles};
@@ -31,6 +33,9 @@ pub struct Placed {
     /// How often the program runs over as many tokens, one micro-batch after the other; more than once only where inputs
     /// and outputs stream.
     pub micro_batches: u32,
+    /// Whether parameters lie in the memory of the PEs that use them, and all rows of PEs have the same one token; otherwise
+    /// parameters stream in, and tokens lie over the rows.
+    pub resident: bool,
     /// How attention heads lie over the columns, where there are any.
     pub heads: Option<Heads>,
     /// Element type of all values, and of weights on the fabric.
@@ -126,12 +131,44 @@ pub enum Layout {
         /// Query heads, not key/value heads.
         queries: bool,
     },
+    /// Features over all rows, the same in every column; of one token.
+    Rows {
+        /// Features of the value.
+        features: u32,
+    },
+    /// Features of a head block over the rows of that block, the same in every column; of one token.
+    HeadRows {
+        /// How heads lie over rows.
+        heads: RowHeads,
+        /// Query heads, not key/value heads.
+        queries: bool,
+    },
+}
+
+impl Layout {
+    /// Whether features lie over rows of PEs.
+    pub fn is_over_rows(self) -> bool {
+        matches!(self, Layout::Rows { .. } | Layout::HeadRows { .. })
+    }
 }
 
 impl Placed {
     /// Rows of PEs in use.
     pub fn rows(&self) -> u32 {
-        self.tokens.blocks().lines()
+        if self.resident { self.height } else { self.tokens.blocks().lines() }
+    }
+
+    /// Features of a layout in the fullest line of PEs that they lie over.
+    pub fn fullest(&self, layout: Layout) -> u64 {
+        let tile = |features: u32, lines: u32| u64::from(Tiles::new(features, lines).largest());
+        match (layout, self.heads) {
+            (Layout::Columns { features }, _) => tile(features, self.width),
+            (Layout::Rows { features }, _) => tile(features, self.rows()),
+            (Layout::HeadRows { heads, queries }, _) => u64::from(heads.own(0) * heads.count(queries)),
+            (Layout::HeadColumns { queries }, Some(heads)) => tile(heads.features(queries), heads.columns),
+            (Layout::HeadTokens { queries }, Some(heads)) => u64::from(heads.features(queries)),
+            (Layout::HeadColumns { .. } | Layout::HeadTokens { .. }, None) => 0,
+        }
     }
 
     /// Layout of a value, or the fault that there is none.
@@ -150,7 +187,10 @@ impl Placed {
     /// Features of a layout over the whole row.
     pub fn features(&self, layout: Layout) -> u32 {
         match layout {
-            Layout::Columns { features } => features,
+            Layout::Columns { features } | Layout::Rows { features } => features,
+            Layout::HeadRows { heads, queries } => {
+                heads.heads.blocks * heads.count(queries) * heads.heads.dim
+            }
             Layout::HeadColumns { queries } | Layout::HeadTokens { queries } => {
                 self.heads.map_or(0, |heads| heads.blocks * heads.features(queries))
             }

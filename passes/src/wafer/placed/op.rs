@@ -1,8 +1,8 @@
 //! What a placed op may be, and what it reads and writes.
 
 use super::{
-    Attention, AttentionDx, ColumnSum, Gather, Gradient, Linear, Loss, LossDx, Map, Norm, NormDw, NormDx,
-    Outer, Path, Rope, Source, Step, TableDw,
+    Attention, AttentionDx, CachedAttention, ColumnSum, Gather, Gradient, Linear, Loss, LossDx, Map, Norm,
+    NormDw, NormDx, Outer, Path, Rope, Source, Step, TableDw, Turn,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +39,21 @@ pub enum OpKind {
         /// How it gets there.
         path: Path,
     },
+    /// A copy of a value that is read after the run, one for every micro-batch: how a pipeline shows what passes.
+    Keep {
+        /// The value read, of any layout.
+        value: String,
+        /// Name of the tensor `[tokens, features]`, micro-batch by micro-batch.
+        tensor: String,
+    },
     /// `y = x . w^T (+ bias)`, weights streamed from the host.
     Linear(Linear),
+    /// A product of one token with weights that stay: features over columns to features over rows, or back.
+    Gemv(Linear),
+    /// Rotary position embedding of one token, in place.
+    Turn(Turn),
+    /// Attention of one token to a cache that stays.
+    CachedAttention(CachedAttention),
     /// Normalisation over the features of each token.
     Norm(Norm),
     /// Rotary position embedding, in place, of a [`super::Layout::HeadTokens`] value.
@@ -74,13 +87,15 @@ impl OpKind {
     pub fn reads(&self) -> Vec<&str> {
         match self {
             OpKind::Input { .. } => vec![],
-            OpKind::Output { value, .. } => vec![value],
-            OpKind::Linear(linear) => {
+            OpKind::Output { value, .. } | OpKind::Keep { value, .. } => vec![value],
+            OpKind::Linear(linear) | OpKind::Gemv(linear) => {
                 let old = linear.outputs.iter().filter(|_| linear.accumulate).map(|s| s.value.as_str());
                 std::iter::once(linear.input.as_str()).chain(old).collect()
             }
             OpKind::Norm(norm) => vec![&norm.input],
             OpKind::Rope(rope) => vec![&rope.value],
+            OpKind::Turn(turn) => vec![&turn.value],
+            OpKind::CachedAttention(a) => vec![&a.query, &a.key, &a.value],
             OpKind::Attention(a) => vec![&a.query, &a.key, &a.value],
             OpKind::Map(map) => std::iter::once(map.input.as_str())
                 .chain(map.steps.iter().filter_map(Step::operand))
@@ -101,10 +116,14 @@ impl OpKind {
     pub fn writes(&self) -> Vec<&str> {
         match self {
             OpKind::Input { value, .. } => vec![value],
-            OpKind::Output { .. } => vec![],
-            OpKind::Linear(linear) => linear.outputs.iter().map(|s| s.value.as_str()).collect(),
+            OpKind::Output { .. } | OpKind::Keep { .. } => vec![],
+            OpKind::Linear(linear) | OpKind::Gemv(linear) => {
+                linear.outputs.iter().map(|s| s.value.as_str()).collect()
+            }
             OpKind::Norm(norm) => vec![&norm.output],
             OpKind::Rope(rope) => vec![&rope.value],
+            OpKind::Turn(turn) => vec![&turn.value],
+            OpKind::CachedAttention(a) => vec![&a.query, &a.output],
             OpKind::Attention(a) => vec![&a.query, &a.output],
             OpKind::Map(map) => vec![&map.output],
             OpKind::NormDx(norm) => vec![&norm.output],
@@ -124,7 +143,11 @@ impl OpKind {
         match self {
             OpKind::Input { .. } => "input",
             OpKind::Output { .. } => "output",
+            OpKind::Keep { .. } => "keep",
             OpKind::Linear(_) => "linear",
+            OpKind::Gemv(_) => "gemv",
+            OpKind::Turn(_) => "turn",
+            OpKind::CachedAttention(_) => "cached_attention",
             OpKind::Norm(_) => "norm",
             OpKind::Rope(_) => "rope",
             OpKind::Attention(_) => "attention",

@@ -23,8 +23,21 @@ pub struct StepChoice {
     pub again: Recompute,
     /// Where layers keep the rest.
     pub kept: Kept,
-    /// What would have been computed faster and does not fit, each with its reason.
+    /// Why.
+    pub why: String,
+    /// The ways tried before that do not fit, each with its reason.
     pub refused: Vec<String>,
+}
+
+/// A way to keep what a backward pass reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepWay {
+    /// What is computed again.
+    pub again: Recompute,
+    /// Where layers keep the rest.
+    pub kept: Kept,
+    /// Why this way.
+    pub why: String,
 }
 
 /// Why no step is placed.
@@ -38,24 +51,28 @@ pub enum StepError {
     Emit(#[from] EmitError),
 }
 
-/// Chooses what layers keep and where: as little again as fits. Scores are computed again always, since no PE holds them.
+/// Places a step in the first of these ways that fits. Scores are computed again in all of them, since no PE holds them.
 ///
 /// # Errors
 /// [`EmitError::Placement`] where nothing fits, with the number of tokens that would; [`EmitError::Module`] at ops that
 /// have no place.
-pub fn choose_step(spec: &ModelSpec, dims: Dims, machine: &HardwareSpec) -> Result<StepChoice, StepError> {
-    let ways = [
-        (Recompute::Selective, Kept::Resident),
-        (Recompute::Full, Kept::Resident),
-        (Recompute::Full, Kept::Streamed),
-    ];
+pub fn choose_step(
+    spec: &ModelSpec,
+    dims: Dims,
+    machine: &HardwareSpec,
+    ways: &[StepWay],
+) -> Result<StepChoice, StepError> {
     let mut refused = Vec::new();
     let mut last = None;
-    for (again, kept) in ways {
+    for StepWay { again, kept, why } in ways {
+        let (again, kept) = (*again, *kept);
         let found = training(spec, dims, &Policy::Uniform(again))?;
         let module = TrainModule::unfused(spec, &found);
         match fits(&module.functions, &module.slots, machine, kept) {
-            Ok(()) => return Ok(StepChoice { graph: found.graph, again, kept, refused }),
+            Ok(()) => {
+                let why = why.clone();
+                return Ok(StepChoice { graph: found.graph, again, kept, why, refused });
+            }
             Err(EmitError::Placement { stage, error }) if matches!(*error, WaferError::Memory { .. }) => {
                 refused.push(format!("{}: stage {stage}: {error}", way(again, kept)));
                 last = Some(EmitError::Placement { stage, error });

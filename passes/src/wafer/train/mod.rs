@@ -16,7 +16,7 @@ mod draft;
 mod emit;
 mod forward;
 
-pub use emit::{StepChoice, StepError, choose_step, emit_training, way};
+pub use emit::{StepChoice, StepError, StepWay, choose_step, emit_training, way};
 
 use super::layout::{HeadShape, place_heads, place_tokens};
 use super::placed::{Heads, Layout, Path, Placed, Tokens};
@@ -78,7 +78,7 @@ impl Frame {
             (Layout::HeadTokens { queries }, Some(heads)) => {
                 over(row, heads.columns) * u64::from(heads.features(queries))
             }
-            (_, None) => 0,
+            (_, None) | (Layout::Rows { .. } | Layout::HeadRows { .. }, _) => 0,
         };
         elements * self.dtype.bytes()
     }
@@ -238,7 +238,8 @@ fn place(
     let heads =
         heads.filter(|_| draft.values.values().any(|layout| !matches!(layout, Layout::Columns { .. })));
     let (values, ops, nodes, touched) = (draft.values, draft.ops, draft.nodes, draft.touched);
-    let placed = Placed { width, height, tokens, micro_batches: 1, heads, dtype, values, ops };
+    let placed =
+        Placed { width, height, tokens, micro_batches: 1, resident: false, heads, dtype, values, ops };
     Ok((TrainStage { name: piece.name, times: piece.times, placed, nodes, kept_bytes: 0 }, touched))
 }
 

@@ -2,13 +2,13 @@
 //!
 //! With g = weight x gradient, r one over the deviation and D features, it is `r g - b (x - mean) - r mean(g)` where
 //! `b = r^2 mean(g h)` and `mean(g h) = r (mean(g x) - mean(g) mean(x))`: all sums over the row are sums of what each PE
-//! has before it knows the statistics, so one exchange does. Two sums per token run eastwards for RMSNorm and four for
+//! has before it knows the statistics, so one exchange does. Two sums per token run along the row for RMSNorm and four for
 //! LayerNorm; two numbers come back, or three.
 
 use super::width;
 use crate::wafer::code::{dims, from, number, op, repeat, slice, strided, to, words};
 use crate::wafer::error::WaferError;
-use crate::wafer::kernel::row::RowSums;
+use crate::wafer::kernel::sums::{self, LineSums};
 use crate::wafer::kernel::{Scratch, scratch_name};
 use crate::wafer::placed::{Layout, NormDx, NormKind, PlacedOp};
 use crate::wafer::site::Site;
@@ -21,8 +21,9 @@ pub fn code(site: &Site, at: &PlacedOp, norm: &NormDx) -> Result<Vec<Stmt>, Wafe
     let weight = words(site.weights(), Wire::F32);
     let mut body = vec![op(OpKind::Mov, to(slice(&k.name("weight"), 0)), [weight], dims([k.features]))];
     body.extend(k.own_sums());
-    let (sums, count) = (k.name("sums"), k.sums() * k.tokens);
-    let row = RowSums { site, buffer: &sums, kind: OpKind::Add, count };
+    let (buffer, count) = (k.name("sums"), k.sums() * k.tokens);
+    let sum = sums::row(site.placed, k.sums());
+    let row = LineSums { site, sum, buffer: &buffer, kind: OpKind::Add, count };
     body.extend(row.share(k.finish(), k.factors() * k.tokens));
     body.extend(k.apply());
     Ok(body)

@@ -1,7 +1,7 @@
 //! RMSNorm and LayerNorm over the features of each token.
 //!
-//! Each PE sums its own features (and their squares) per token; the sums run eastwards along the row, every PE adding
-//! its own; the last column turns them into mean and inverse deviation and sends these back over the row at once. That
+//! Each PE sums its own features (and their squares) per token; the sums run to the end of the row (see
+//! [`super::sums`]); the last column turns them into mean and inverse deviation and sends these back over the row at once. That
 //! is one word per token for RMSNorm and two for LayerNorm, whatever the number of features.
 
 mod dw;
@@ -17,13 +17,13 @@ use crate::wafer::error::WaferError;
 use crate::wafer::placed::{Layout, Norm, PlacedOp};
 use crate::wafer::site::Site;
 use lapidary_models::dtype::DType;
-use lapidary_runtime_sim::program::{Affine, OpKind, Stmt, Var, Wire};
+use lapidary_runtime_sim::program::{Affine, OpKind, Stmt, TensorMap, Var, Wire};
 use statistics::Statistics;
 
 /// Statements of one PE.
 pub fn code(site: &Site, at: &PlacedOp, norm: &Norm) -> Result<Vec<Stmt>, WaferError> {
     let k = Kernel::new(site, at, norm)?;
-    let mut body = k.receive_weights();
+    let mut body = if site.placed.resident { vec![] } else { k.receive_weights() };
     body.extend(k.statistics.statements());
     body.extend(k.apply());
     Ok(body)
@@ -35,7 +35,11 @@ pub fn scratch(site: &Site, at: &PlacedOp, norm: &Norm) -> Result<Vec<Scratch>, 
     let features = k.statistics.features as u32;
     let biases = if norm.bias.is_some() { features } else { 0 };
     let mut scratch = k.statistics.scratch();
-    scratch.extend([Scratch::new("weight", DType::F32, features), Scratch::new("bias", DType::F32, biases)]);
+    let vector = |name, elements| match site.placed.resident {
+        true => Scratch::resident(name, DType::F32, elements, k.resident(name)),
+        false => Scratch::new(name, DType::F32, elements),
+    };
+    scratch.extend([vector("weight", features), vector("bias", biases)]);
     Ok(scratch)
 }
 
@@ -71,6 +75,14 @@ impl<'a> Kernel<'a> {
 
     fn name(&self, scratch: &str) -> String {
         scratch_name(&self.at.name, scratch)
+    }
+
+    /// The own part of weight or bias, where it stays.
+    fn resident(&self, name: &str) -> TensorMap {
+        let layout = self.site.placed.values.get(&self.norm.input);
+        let first = layout.map_or(Affine::constant(0), |layout| self.site.features(*layout).1);
+        let dims = vec![self.statistics.features.into()];
+        TensorMap { tensor: self.name(name), dims, index: first.plus(Var::Dim(0), 1) }
     }
 
     fn receive_weights(&self) -> Vec<Stmt> {

@@ -1,7 +1,7 @@
 //! Mean and inverse deviation of each token, in every column: what a norm and its derivatives begin with.
 
 use crate::wafer::code::{dims, from, number, op, slice, strided, to};
-use crate::wafer::kernel::row::RowSums;
+use crate::wafer::kernel::sums::{self, LineSums};
 use crate::wafer::kernel::{Scratch, scratch_name};
 use crate::wafer::placed::{NormKind, PlacedOp};
 use crate::wafer::site::Site;
@@ -71,7 +71,8 @@ impl<'a> Statistics<'a> {
     pub fn statements(&self) -> Vec<Stmt> {
         let count = self.sums() * self.tokens;
         let mut body = self.own_sums();
-        let sums = RowSums { site: self.site, buffer: &self.sums, kind: OpKind::Add, count };
+        let sum = sums::row(self.site.placed, self.sums());
+        let sums = LineSums { site: self.site, sum, buffer: &self.sums, kind: OpKind::Add, count };
         body.extend(sums.share(self.finish(), count));
         body
     }

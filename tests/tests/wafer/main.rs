@@ -1,10 +1,14 @@
 //! Whole stored models as wafer programs, word by word on simulated PEs, against what a public implementation computed.
 
+mod decode;
+
 use lapidary_hardware::builtin::machine;
-use lapidary_ir::{IrContext, import};
+use lapidary_ir::{IrContext, Module, import};
 use lapidary_models::{DType, Dims, Graph, Mode};
 use lapidary_passes::pipeline::pipeline_text;
-use lapidary_passes::wafer::{EmitOptions, HostData, Pipeline, Scope, WaferArtifact, emit, emit_pipeline};
+use lapidary_passes::wafer::{
+    EmitError, EmitOptions, HostData, Pipeline, Scope, Shown, WaferArtifact, emit, emit_pipeline,
+};
 use lapidary_passes::{Fusion, Goal, Mup, Watch, run};
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::{FabricSpec, analytic, check, event, flow};
@@ -113,17 +117,34 @@ fn stages_of_models_take_the_same_time_at_three_levels() {
 
 /// Every layer with rows and weights of its own, one sequence behind the other.
 fn pipelined(stored: &Stored, grid: (u32, u32), mup: Mup, sequences: u32) -> Pipeline {
+    shown(stored, grid, mup, sequences, Shown::default())
+}
+
+/// The same with copies.
+fn shown(stored: &Stored, grid: (u32, u32), mup: Mup, sequences: u32, shown: Shown) -> Pipeline {
+    let length = stored.ids[0].len() as u64;
+    let emit = |module: &Module<'_>| emit_pipeline(module, &machine("cs2").unwrap(), sequences, shown);
+    compile_with(stored, grid, mup, length, emit).unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+/// What is made of the placed forward pass of one sequence.
+fn compile_with<T>(
+    stored: &Stored,
+    (width, height): (u32, u32),
+    mup: Mup,
+    seq: u64,
+    emit: impl FnOnce(&Module<'_>) -> Result<T, EmitError>,
+) -> Result<T, EmitError> {
     let mut spec = stored.spec.clone();
     (spec.dtype.params, spec.dtype.compute) = (DType::F32, DType::F32);
-    let dims = Dims { batch: 1, seq: stored.ids[0].len() as u64, cached: 0 };
-    let graph = Graph::build(&spec, Mode::Forward, dims).unwrap();
+    let graph = Graph::build(&spec, Mode::Forward, Dims { batch: 1, seq, cached: 0 }).unwrap();
     let cx = IrContext::new();
     let mut module = import(&cx, &graph).unwrap();
     let passes = pipeline_text(Goal::Wafer, mup, &Fusion::On);
-    let passes = format!("{passes},lower-to-wafer{{width={} height={}}}", grid.0, grid.1);
+    let passes = format!("{passes},lower-to-wafer{{width={width} height={height}}}");
     run(&mut module, &lapidary_passes::Pipeline::parse(&passes).unwrap(), Watch::default())
         .unwrap_or_else(|fault| panic!("{fault}"));
-    emit_pipeline(&module, &machine("cs2").unwrap(), sequences).unwrap_or_else(|fault| panic!("{fault}"))
+    emit(&module)
 }
 
 #[test]
@@ -134,17 +155,35 @@ fn layers_in_a_pipeline_give_the_stored_logits() {
         ("llama3-tiny", (12, 12), Mup::Fold),
     ] {
         let stored = Stored::open(name);
-        let pipeline = pipelined(&stored, grid, mup, stored.ids.len() as u32);
-        let checked = check(&pipeline.program, &FabricSpec::wse2()).unwrap_or_else(|f| panic!("{}", f[0]));
-        let params = floats(&stored);
-        let ids: Vec<i32> = stored.ids.iter().flatten().map(|id| *id as i32).collect();
-        let values = |data: &HostData| data.values(|name| params.get(name).map(Vec::as_slice), &ids);
-        let host = pipeline.host.iter();
-        let tensors = host.filter_map(|(name, data)| Some((name.clone(), values(data)?))).collect();
-        let run = event::simulate(&checked, tensors).unwrap_or_else(|fault| panic!("{fault}"));
-        let error = distance(&run.tensors[&pipeline.output], &stored.expected["logits"].data);
+        let sequences = stored.ids.len() as u32;
+        let plain = ran(&stored, &pipelined(&stored, grid, mup, sequences));
+        let error = distance(&plain.1, &stored.expected["logits"].data);
         assert!(error < 2e-5, "{name}: {error}");
+        let pipeline = shown(&stored, grid, mup, sequences, Shown { stream: true, cache: true });
+        let (tensors, logits) = ran(&stored, &pipeline);
+        assert_eq!(logits, plain.1, "{name}: copies change nothing");
+        assert_eq!(pipeline.copies.stream.len(), stored.spec.n_layers as usize + 1);
+        assert_eq!(pipeline.copies.cache.len(), stored.spec.n_layers as usize);
+        if mup == Mup::Keep {
+            for (number, copy) in pipeline.copies.stream.iter().enumerate() {
+                let error = distance(&tensors[copy], &stored.expected[&format!("hidden.{number}")].data);
+                assert!(error < 2e-5, "{name}, hidden.{number}: {error}");
+            }
+        }
     }
+}
+
+/// All tensors after a run, and the logits among them.
+fn ran(stored: &Stored, pipeline: &Pipeline) -> (BTreeMap<String, Vec<f32>>, Vec<f32>) {
+    let checked = check(&pipeline.program, &FabricSpec::wse2()).unwrap_or_else(|f| panic!("{}", f[0]));
+    let params = floats(stored);
+    let ids: Vec<i32> = stored.ids.iter().flatten().map(|id| *id as i32).collect();
+    let values = |data: &HostData| data.values(|name| params.get(name).map(Vec::as_slice), &ids);
+    let host = pipeline.host.iter();
+    let tensors = host.filter_map(|(name, data)| Some((name.clone(), values(data)?))).collect();
+    let mut run = event::simulate(&checked, tensors).unwrap_or_else(|fault| panic!("{fault}"));
+    let logits = run.tensors.remove(&pipeline.output).unwrap();
+    (run.tensors, logits)
 }
 
 /// A second sequence comes as long behind the first as the slowest region takes, not as all of them do.

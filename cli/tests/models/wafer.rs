@@ -1,0 +1,83 @@
+//! `lapidary compile --target cg1-sim`: modes of wafers, and what a training step computes again.
+
+use crate::{lapidary, refused, stored, text};
+use serde_json::{Value, json};
+
+/// program.json and report.json of a compilation.
+fn compiled(name: &str, more: &[&str]) -> (Value, Value) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("out.lpd");
+    let model = stored(name).join("config.json");
+    let fixed = ["compile", text(&model), "--target", "cg1-sim", "--seq-len", "16", "-o", text(&out)];
+    let ended = lapidary(&[&fixed[..], more].concat());
+    assert_eq!(ended.code, 0, "{name} {more:?}: {}", ended.stderr);
+    let read = |file: &str| {
+        let bytes = std::fs::read(out.join(file)).expect("a file of the artifact");
+        serde_json::from_slice(&bytes).expect("a document")
+    };
+    (read("program.json"), read("report.json"))
+}
+
+#[test]
+fn layers_get_rows_of_their_own_and_a_token_gets_all_of_them() {
+    let (program, report) = compiled("amber-tiny", &["--mode", "layer-pipelined", "--batch", "3"]);
+    let stages = |program: &Value| -> Vec<String> {
+        let list = program["stages"].as_array().expect("stages").iter();
+        list.map(|stage| stage["name"].as_str().expect("a name").to_string()).collect()
+    };
+    assert_eq!(stages(&program), ["pipeline"]);
+    assert_eq!((&program["tokens"], &report["batch"]), (&json!(48), &json!(3)));
+    let regions = report["placement"]["regions"].as_array().expect("regions");
+    let names: Vec<&Value> = regions.iter().map(|region| &region["name"]).collect();
+    assert_eq!(names, ["layer0", "layer1", "layer2", "after"]);
+    assert!(regions.iter().all(|region| region["feeder_rows"].as_u64() > Some(0)));
+
+    let (program, report) = compiled("amber-tiny", &["--mode", "decode,layer-pipelined"]);
+    assert_eq!(stages(&program), ["before", "layer", "after"]);
+    let layer = &report["placement"]["stages"][1]["placement"];
+    let sums = layer["sums"].as_array().expect("sums");
+    assert!(sums.iter().any(|sum| sum["picked"] == "tree"), "{sums:?}");
+    for sum in sums {
+        let picked = sum["cycles"][sum["picked"].as_str().expect("a way")].as_u64();
+        let least = sum["cycles"].as_object().expect("ways").values().all(|other| other.as_u64() >= picked);
+        let why = sum["why"].as_str().expect("a reason");
+        assert!(least == (why == "takes least") && (least || why.contains("not enough colours")), "{sum}");
+    }
+
+    let streamed = compiled("amber-tiny", &["--mode", "weight-streaming"]);
+    assert_eq!(streamed, compiled("amber-tiny", &[]));
+}
+
+#[test]
+fn a_training_step_computes_again_what_the_flag_says_or_else_the_plan() {
+    let train = ["--train", "--global-batch", "64", "--systems", "16", "--batch", "2"];
+    let of = |more: &[&str]| compiled("llama3-tiny", &[&train[..], more].concat()).1;
+    let way = |report: &Value| report["placement"]["training"].clone();
+    let planned = of(&[]);
+    let plan = &planned["training"]["plan"]["name"];
+    let why = way(&planned)["why"].as_str().expect("a reason").to_string();
+    assert!(why.contains(plan.as_str().expect("a name")), "{why}");
+    for (word, plan) in [("full", "full"), ("selective", "none")] {
+        let report = of(&["--recompute", word]);
+        assert_eq!(way(&report)["recompute"], *word);
+        assert_eq!(way(&report)["why"], json!(format!("--recompute {word}")));
+        let degrees = &report["training"]["plan"]["degrees"];
+        assert_eq!(degrees["recompute"], *plan, "{degrees}");
+    }
+}
+
+#[test]
+fn modes_that_are_none_are_refused() {
+    let model = stored("amber-tiny").join("config.json");
+    let mode = |target: &str, more: &[&str], code: i32, told: &[&str]| {
+        let fixed = ["compile", text(&model), "--target", target, "--seq-len", "16"];
+        refused(&[&fixed[..], more].concat(), code, told);
+    };
+    mode("cg1-sim", &["--mode", "forward,decode"], 2, &["two words of one kind"]);
+    mode("cg1-sim", &["--mode", "magic"], 2, &["magic", "layer-pipelined"]);
+    mode("cpu", &["--mode", "layer-pipelined"], 2, &["layer-pipelined", "cg1-sim"]);
+    mode("cg1-sim", &["--mode", "decode", "--train"], 2, &["--train"]);
+    mode("cg1-sim", &["--mode", "layer-pipelined", "--train"], 5, &["streamed weights"]);
+    mode("cg1-sim", &["--mode", "decode,layer-pipelined", "--batch", "2"], 5, &["one sequence"]);
+    mode("cg1-sim", &["--train", "--recompute", "none"], 5, &["--recompute none", "selective"]);
+}
