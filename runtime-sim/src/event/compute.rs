@@ -4,7 +4,7 @@ use super::jit::Compiled;
 #[cfg(feature = "compiled")]
 use super::jit::Place;
 use super::ops::{CHUNK, OpFault, OpState};
-use super::pe::Cx;
+use super::ports::Cx;
 use super::values::{Address, apply, load, store};
 use crate::lower::{Env, LoweredOp, LoweredSlice, Sink, Source};
 use crate::program::OpKind;

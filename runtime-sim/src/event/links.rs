@@ -1,11 +1,11 @@
 //! Words under way in one strip: who reads and writes which stream, who waits, and what must wait for its time.
 //!
 //! PEs run as far ahead as their words allow, in any order. Only two things depend on the order of time, which of
-//! several tasks is ready first and who gets a shared link. They are *decisions*: each is taken when nothing else can go
-//! on and none is earlier, for then nothing can happen any more that would change it.
+//! several tasks is ready first and who gets a shared link. They are *decisions* (`decisions.rs`): each is taken when
+//! nothing else can go on and none is earlier, for then nothing can happen any more that would change it.
 
 use super::arbiter::Arbiter;
-use super::cause::{Cause, Causes};
+use super::cause::Causes;
 use super::engine::Options;
 use super::flow::{Flow, Kind};
 use super::plan::Plan;
@@ -29,9 +29,11 @@ pub struct Word {
 
 /// State of an end.
 #[derive(Clone, Copy, Debug, Default)]
-struct Reader {
-    taken: u64,
-    waits: bool,
+pub struct Reader {
+    /// Words taken.
+    pub taken: u64,
+    /// Whether the reader waits for words.
+    pub waits: bool,
 }
 
 /// What a strip tells another.
@@ -58,13 +60,18 @@ pub struct Links<'a> {
     pub net: &'a Network,
     /// Who is where.
     pub plan: &'a Plan,
-    own: u16,
-    flows: Vec<Option<Box<Flow>>>,
-    readers: Vec<Reader>,
+    /// The strip.
+    pub own: u16,
+    /// By stream, once anything happened on it.
+    pub flows: Vec<Option<Box<Flow>>>,
+    /// By end.
+    pub readers: Vec<Reader>,
     /// Actors that can go on.
     pub work: Worklist,
-    arbiter: Arbiter,
-    decisions: BinaryHeap<Reverse<(u64, Decision)>>,
+    /// Who asks for shared links.
+    pub arbiter: Arbiter,
+    /// What must wait, by time.
+    pub decisions: BinaryHeap<Reverse<(u64, Decision)>>,
     /// Messages to each strip.
     pub outbox: Vec<Vec<Message>>,
     /// Time up to which all decisions are taken.
@@ -103,7 +110,8 @@ impl<'a> Links<'a> {
         self.work.add(actor, row);
     }
 
-    fn home(&self, stream: u32) -> u16 {
+    /// The strip in which a stream begins.
+    pub fn home(&self, stream: u32) -> u16 {
         self.plan.strip_of(self.net, self.plan.actors.sender(self.net.streams[stream as usize].origin))
     }
 
@@ -121,23 +129,6 @@ impl<'a> Links<'a> {
     /// The state of a stream, if anything happened on it.
     pub fn flow(&self, stream: u32) -> Option<&Flow> {
         self.flows[stream as usize].as_deref()
-    }
-
-    /// Words that may be sent now.
-    pub fn room(&mut self, stream: u32) -> u64 {
-        let flow = self.flow_mut(stream);
-        flow.open - flow.sent()
-    }
-
-    /// When the next word may leave at the earliest; `None` while queues are full.
-    pub fn next_room(&mut self, stream: u32) -> Option<u64> {
-        let flow = self.flow_mut(stream);
-        (flow.open > flow.sent()).then(|| flow.cells[flow.sent() as usize & flow.mask].free)
-    }
-
-    /// Marks that the sender wants to be woken when there is room.
-    pub fn await_room(&mut self, stream: u32) {
-        self.flow_mut(stream).sender_waits = true;
     }
 
     /// Sends a word that leaves its source at `time`.
@@ -174,7 +165,8 @@ impl<'a> Links<'a> {
         }
     }
 
-    fn wake_readers(&mut self, stream: u32, column: u32) {
+    /// Wakes those who wait for words of a stream behind shared link number `column`.
+    pub fn wake_readers(&mut self, stream: u32, column: u32) {
         let s = &self.net.streams[stream as usize];
         let mut woken = 0;
         for end in s.first_end..s.first_end + s.ends {
@@ -233,74 +225,6 @@ impl<'a> Links<'a> {
         }
     }
 
-    /// Causes of the room for the next word of a stream.
-    pub fn room_causes(&self, stream: u32) -> Causes {
-        let flow = self.flows[stream as usize].as_deref().filter(|_| self.with_causes);
-        flow.map_or(Causes::default(), |flow| flow.room_causes(flow.sent()))
-    }
-
-    /// Takes the next word at an end at `time`.
-    pub fn take(&mut self, end: u32, time: u64, causes: Causes) {
-        let e = self.net.ends[end as usize];
-        let n = self.readers[end as usize].taken + u64::from(e.depth);
-        self.readers[end as usize].taken += 1;
-        let flow = self.flow_mut(e.stream);
-        flow.release(n, time + 1);
-        flow.explain_room(n, time + 1, causes.and(Cause::Queue, 1));
-        self.released(end);
-    }
-
-    /// Takes `words` words at an end per step, in steps that begin at `starts`.
-    pub fn take_steps(&mut self, end: u32, words: u64, starts: &[u64]) {
-        let e = self.net.ends[end as usize];
-        let mut n = self.readers[end as usize].taken + u64::from(e.depth);
-        self.readers[end as usize].taken += words * starts.len() as u64;
-        let flow = self.flow_mut(e.stream);
-        for start in starts {
-            for _ in 0..words {
-                flow.release(n, start + 1);
-                n += 1;
-            }
-        }
-        self.released(end);
-    }
-
-    /// Says why the room behind the last `words` words taken at an end, free from `time` on, is free then.
-    pub fn explain_taken(&mut self, end: u32, words: u64, time: u64, causes: Causes) {
-        let e = self.net.ends[end as usize];
-        let until = self.readers[end as usize].taken + u64::from(e.depth);
-        let flow = self.flow_mut(e.stream);
-        (until - words..until).for_each(|n| flow.explain_room(n, time, causes));
-    }
-
-    /// Tells the sender of the stream behind an end that there may be more room.
-    fn released(&mut self, end: u32) {
-        let e = self.net.ends[end as usize];
-        let until = self.readers[end as usize].taken + u64::from(e.depth);
-        let Some(flow) = self.flows[e.stream as usize].as_deref_mut() else { return };
-        let before = flow.open;
-        flow.reopen(until);
-        if self.plan.strips() > 1 {
-            let (from, home) = (self.own, self.home(e.stream));
-            let Some(flow) = self.flows[e.stream as usize].as_deref().filter(|_| from != home) else {
-                return self.wake_sender(e.stream);
-            };
-            let time = |n: u64| flow.cells[n as usize & flow.mask].free;
-            let rooms = (before..flow.open).map(|n| Message::Room { stream: e.stream, from, time: time(n) });
-            self.outbox[usize::from(home)].extend(rooms);
-            return;
-        }
-        self.wake_sender(e.stream);
-    }
-
-    fn wake_sender(&mut self, stream: u32) {
-        let flow = self.flow_mut(stream);
-        if flow.sender_waits && flow.open > flow.sent() {
-            flow.sender_waits = false;
-            self.wake(self.plan.actors.sender(self.net.streams[stream as usize].origin));
-        }
-    }
-
     /// Takes note of what another strip says.
     pub fn receive(&mut self, message: Message) {
         match message {
@@ -326,71 +250,6 @@ impl<'a> Links<'a> {
     pub fn await_word(&mut self, end: u32) {
         if end != NONE && !std::mem::replace(&mut self.readers[end as usize].waits, true) {
             self.flow_mut(self.net.ends[end as usize].stream).waiting += 1;
-        }
-    }
-
-    /// Asks for a decision at `time`.
-    pub fn decide_at(&mut self, time: u64, decision: Decision) {
-        self.decisions.push(Reverse((time, decision)));
-    }
-
-    /// The time of the next decision.
-    pub fn next_decision(&self) -> Option<u64> {
-        self.decisions.peek().map(|Reverse((time, _))| *time)
-    }
-
-    /// Takes all decisions of time `now`; tasks are chosen by their PEs, which are woken.
-    pub fn decide(&mut self, now: u64) {
-        self.clock = now;
-        while let Some(&Reverse((time, decision))) = self.decisions.peek() {
-            if time > now {
-                return;
-            }
-            self.decisions.pop();
-            match decision {
-                Decision::Task(pe) => self.wake(pe),
-                Decision::Link(link) => self.grant(link, now),
-            }
-        }
-    }
-
-    /// Lets the next word of a stream ask for shared link number `shared`, if there is one and it does not yet.
-    fn request(&mut self, shared: u32) {
-        let node = self.net.shared[shared as usize];
-        let (stream, column) = self.arbiter.place(shared);
-        let Some(flow) = self.flows[stream as usize].as_deref() else { return };
-        let n = flow.passed[column as usize];
-        if n == flow.passed[node.parent as usize] || !self.arbiter.enter(shared) {
-            return;
-        }
-        let before = match node.parent {
-            0 => 0,
-            p => self.net.shared[(self.net.streams[stream as usize].first_shared + p - 1) as usize].latency,
-        };
-        let wish = flow.ring(node.parent)[n as usize & flow.mask].time + u64::from(node.latency - before);
-        self.arbiter.ask(node.link, wish, shared);
-        self.decide_at(wish, Decision::Link(node.link));
-    }
-
-    /// Gives a shared link to all who want it at `now`, in order of their wishes.
-    fn grant(&mut self, link: u32, now: u64) {
-        while let Some((time, shared)) = self.arbiter.grant(link, now) {
-            let (stream, column) = self.arbiter.place(shared);
-            let flow = self.flow_mut(stream);
-            let n = flow.passed[column as usize];
-            let at = (flow.mask + 1) * column as usize + (n as usize & flow.mask);
-            flow.cells[at].time = time;
-            flow.passed[column as usize] += 1;
-            let waiting = flow.waiting > 0;
-            let s = &self.net.streams[stream as usize];
-            for next in s.first_shared..s.first_shared + s.shared {
-                if next == shared || self.net.shared[next as usize].parent == column {
-                    self.request(next);
-                }
-            }
-            if waiting {
-                self.wake_readers(stream, column);
-            }
         }
     }
 

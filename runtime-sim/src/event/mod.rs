@@ -8,6 +8,7 @@ mod arbiter;
 mod cause;
 mod compute;
 mod deadlock;
+mod decisions;
 #[cfg(feature = "compiled")]
 mod emit;
 mod engine;
@@ -26,14 +27,19 @@ mod ops;
 mod outcome;
 mod pe;
 mod plan;
+mod ports;
+mod room;
 mod rounds;
+mod steps;
 mod strip;
 mod switch;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod trace;
 mod values;
 mod walk;
+mod words;
 mod worklist;
 
 pub use engine::{Options, Run, SimError, simulate, simulate_with};

@@ -2,12 +2,13 @@
 
 use super::cause::{Cause, Causes};
 use super::compute::{Addresses, Numbers, Values, compute, compute_all};
-use super::flow::{Cell, Flow, Kind};
-use super::pe::{Cx, Pe, Spent};
-use super::values::{decode, encode};
+use super::pe::Pe;
+use super::ports::Cx;
+use super::steps::{Input, explain, inputs, pace};
+use super::values::decode;
+use super::words::{gather, send};
 use crate::lower::{LoweredOp, Sink, Source};
 use crate::network::NONE;
-use crate::program::{Command, Wire};
 
 /// How far an op has come.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +58,7 @@ pub struct Scratch {
     /// Numbers.
     pub values: Values,
     /// When the steps begin.
-    starts: Vec<u64>,
+    pub starts: Vec<u64>,
     /// What the PE that ran last waits for.
     pub waits: Vec<Wait>,
 }
@@ -130,38 +131,6 @@ fn start(op: &LoweredOp, state: &mut OpState, pe: &mut Pe, causes: &mut Causes, 
     causes.add(Cause::Issue, op.price.issue);
     state.started = true;
     None
-}
-
-/// A stream that an op reads.
-#[derive(Clone, Copy)]
-struct Input {
-    /// Number of the operand.
-    operand: usize,
-    end: u32,
-    wire: Wire,
-    /// Words of this operand per step.
-    words: u64,
-    /// Words of the stream per step, for all operands.
-    stride: u64,
-    /// Words of earlier operands in a step.
-    offset: u64,
-}
-
-/// The streams that `op` reads.
-fn inputs(op: &LoweredOp, cx: &mut Cx) -> ([Input; 3], usize) {
-    let nothing = Input { operand: 0, end: NONE, wire: Wire::F32, words: 0, stride: 0, offset: 0 };
-    let (mut inputs, mut count) = ([nothing; 3], 0);
-    for (operand, source) in op.src.iter().enumerate().take(3) {
-        let Source::In { slot, wire } = source else { continue };
-        let end = cx.data(*slot);
-        let words = u64::from(op.price.step / wire.lanes());
-        let offset = inputs[..count].iter().filter(|i| i.end == end).map(|i| i.words).sum();
-        inputs[count] = Input { operand, end, wire: *wire, words, stride: offset + words, offset };
-        count += 1;
-        let stride = offset + words;
-        inputs[..count].iter_mut().filter(|i| i.end == end).for_each(|i| i.stride = stride);
-    }
-    (inputs, count)
 }
 
 /// Moves words in batches of steps: first the times, then the numbers. Returns what it waits for.
@@ -237,168 +206,4 @@ fn data_words(end: u32, most: u64, cx: &Cx) -> u64 {
         Some(flow) if flow.has_kinds() => (0..all).find(|n| flow.kind(first + n).control).unwrap_or(all),
         _ => all,
     }
-}
-
-/// When words come or there is room, step by step.
-#[derive(Clone, Copy)]
-struct Lane<'l> {
-    ring: &'l [Cell],
-    mask: usize,
-    /// The word that a step waits for last, in the first step.
-    at: usize,
-    stride: usize,
-    way: u64,
-}
-
-impl<'l> Lane<'l> {
-    fn of(input: &Input, cx: &'l Cx) -> Option<Lane<'l>> {
-        let end = &cx.links.net.ends[input.end as usize];
-        let flow = cx.links.flow(end.stream)?;
-        let at = (cx.links.taken(input.end) + input.offset + input.words - 1) as usize;
-        let (ring, way) = (flow.ring(end.column), cx.links.way(input.end));
-        Some(Lane { ring, mask: flow.mask, at, stride: input.stride as usize, way })
-    }
-
-    fn room(op: &LoweredOp, cx: &'l Cx) -> Option<Lane<'l>> {
-        let Sink::Out { slot, wire, .. } = &op.dst else { return None };
-        let flow = cx.links.flow(cx.ports.output(*slot))?;
-        let words = (op.price.step / wire.lanes()) as usize;
-        let at = flow.sent() as usize + words - 1;
-        Some(Lane { ring: flow.ring(0), mask: flow.mask, at, stride: words, way: 0 })
-    }
-
-    #[inline]
-    fn cell(&self, step: usize) -> &Cell {
-        &self.ring[(self.at + step * self.stride) & self.mask & (self.ring.len() - 1)]
-    }
-}
-
-/// Times of `steps` steps, which take their words.
-fn pace(op: &LoweredOp, inputs: &[Input], steps: u64, state: &mut OpState, spent: &mut Spent, cx: &mut Cx) {
-    let mut starts = std::mem::take(&mut cx.scratch.starts);
-    let lanes: [Option<Lane>; 3] = std::array::from_fn(|k| inputs.get(k).and_then(|i| Lane::of(i, cx)));
-    let room = Lane::room(op, cx);
-    let (steps, cost) = (steps as usize, op.price.step_cycles);
-    state.ready = match (lanes, room) {
-        ([Some(a), None, None], None) => run_steps(steps, cost, state.ready, spent, &mut starts, &[a], None),
-        ([Some(a), None, None], out) => run_steps(steps, cost, state.ready, spent, &mut starts, &[a], out),
-        ([None, None, None], out) => run_steps(steps, cost, state.ready, spent, &mut starts, &[], out),
-        (lanes, out) => {
-            let lanes: Vec<Lane> = lanes.into_iter().flatten().collect();
-            run_steps(steps, cost, state.ready, spent, &mut starts, &lanes, out)
-        }
-    };
-    for input in inputs.iter().filter(|i| i.offset == 0) {
-        cx.links.take_steps(input.end, input.stride, &starts);
-    }
-    cx.scratch.starts = starts;
-}
-
-/// The recurrence: a step begins when the one before is done, its words have come, and its results will have room.
-#[inline(always)]
-fn run_steps(
-    steps: usize,
-    cost: u64,
-    mut ready: u64,
-    spent: &mut Spent,
-    starts: &mut Vec<u64>,
-    lanes: &[Lane],
-    room: Option<Lane>,
-) -> u64 {
-    starts.clear();
-    let (mut wait_data, mut wait_room) = (0, 0);
-    for step in 0..steps {
-        let data = lanes.iter().fold(ready, |start, lane| start.max(lane.cell(step).time + lane.way));
-        let free = room.as_ref().map_or(0, |lane| lane.cell(step).free.saturating_sub(cost));
-        let start = data.max(free);
-        wait_data += data - ready;
-        wait_room += start - data;
-        ready = start + cost;
-        starts.push(start);
-    }
-    spent.busy += steps as u64 * cost;
-    spent.wait_data += wait_data;
-    spent.wait_room += wait_room;
-    ready
-}
-
-/// As [`pace`], for one step, with the causes of its times.
-fn explain(
-    op: &LoweredOp,
-    inputs: &[Input],
-    state: &mut OpState,
-    spent: &mut Spent,
-    causes: &mut Causes,
-    cx: &mut Cx,
-) {
-    let before = state.ready;
-    let latest = inputs.iter().filter_map(|input| {
-        let time = Lane::of(input, cx)?.cell(0).time + cx.links.way(input.end);
-        Some((time, input.end, cx.links.taken(input.end) + input.offset + input.words - 1))
-    });
-    let latest = latest.rev().max_by_key(|(time, ..)| *time).filter(|(time, ..)| *time > before);
-    if let Some((time, end, n)) = latest {
-        let end = &cx.links.net.ends[end as usize];
-        let sent = cx.links.flow(end.stream).map_or(Causes::default(), |flow| flow.word_causes(n));
-        *causes = sent.arrived(time, u64::from(end.latency));
-    }
-    pace(op, inputs, 1, state, spent, cx);
-    let (start, data) = (cx.scratch.starts[0], latest.map_or(before, |l| l.0));
-    let taken = causes.until(start, Cause::Queue).and(Cause::Queue, 1);
-    for input in inputs.iter().filter(|i| i.offset == 0) {
-        cx.links.explain_taken(input.end, input.stride, start + 1, taken);
-    }
-    if start > data
-        && let Sink::Out { slot, .. } = &op.dst
-    {
-        *causes = cx.links.room_causes(cx.ports.output(*slot)).until(state.ready, Cause::Queue);
-    } else {
-        causes.add(Cause::Busy, op.price.step_cycles);
-    }
-}
-
-/// The words of the next `steps` steps as numbers.
-fn gather(inputs: &[Input], steps: u64, cx: &mut Cx) {
-    for input in inputs {
-        let Some(flow) = cx.links.flow(cx.links.net.ends[input.end as usize].stream) else { continue };
-        let first = cx.links.taken(input.end) + input.offset;
-        let values = &mut cx.scratch.values.operands[input.operand];
-        values.clear();
-        let cells = flow.ring(0);
-        let word = |step: u64, k: u64| cells[(first + step * input.stride + k) as usize & flow.mask].value;
-        if input.wire == Wire::F32 && input.stride == 1 {
-            values.extend((0..steps).map(|step| f32::from_bits(word(step, 0))));
-            continue;
-        }
-        for step in 0..steps {
-            for k in 0..input.words {
-                let word = word(step, k);
-                values.extend((0..input.wire.lanes()).map(|lane| decode(input.wire, word, lane)));
-            }
-        }
-    }
-}
-
-/// Sends the results of the steps that began at `starts`; the last word may carry a command.
-fn send(op: &LoweredOp, wire: Wire, stream: u32, command: Option<Command>, causes: Causes, cx: &mut Cx) {
-    let (scratch, cost) = (&*cx.scratch, op.price.step_cycles);
-    let lanes = wire.lanes() as usize;
-    let words = op.price.step as usize / lanes;
-    let out = &scratch.values.out;
-    let count = scratch.starts.len() * words;
-    let flow: &mut Flow = cx.links.flow_mut(stream);
-    if wire == Wire::F32 && words == 1 {
-        scratch.starts.iter().zip(out).for_each(|(start, value)| flow.push(start + cost, value.to_bits()));
-    } else {
-        for (n, elements) in out.chunks(lanes).enumerate().take(count) {
-            let early = (words - 1 - n % words) as u64;
-            let value = encode(wire, elements[0], elements.get(1).copied().unwrap_or(0.0));
-            flow.push(scratch.starts[n / words] + cost.saturating_sub(early), value);
-        }
-    }
-    if command.is_some() {
-        flow.mark(Kind { control: false, command });
-    }
-    flow.explain_word(causes);
-    cx.links.publish(stream, count as u64);
 }

@@ -1,14 +1,12 @@
 //! A PE: the task it runs, and how far it has come.
 
 use super::cause::{Cause, Causes};
-use super::jit::Compiled;
-use super::links::{Decision, Links, control};
-use super::ops::{self, OpFault, OpState, Scratch, Wait};
-use super::trace::Tracer;
-use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, MAX_DEPTH};
-use crate::network::{NONE, Network};
-use crate::program::{Command, Coord, Serial, Trigger};
-use std::collections::{BTreeMap, VecDeque};
+use super::links::{Decision, control};
+use super::ops::{self, OpFault, OpState, Wait};
+use super::ports::{Cx, Ports};
+use super::tasks::Pick;
+use crate::lower::{Env, Instr, Linear, LoweredOp, MAX_DEPTH};
+use crate::program::{Command, Serial};
 
 /// Cycles of a PE by what it did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,16 +23,6 @@ pub struct Spent {
     pub wait_room: u64,
 }
 
-/// How often a task ran, and how often it has been activated beyond that.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Runs {
-    done: u64,
-    pending: u64,
-}
-
-/// Control words that no task has handled yet, by PE and input slot: when and why they came.
-pub type Controls = BTreeMap<(u32, usize), VecDeque<(u64, Causes)>>;
-
 /// State of a PE.
 #[derive(Debug, Default)]
 pub struct Pe {
@@ -46,9 +34,12 @@ pub struct Pe {
     pub trigger: u32,
     /// Everything is done.
     pub finished: bool,
-    running: Option<u32>,
-    pc: u32,
-    turn: u64,
+    /// The task that runs.
+    pub running: Option<u32>,
+    /// Its next instruction.
+    pub pc: u32,
+    /// Earlier runs of it.
+    pub turn: u64,
     loops: [i64; MAX_DEPTH],
     op: Option<OpState>,
     side: Option<Box<Side>>,
@@ -64,83 +55,6 @@ struct Side {
     ops: Vec<(OpState, Causes)>,
     /// What had been spent when they began.
     before: Spent,
-}
-
-/// The streams of one PE.
-#[derive(Clone, Copy)]
-pub struct Ports<'a> {
-    net: &'a Network,
-    /// Its index.
-    pub pe: u32,
-    /// Where it is.
-    pub at: Coord,
-}
-
-impl<'a> Ports<'a> {
-    /// Those of PE `pe`.
-    pub fn new(net: &'a Network, pe: u32) -> Self {
-        Ports { net, pe, at: net.coord(pe) }
-    }
-
-    /// The end behind an input slot.
-    pub fn input(&self, slot: usize) -> u32 {
-        self.net.input(self.pe as usize, slot)
-    }
-
-    /// The stream behind an output slot.
-    pub fn output(&self, slot: usize) -> u32 {
-        self.net.output(self.pe as usize, slot)
-    }
-}
-
-/// What a PE works with.
-pub struct Cx<'s, 'a> {
-    /// Its streams.
-    pub ports: Ports<'a>,
-    /// Its class.
-    pub class: &'a LoweredClass,
-    /// All words under way.
-    pub links: &'s mut Links<'a>,
-    /// Buffers shared by all ops.
-    pub scratch: &'s mut Scratch,
-    /// Its memory.
-    pub memory: &'s mut [u8],
-    /// Its tasks.
-    pub runs: &'s mut [Runs],
-    /// Control words set aside.
-    pub controls: &'s mut Controls,
-    /// Why its time is what it is.
-    pub causes: &'s mut Causes,
-    /// Cycles to start a task.
-    pub activation: u64,
-    /// Compiled ops.
-    pub compiled: Option<&'s Compiled>,
-    /// Where what it does is noted, if it is.
-    pub tracer: Option<&'s mut Tracer>,
-}
-
-impl Cx<'_, '_> {
-    /// The end behind an input slot, after setting aside control words that come next there.
-    pub fn data(&mut self, slot: usize) -> u32 {
-        let end = self.ports.input(slot);
-        if end == NONE {
-            return NONE;
-        }
-        while let Some(word) = self.links.front(end).filter(|word| word.kind.control) {
-            let causes = self.links.arrival_causes(end);
-            self.links.take(end, word.time, causes);
-            self.controls.entry((self.ports.pe, slot)).or_default().push_back((word.time, causes));
-        }
-        end
-    }
-}
-
-/// What a PE does next.
-enum Pick {
-    Run { task: usize, at: u64 },
-    Later(u64),
-    Wait,
-    Finished,
 }
 
 impl Pe {
@@ -175,93 +89,6 @@ impl Pe {
                 return Ok(());
             }
         }
-    }
-
-    /// Chooses the next task: start tasks in order, then whatever is ready first.
-    fn pick(&mut self, cx: &mut Cx) -> Pick {
-        let class = cx.class;
-        let mut best: Option<(u64, usize)> = None;
-        let mut open = 0;
-        for (index, task) in class.tasks.iter().enumerate() {
-            let times = task.times.at(&self.env(&cx.ports)).max(0) as u64;
-            if cx.runs[index].done >= times {
-                continue;
-            }
-            let ready = match task.trigger {
-                Trigger::Start => return Pick::Run { task: index, at: self.time },
-                Trigger::Local => (cx.runs[index].pending > 0).then_some(self.time),
-                Trigger::Data { .. } => {
-                    let end = cx.data(task.slot);
-                    let front = if end == NONE { None } else { cx.links.front(end) };
-                    front.map(|word| word.time.max(self.time))
-                }
-                Trigger::Control { .. } => {
-                    cx.data(task.slot);
-                    let first = cx.controls.get(&(cx.ports.pe, task.slot)).and_then(|times| times.front());
-                    first.map(|(time, _)| (*time).max(self.time))
-                }
-            };
-            open += 1;
-            if let Some(ready) = ready
-                && best.is_none_or(|(b, _)| ready < b)
-            {
-                best = Some((ready, index));
-            }
-        }
-        match best {
-            None if open == 0 => Pick::Finished,
-            Some((at, task)) if open == 1 || at <= cx.links.clock => Pick::Run { task, at },
-            later => {
-                self.await_triggers(cx);
-                later.map_or(Pick::Wait, |(at, _)| Pick::Later(at))
-            }
-        }
-    }
-
-    fn await_triggers(&self, cx: &mut Cx) {
-        for (index, task) in cx.class.tasks.iter().enumerate() {
-            let open = cx.runs[index].done < task.times.at(&self.env(&cx.ports)).max(0) as u64;
-            if open && matches!(task.trigger, Trigger::Data { .. } | Trigger::Control { .. }) {
-                let end = cx.ports.input(task.slot);
-                cx.links.await_word(end);
-                cx.scratch.waits.push(Wait::Word(end));
-            }
-        }
-    }
-
-    fn begin(&mut self, task: usize, at: u64, cx: &mut Cx) {
-        let lowered = &cx.class.tasks[task];
-        let late = at > self.time;
-        self.spent.wait_data += at - self.time;
-        self.time = at;
-        match lowered.trigger {
-            Trigger::Start => {}
-            Trigger::Local => cx.runs[task].pending -= 1,
-            Trigger::Data { .. } => {
-                let end = cx.ports.input(lowered.slot);
-                if let Some(word) = cx.links.front(end) {
-                    self.trigger = word.value;
-                    if late {
-                        *cx.causes = cx.links.arrival_causes(end);
-                    }
-                    cx.links.take(end, at, *cx.causes);
-                }
-            }
-            Trigger::Control { .. } => {
-                let first = cx.controls.get_mut(&(cx.ports.pe, lowered.slot)).and_then(VecDeque::pop_front);
-                if let Some((_, causes)) = first.filter(|_| late) {
-                    *cx.causes = causes;
-                }
-            }
-        }
-        if lowered.trigger != Trigger::Start {
-            self.time += cx.activation;
-            self.spent.activation += cx.activation;
-            cx.causes.add(Cause::TaskActivation, cx.activation);
-        }
-        self.turn = cx.runs[task].done;
-        self.running = Some(task as u32);
-        self.pc = 0;
     }
 
     /// Executes one instruction; false if it must wait.
