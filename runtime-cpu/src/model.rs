@@ -201,7 +201,7 @@ fn planned(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned
                 Planned { slopes: slopes(*heads, mask), ..none }
             }
             Step::Repeat { body, .. } => Planned { body: planned(body, turns, jit), ..none },
-            Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } => none,
+            Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } | Step::Collective { .. } => none,
         });
     }
     planned_steps

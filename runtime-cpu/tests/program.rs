@@ -171,6 +171,7 @@ fn program() -> CpuProgram {
             Step::Linear { name: "head".into(), rows: Rows::Last, x: 5, weight: 4, function: logits },
         ],
         logits: 6,
+        share: None,
     }
 }
 

@@ -110,14 +110,20 @@ fn a_rank_that_dies_ends_the_others() {
     );
     let ended = ended(mpirun().args(["-n", "2", "sh", "-c", &script]));
     assert_ne!(ended.code, 0);
-    assert!(ended.stderr.contains("signal 9") && ended.stdout.is_empty(), "{}\n{}", ended.stdout, ended.stderr);
+    assert!(
+        ended.stderr.contains("signal 9") && ended.stdout.is_empty(),
+        "{}\n{}",
+        ended.stdout,
+        ended.stderr
+    );
 }
 
 /// A process that never joins: the others say so when their patience ends.
 #[test]
 fn a_rank_that_never_comes_is_not_waited_for() {
     let directory = stored("amber-tiny");
-    let rank = [env!("CARGO_BIN_EXE_lapidary"), "verify", text(&directory), "--plan", "tp2", "--patience", "2"];
+    let rank =
+        [env!("CARGO_BIN_EXE_lapidary"), "verify", text(&directory), "--plan", "tp2", "--patience", "2"];
     let ended = ended(mpirun().args(["-n", "1"]).args(rank).args([":", "-n", "1", "sleep", "600"]));
     assert_eq!(ended.code, 7, "{}", ended.stderr);
     assert!(ended.stderr.contains("waited 2 s for the other ranks in joining the job"), "{}", ended.stderr);

@@ -17,9 +17,9 @@ use asked::Asked;
 use lapidary_models::{DType, ModelSpec};
 use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{
-    Generation, LoadError, LoadOptions, Model, Prepared, Sampling, WeightError, generate,
+    Generation, LoadError, LoadOptions, Model, Prepared, RunError, Sampling, WeightError, generate,
 };
-use crate::ranks;
+use lapidary_runtime_mpi::Degrees;
 use output::{Clock, Writer};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -121,7 +121,7 @@ fn spread(args: &Verify, global: &Global, job: Job<'_>) -> Result<(), Failure> {
             ("plan", format!("tp{tensor}pp{pipeline}dp{data}")),
             ("precision", precision.name().to_string()),
         ];
-        let options = LoadOptions { jobs: super::jobs(global), engine: Engine::Compiled };
+        let options = LoadOptions { jobs: super::jobs(global), ..LoadOptions::default() };
         let device = Spread::load(&directory.spec, &switches, dtype, weights, job, options)?;
         let runs = vec![Run { switches: told, checks: check(&directory, &device, allowed)? }];
         let (device, gradients) = (args.device.name(), Vec::new());
