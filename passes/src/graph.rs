@@ -68,7 +68,7 @@ impl Read {
         moved: &impl Fn(usize) -> usize,
     ) -> Result<Function, PassError> {
         let FunctionView { mut function, params, ops, .. } = view;
-        for at in 0..function.nodes.len() {
+        for (at, op) in ops.into_iter().enumerate() {
             let ty = function.ty(function.nodes[at].output).clone();
             match &mut function.nodes[at].op {
                 Op::Param { param } => {
@@ -77,7 +77,7 @@ impl Read {
                     let factor = *self.scales.entry(own.name.clone()).or_insert(own.scale);
                     if factor != own.scale {
                         let why = format!("{} is read with the factors {factor} and {}", own.name, own.scale);
-                        return Err(PassError::at(ops[at], why));
+                        return Err(PassError::at(op, why));
                     }
                     *param = known.unwrap_or_else(|| {
                         let per_layer = own.name.contains('*');

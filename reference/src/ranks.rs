@@ -71,17 +71,17 @@ impl<T: Real> Group<'_, T> {
         let mut values: Vec<Values<T>> = vec![Values::new(); mains.len()];
         for n in 0..mains[0].nodes.len() {
             let nodes: Vec<&Node> = mains.iter().map(|main| &main.nodes[n]).collect();
-            let each = |values: &[Values<T>], f: &mut dyn FnMut(usize, &Node, &Values<T>) -> Tensor<T>| {
-                nodes.iter().enumerate().map(|(r, node)| f(r, node, &values[r])).collect::<Vec<_>>()
+            let each = |f: &dyn Fn(&Node, &Values<T>) -> Tensor<T>| -> Vec<Tensor<T>> {
+                nodes.iter().zip(&values).map(|(node, values)| f(node, values)).collect()
             };
             let results = match &nodes[0].op {
                 Op::Sharded(Sharded::Receive { .. }) => received.clone(),
-                Op::Embed => each(&values, &mut |_, node, v| ops::embed(ids, &v[&node.inputs[1]])),
+                Op::Embed => each(&|node, v| ops::embed(ids, &v[&node.inputs[1]])),
                 Op::Sharded(Sharded::EmbedPart { .. }) => {
-                    each(&values, &mut |_, node, v| embed_part(ids, &v[&node.inputs[1]], &node.op))
+                    each(&|node, v| embed_part(ids, &v[&node.inputs[1]], &node.op))
                 }
                 Op::Repeat { times, .. } => {
-                    let x = each(&values, &mut |_, node, v| v[&node.inputs[0]].clone());
+                    let x = each(&|node, v| v[&node.inputs[0]].clone());
                     (0..*times).fold(x, |x, layer| self.layer(layer, x))
                 }
                 _ => self.step(&nodes, 0, &values),

@@ -33,7 +33,7 @@ pub trait Peers {
     ///
     /// # Errors
     /// As [`Peers::all_reduce`].
-    fn from_last_stage(&mut self, what: &str, data: &mut [f32]) -> Result<(), PeerError>;
+    fn broadcast_last_stage(&mut self, what: &str, data: &mut [f32]) -> Result<(), PeerError>;
 }
 
 /// Why ranks do not meet.

@@ -256,7 +256,7 @@ impl<'m> Session<'m> {
             let into = self.received.chunks_mut(width);
             made.zip(into).for_each(|(row, into)| into.copy_from_slice(&row[..width]));
         }
-        peers.from_last_stage("logits", &mut self.received)?;
+        peers.broadcast_last_stage("logits", &mut self.received)?;
         Ok(Logits { data: &self.received, pitch: width, width })
     }
 

@@ -130,7 +130,7 @@ impl Peers for Ranks<'_> {
         Ok(())
     }
 
-    fn from_last_stage(&mut self, what: &str, data: &mut [f32]) -> Result<(), PeerError> {
+    fn broadcast_last_stage(&mut self, what: &str, data: &mut [f32]) -> Result<(), PeerError> {
         let last = self.pipeline.process_at_rank(self.pipeline.size() - 1);
         for part in data.chunks_mut(MESSAGE) {
             scope(|s| self.world.meet(what, last.immediate_broadcast_into(s, part)));

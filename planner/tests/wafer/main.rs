@@ -8,19 +8,21 @@ const TRAINING: &str = include_str!("training.csv");
 fn document(text: &str) -> Document {
     let table =
         Table::read(text, "training.csv", &training::COLUMNS).unwrap_or_else(|error| panic!("{error}"));
-    Document::new("wafer-training", training::predictions(&table), training::LIMITS, training::fitted())
+    let outcomes = table.rows.iter().map(training::predict).collect();
+    Document::new("wafer-training", outcomes, training::LIMITS, training::fitted())
 }
 
 fn find<'d>(document: &'d Document, id: &str) -> &'d Prediction {
     document.rows.iter().find(|row| row.id == id).unwrap_or_else(|| panic!("{id} is predicted"))
 }
 
-/// BERT base with 16384 samples a batch ran a quarter slower than with 2048: no step does, so the row is told apart.
+/// One row of the sixteen is missed: BERT base with 16384 samples a batch ran a quarter slower than with 2048, which no
+/// larger model does and nothing in the account explains.
 #[test]
 fn published_training_runs_are_predicted_within_ten_percent() {
     let document = document(TRAINING);
-    assert_eq!((document.rows.len(), document.skipped.len()), (15, 7));
-    for row in &document.rows {
+    assert_eq!((document.rows.len(), document.skipped.len()), (16, 6));
+    for row in document.rows.iter().filter(|row| row.id != "usc_bert-b-128_16384") {
         println!(
             "{:22} {:9.2} {:9.2} {:+6.1} % {}",
             row.id, row.measured, row.predicted, row.error_pct, row.by
@@ -28,25 +30,14 @@ fn published_training_runs_are_predicted_within_ten_percent() {
         assert!(row.error_pct.abs() < 10.0, "{} {:.1} % by {}", row.id, row.error_pct, row.by);
         assert!(row.by.contains("release R"), "{}", row.by);
     }
-    let skipped = document.skipped.iter().find(|row| row.id == "usc_bert-b-128_16384");
-    let why = skipped.map_or("", |row| row.why.as_str());
-    assert!(why.contains("a batch of 2048 is 33 % faster per sample (usc_bert-b-128_2048)"), "{why}");
-    assert!(document.passed() && document.median_pct < 5.0);
-}
-
-/// A row is left out for what another row says, not for its own error: a slower measurement alone stays and misses.
-#[test]
-fn a_row_that_no_other_contradicts_stays_however_far_it_misses() {
-    let lines: Vec<&str> = TRAINING.lines().filter(|line| !line.starts_with("usc_bert-b-128_2048")).collect();
-    let alone = document(&lines.join("\n"));
-    assert!(find(&alone, "usc_bert-b-128_16384").error_pct < -10.0);
-    assert!(!alone.passed());
+    assert!(find(&document, "usc_bert-b-128_16384").error_pct < -10.0);
+    assert!(!document.passed() && document.median_pct < 5.0);
 }
 
 #[test]
 fn rows_that_nothing_was_fitted_on_are_as_good() {
     let document = document(TRAINING);
-    let free = document.rows.iter().filter(|row| !row.fitted);
+    let free = document.rows.iter().filter(|row| !row.fitted && row.id != "usc_bert-b-128_16384");
     let errors: Vec<f64> = free.map(|row| row.error_pct.abs()).collect();
     assert_eq!(errors.len(), 4);
     assert!(errors.iter().sum::<f64>() / 4.0 < 7.0, "{errors:?}");

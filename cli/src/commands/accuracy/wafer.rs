@@ -29,12 +29,8 @@ fn predicted(table: AccuracyTable, text: &str, name: &str, global: &Global) -> R
     Ok(match table {
         AccuracyTable::WaferTraining | AccuracyTable::A100Training => {
             let table = Table::read(text, name, &training::COLUMNS)?;
-            Document::new(
-                "wafer-training",
-                training::predictions(&table),
-                training::LIMITS,
-                training::fitted(),
-            )
+            let outcomes: Vec<Outcome> = table.rows.iter().map(training::predict).collect();
+            Document::new("wafer-training", outcomes, training::LIMITS, training::fitted())
         }
         AccuracyTable::WaferInference => {
             let table = Table::read(text, name, &inference::COLUMNS)?;

@@ -1,7 +1,7 @@
 //! Rows of training on wafers: throughput of published runs, by the price of the best plan that keeps to what a row says.
 
 use super::document::{Limits, Outcome, Prediction, Skipped};
-use super::table::{Table, TableRow};
+use super::table::TableRow;
 use crate::Assumption;
 use crate::recipe::Recipe;
 use crate::request::Batch;
@@ -44,57 +44,6 @@ pub fn fitted() -> Vec<Assumption> {
     let floor = "least time of a pass over a layer, fitted on usc_bert-b-128_128 and usc_bert-l-128_128";
     let floor = Assumption::new("pass-floor", PASS_FLOOR, "s/layer", floor);
     RELEASES.iter().map(Release::assumption).chain([floor]).collect()
-}
-
-/// How much faster a smaller batch may be before a row says more than the price of a step can: the gate's own limit.
-const CONTRADICTION: f64 = 1.10;
-
-/// Predicts every row of a table.
-///
-/// No cost of a step grows faster than its batch, so by any account a larger batch is no slower per sample. Where the same
-/// run with a smaller batch was measured to be faster by more than the gate allows, something outside the step was measured
-/// too, and the row has no prediction.
-pub fn predictions(table: &Table) -> Vec<Outcome> {
-    let outcome = |row: &TableRow| {
-        let found = predict(row)?;
-        let faster = table.rows.iter().find_map(|other| Some((other, faster_with_less(row, other)?)));
-        match faster {
-            Some((other, times)) => Err(Skipped {
-                id: row.word("id").into(),
-                why: format!(
-                    "the same run with a batch of {} is {:.0} % faster per sample ({}): a step of more samples costs no more for \
-                     each, so the row measures something beside steps, which its source does not tell apart",
-                    other.word("global_batch"),
-                    (times - 1.0) * 100.0,
-                    other.word("id"),
-                ),
-            }),
-            None => Ok(found),
-        }
-    };
-    table.rows.iter().map(outcome).collect()
-}
-
-/// By which factor another row, of the same run with a smaller batch, is faster per sample, if by too much.
-fn faster_with_less(row: &TableRow, other: &TableRow) -> Option<f64> {
-    const SAME: [&str; 11] = [
-        "system",
-        "n_systems",
-        "mode",
-        "sw_release",
-        "model",
-        "layers",
-        "hidden",
-        "seq",
-        "metric",
-        "unit",
-        "source",
-    ];
-    let alike = SAME.iter().all(|column| row.word(column) == other.word(column));
-    let less = other.count("global_batch").ok()? < row.count("global_batch").ok()?;
-    let (own, faster) = (row.measured("value").ok()?, other.measured("value").ok()?);
-    let times = if row.word("unit").ends_with("/s") { faster / own } else { own / faster };
-    (alike && less && times > CONTRADICTION).then_some(times)
 }
 
 /// Predicts a row in the unit of its metric.
