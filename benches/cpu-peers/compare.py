@@ -129,11 +129,11 @@ def measure(options):
         entry = {
             "versions": tool.about["versions"], "load_s": tool.about["load_s"], "peak_bytes": tool.peak_memory(),
             "prefill": rates(tool.runs, "prefill", size["prompt"]), "decode": decode,
-            "share_of_bandwidth": decode["highest"] * about["weight_bytes"] / max(reads),
+            "share_of_bandwidth": decode["median"] * about["weight_bytes"] / max(reads),
         }
         if tool is ours:
             cache = about["cache_bytes_per_token"] * context
-            entry["share_with_cache"] = decode["highest"] * (about["weight_bytes"] + cache) / max(reads)
+            entry["share_with_cache"] = decode["median"] * (about["weight_bytes"] + cache) / max(reads)
         else:
             entry["agreement"] = agreement(ours.runs, tool.runs)
             entry["ours_over_theirs"] = {
