@@ -10,6 +10,7 @@
 //! ```
 //! Which slot is the new token's, and which slots it sees, follows from its position, one word that the host sends.
 
+use super::rope::turned;
 use super::sums::{LineSums, Sum};
 use super::{Scratch, scratch_name};
 use crate::wafer::channel::Channel;
@@ -40,24 +41,14 @@ pub fn turn(site: &Site, at: &PlacedOp, turn: &Turn) -> Result<Vec<Stmt>, WaferE
     let count = i64::from(heads.count(queries));
     let name = |scratch: &str| scratch_name(&at.name, scratch);
     let half = |second: bool| strided(&turn.value, if second { pairs } else { 0 }, &[own, 1]);
-    let table = |name: &str| from(strided(name, 0, &[0, 1]));
-    let (cos, sin) = (|| table(&name("cos")), || table(&name("sin")));
-    let (a, b) = (|| slice(&name("a"), 0), || slice(&name("b"), 0));
-    let (first, second, lengths) = (|| half(false), || half(true), || dims([count, pairs]));
+    let table = |table: &str| strided(&name(table), 0, &[0, 1]);
     let arrive = |name: String| {
         let come = words(site.channel(Channel::Along), Wire::F32);
         op(OpKind::Mov, to(slice(&name, 0)), [come], dims([pairs]))
     };
-    Ok(vec![
-        arrive(name("cos")),
-        arrive(name("sin")),
-        op(OpKind::Mul, to(a()), [from(first()), cos()], lengths()),
-        op(OpKind::Mul, to(b()), [from(second()), sin()], lengths()),
-        op(OpKind::Sub, to(a()), [from(a()), from(b())], lengths()),
-        op(OpKind::Mul, to(b()), [from(second()), cos()], lengths()),
-        op(OpKind::Fmac, to(second()), [from(first()), sin(), from(b())], lengths()),
-        op(OpKind::Mov, to(first()), [from(a())], lengths()),
-    ])
+    let halves = [half(false), half(true)];
+    let turns = turned(halves, [table("cos"), table("sin")], &["a", "b"].map(name), &dims([count, pairs]));
+    Ok([arrive(name("cos")), arrive(name("sin"))].into_iter().chain(turns).collect())
 }
 
 /// The angles and two halves of the turned features.

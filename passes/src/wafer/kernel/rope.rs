@@ -10,7 +10,7 @@ use crate::wafer::error::WaferError;
 use crate::wafer::placed::{Layout, Pairing, PlacedOp, Rope};
 use crate::wafer::site::{HeadSite, Site};
 use lapidary_models::dtype::DType;
-use lapidary_runtime_sim::program::{Affine, OpKind, Stmt, TensorMap, Var};
+use lapidary_runtime_sim::program::{Affine, OpKind, Slice, Stmt, TensorMap, Var};
 
 /// Statements of one PE.
 pub fn code(site: &Site, at: &PlacedOp, rope: &Rope) -> Result<Vec<Stmt>, WaferError> {
@@ -23,19 +23,34 @@ pub fn code(site: &Site, at: &PlacedOp, rope: &Rope) -> Result<Vec<Stmt>, WaferE
         Pairing::Interleaved => (1, 2),
     };
     let of_head = |first: i64| strided(&rope.value, first, &[tokens * dim, dim, step]);
-    let table = |name: &str| from(strided(name, 0, &[0, pairs, 1]));
-    let (a, b) = (|| slice(&name("a"), 0), || slice(&name("b"), 0));
-    let (first, second) = (|| of_head(0), || of_head(second));
-    let (cos, sin) = (|| table(&name("cos")), || table(&name("sin")));
-    let lengths = || dims([heads, tokens, pairs]);
-    Ok(vec![
-        op(OpKind::Mul, to(a()), [from(first()), cos()], lengths()),
-        op(OpKind::Mul, to(b()), [from(second()), sin()], lengths()),
-        op(OpKind::Sub, to(a()), [from(a()), from(b())], lengths()),
-        op(OpKind::Mul, to(b()), [from(second()), cos()], lengths()),
-        op(OpKind::Fmac, to(second()), [from(first()), sin(), from(b())], lengths()),
-        op(OpKind::Mov, to(first()), [from(a())], lengths()),
-    ])
+    let table = |table: &str| strided(&name(table), 0, &[0, pairs, 1]);
+    let scratch = ["a", "b"].map(name);
+    let halves = [of_head(0), of_head(second)];
+    Ok(turned(halves, [table("cos"), table("sin")], &scratch, &dims([heads, tokens, pairs])).into())
+}
+
+/// Turns two halves of features in place: `(x, y)` becomes `(x cos - y sin, x sin + y cos)`, by way of two buffers of
+/// scratch; all of them walk over `lengths`.
+pub(super) fn turned(
+    [x, y]: [Slice; 2],
+    [cos, sin]: [Slice; 2],
+    scratch: &[String; 2],
+    lengths: &[Affine],
+) -> [Stmt; 6] {
+    let [a, b] = [0, 1].map(|half| slice(&scratch[half], 0));
+    let [x, y, cos, sin, a, b] = [&x, &y, &cos, &sin, &a, &b];
+    let two = |kind, into: &Slice, left: &Slice, right: &Slice| {
+        op(kind, to(into.clone()), [from(left.clone()), from(right.clone())], lengths.to_vec())
+    };
+    let add = [from(x.clone()), from(sin.clone()), from(b.clone())];
+    [
+        two(OpKind::Mul, a, x, cos),
+        two(OpKind::Mul, b, y, sin),
+        two(OpKind::Sub, a, a, b),
+        two(OpKind::Mul, b, y, cos),
+        op(OpKind::Fmac, to(y.clone()), add, lengths.to_vec()),
+        op(OpKind::Mov, to(x.clone()), [from(a.clone())], lengths.to_vec()),
+    ]
 }
 
 /// Two halves of the turned features, and the tables.
