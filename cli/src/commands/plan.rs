@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::{input, interrupt, output, show};
 use indexmap::IndexMap;
 use lapidary_models::ModelSpec;
-use lapidary_planner::launch::{Launcher, launch};
+use lapidary_planner::launch::{Launcher, Script, launch};
 use lapidary_planner::sensitivity::{MOVED, sensitivity};
 use lapidary_planner::step::Stack;
 use lapidary_planner::{
@@ -49,11 +49,13 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
     let document =
         progress.stage("ranking plans", || plan_until(&request, &prices, &stop)).map_err(refused)?;
     progress.finish();
+    // What cannot be started is refused before anything is written.
+    let scripts = scripts(args, &model, &document)?;
     if let Some(path) = &args.output {
         output::file(path, &(json(&document)? + "\n"))?;
     }
     write_pictures(args, &request, &prices, &document)?;
-    write_scripts(args, &model, &document)?;
+    write_scripts(args, &scripts)?;
     match args.json {
         true => print_json(&document)?,
         false => print(&document, args.explain),
@@ -96,24 +98,27 @@ fn write_pictures(
     }
 }
 
-/// The scripts that start the chosen plan, where they are asked for: beside the document, or here.
-fn write_scripts(args: &Plan, model: &ModelSpec, document: &PlanDocument) -> Result<(), Failure> {
+/// The scripts that start the chosen plan, where they are asked for.
+fn scripts(args: &Plan, model: &ModelSpec, document: &PlanDocument) -> Result<Vec<Script>, Failure> {
     if document.chosen.is_none() && !args.emit.is_empty() {
         tracing::warn!("no script is written: no plan is chosen");
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let beside = args.output.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
-    for wanted in &args.emit {
+    let script = |wanted: &args::Launcher| {
         let launcher = match wanted {
             args::Launcher::Torchrun => Launcher::Torchrun,
             args::Launcher::Slurm => Launcher::Slurm,
             args::Launcher::Megatron => Launcher::Megatron,
         };
-        let script = launch(document, model, launcher)
-            .map_err(|error| Failure::new(Exit::Unsupported, error.to_string()))?;
-        output::script(&beside.join(script.file), &script.text)?;
-    }
-    Ok(())
+        launch(document, model, launcher).map_err(|error| Failure::new(Exit::Unsupported, error.to_string()))
+    };
+    args.emit.iter().map(script).collect()
+}
+
+/// Writes scripts beside the document, or here.
+fn write_scripts(args: &Plan, scripts: &[Script]) -> Result<(), Failure> {
+    let beside = args.output.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    scripts.iter().try_for_each(|script| output::script(&beside.join(script.file), &script.text))
 }
 
 /// What the slowest device's kernels take over those of a sound one.
