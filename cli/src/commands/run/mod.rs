@@ -77,7 +77,7 @@ fn spread(args: &Run, global: &Global, degrees: Degrees) -> Result<(), Failure> 
     }
     ranks::among(degrees, Duration::from_secs(args.patience), |mut job| {
         let sampling = sampling(args)?;
-        let spec = input::model(&args.model)?.spec;
+        let spec = input::runnable_model(&args.model)?.spec;
         ranks::fits(degrees, &spec)?;
         let folder = weights_folder(args.weights.as_deref(), &args.model)?;
         let asked = Asked::read(args, &spec, &folder)?;

@@ -7,8 +7,8 @@ use crate::host::Lowered;
 use crate::memory::Needs;
 use lapidary_passes::cpu::HostModule;
 use lapidary_runtime_cpu::{
-    Engine, Generation, LoadOptions, Model, Observation, Prepared, RunError, Sampling, Weights, Which,
-    generate,
+    Engine, Generation, LoadOptions, Model, Observation, Prepared, RunError, Sampling, Session, Weights,
+    Which, generate,
 };
 
 /// A loaded program and the module that it came from.
@@ -86,14 +86,28 @@ impl Device for Compiled {
     }
 
     fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
-        let prompts: Vec<&[u32]> = asked.iter().map(|ask| ask.prompt).collect();
-        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
-        let count = asked.iter().map(|ask| ask.count).max().unwrap_or(0);
-        let positions = (longest + count).min(self.model.program().model.max_seq as usize);
-        let mut session = self.model.session(prompts.len(), positions).map_err(no_room)?;
-        let ask = Generation { max_new: count, stop: Vec::new(), sampling: Sampling::GREEDY };
-        let made = generate(&mut session, &prompts, &ask, |_, _| {}).map_err(no_room)?;
-        let cut = |(ids, ask): ((Vec<u32>, _), &Ask<'_>)| ids.0.into_iter().take(ask.count).collect();
-        Ok(made.into_iter().zip(asked).map(cut).collect())
+        let most = self.model.program().model.max_seq as usize;
+        continued(most, asked, |sequences, positions| self.model.session(sequences, positions))
+            .map_err(no_room)
     }
+}
+
+/// The likeliest ids after each prompt, of at most `most` positions, in a session that `open` makes for so many sequences
+/// and positions.
+///
+/// # Errors
+/// As of the session.
+pub fn continued<'m>(
+    most: usize,
+    asked: &[Ask<'_>],
+    open: impl FnOnce(usize, usize) -> Result<Session<'m>, RunError>,
+) -> Result<Vec<Vec<u32>>, RunError> {
+    let prompts: Vec<&[u32]> = asked.iter().map(|ask| ask.prompt).collect();
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+    let count = asked.iter().map(|ask| ask.count).max().unwrap_or(0);
+    let mut session = open(prompts.len(), (longest + count).min(most))?;
+    let ask = Generation { max_new: count, stop: Vec::new(), sampling: Sampling::GREEDY };
+    let made = generate(&mut session, &prompts, &ask, |_, _| {})?;
+    let cut = |(ids, ask): ((Vec<u32>, _), &Ask<'_>)| ids.0.into_iter().take(ask.count).collect();
+    Ok(made.into_iter().zip(asked).map(cut).collect())
 }

@@ -1,16 +1,16 @@
 //! A model spread over processes as a device: every process runs its part, and all of them see the whole result.
 
+use super::compiled::continued;
 use super::device::{Ask, Device, Trace, traced};
+use crate::commands::run::load_failure;
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::ranks::Job;
 use lapidary_models::ModelSpec;
 use lapidary_passes::cpu::HostModule;
 use lapidary_runtime_cpu::program::WeightType;
-use lapidary_runtime_cpu::{
-    Generation, LoadOptions, Model, Observation, PeerError, RunError, Sampling, Weights, Which, generate,
-};
-use lapidary_runtime_mpi::{Place, Ranks, World};
+use lapidary_runtime_cpu::{LoadOptions, Model, Observation, PeerError, RunError, Weights, Which};
+use lapidary_runtime_mpi::{Grid, Place, Ranks, World};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,17 +23,21 @@ pub struct Spread<'w> {
     model: Model,
     world: &'w World,
     ranks: RefCell<Ranks<'w>>,
+    grid: Grid,
     place: Place,
-    replicas: u64,
     /// The node that a layer ends with.
     result: String,
 }
 
-/// What one process has seen.
+/// What one process has seen, as bits: what is no number has no other form in a document.
 #[derive(Default, Serialize, Deserialize)]
 struct Seen {
-    values: BTreeMap<String, Vec<f32>>,
-    logits: Vec<f32>,
+    values: BTreeMap<String, Vec<u32>>,
+    logits: Vec<u32>,
+}
+
+fn numbers(bits: Vec<u32>) -> impl Iterator<Item = f64> {
+    bits.into_iter().map(|bits| f64::from(f32::from_bits(bits)))
 }
 
 impl<'w> Spread<'w> {
@@ -52,19 +56,18 @@ impl<'w> Spread<'w> {
         let whole = host::lower(spec, switches, dtype)?;
         let (degrees, place) = job.part();
         let part = host::lower_part(spec, switches, dtype, degrees, place)?;
-        let model = Model::load(part.program, weights, options)
-            .map_err(|error| Failure::new(Exit::InvalidInput, error.to_string()))?;
+        let model = Model::load(part.program, weights, options).map_err(|error| load_failure(&error))?;
         let layer = &whole.module.layer.function;
         let made = |id: &lapidary_models::ValueId| layer.nodes.iter().find(|node| node.output == *id);
         let result = layer.results.first().and_then(made).map_or_else(String::new, |node| node.name.clone());
         let Job { world, ranks, degrees, place } = job;
-        let (ranks, replicas) = (RefCell::new(ranks), degrees.data);
-        Ok(Spread { module: whole.module, model, world, ranks, place, replicas, result })
+        let (ranks, grid) = (RefCell::new(ranks), Grid { degrees });
+        Ok(Spread { module: whole.module, model, world, ranks, grid, place, result })
     }
 
     /// The sequences of a replica.
     fn share(&self, sequences: usize, replica: u64) -> Range<usize> {
-        let bound = |replica: u64| (sequences as u64 * replica / self.replicas) as usize;
+        let bound = |replica: u64| (sequences as u64 * replica / self.grid.degrees.data) as usize;
         bound(replica)..bound(replica + 1)
     }
 
@@ -90,12 +93,23 @@ impl<'w> Spread<'w> {
         let values = &mut seen.values;
         let logits = session.watch(&lists, Which::All, &mut |o| {
             if let Some(name) = self.whole_name(&o).filter(|name| wanted(name)) {
-                let rows = (0..o.rows).flat_map(|row| o.data[row * o.pitch..][..o.width].iter().copied());
-                values.insert(name, rows.collect());
+                let rows = (0..o.rows).flat_map(|row| o.data[row * o.pitch..][..o.width].iter());
+                values.insert(name, rows.map(|x| x.to_bits()).collect());
             }
         })?;
-        let logits: Vec<f32> = (0..logits.rows()).flat_map(|row| logits.row(row).to_vec()).collect();
+        let logits = (0..logits.rows()).flat_map(|row| logits.row(row)).map(|x| x.to_bits()).collect();
         Ok(Seen { logits, ..seen })
+    }
+
+    fn continued(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, RunError> {
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let most = self.model.program().model.max_seq as usize;
+        let mut ranks = self.ranks.borrow_mut();
+        continued(most, asked, |sequences, positions| {
+            self.model.session_among(&mut *ranks, sequences, positions)
+        })
     }
 
     /// What every process tells, by rank.
@@ -128,13 +142,12 @@ impl Device for Spread<'_> {
         // Ranks of a group have the same values: the first of each stage tells them.
         let own = if self.place.tensor == 0 { own } else { Seen::default() };
         let mut trace = Trace::default();
-        let stage_of = |rank: usize| rank as u64 / (self.world.size() as u64 / self.model_stages()).max(1);
         for (rank, seen) in self.tell("the comparison", &own)?.into_iter().enumerate() {
             for (name, values) in seen.values {
-                trace.values.entry(name).or_default().extend(values.iter().map(|x| f64::from(*x)));
+                trace.values.entry(name).or_default().extend(numbers(values));
             }
-            if stage_of(rank) == 0 {
-                trace.logits.extend(seen.logits.iter().map(|x| f64::from(*x)));
+            if self.grid.place(rank as u64).stage == 0 {
+                trace.logits.extend(numbers(seen.logits));
             }
         }
         Ok(trace)
@@ -146,27 +159,5 @@ impl Device for Spread<'_> {
         let speaks = self.place.tensor == 0 && self.place.stage == 0;
         let own = if speaks { own } else { Vec::new() };
         Ok(self.tell("the continuations", &own)?.into_iter().flatten().collect())
-    }
-}
-
-impl Spread<'_> {
-    fn model_stages(&self) -> u64 {
-        self.model.program().share.as_ref().map_or(1, |share| share.stage.of)
-    }
-
-    fn continued(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, RunError> {
-        if asked.is_empty() {
-            return Ok(Vec::new());
-        }
-        let prompts: Vec<&[u32]> = asked.iter().map(|ask| ask.prompt).collect();
-        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
-        let count = asked.iter().map(|ask| ask.count).max().unwrap_or(0);
-        let positions = (longest + count).min(self.model.program().model.max_seq as usize);
-        let mut ranks = self.ranks.borrow_mut();
-        let mut session = self.model.session_among(&mut *ranks, prompts.len(), positions)?;
-        let ask = Generation { max_new: count, stop: Vec::new(), sampling: Sampling::GREEDY };
-        let made = generate(&mut session, &prompts, &ask, |_, _| {})?;
-        let cut = |(ids, ask): ((Vec<u32>, _), &Ask<'_>)| ids.0.into_iter().take(ask.count).collect();
-        Ok(made.into_iter().zip(asked).map(cut).collect())
     }
 }
