@@ -327,6 +327,92 @@ fn a_site_is_calibrated_and_planned_for() {
     assert_eq!(code(&lapidary(&asked, folder.path())), 3);
 }
 
+fn names(folder: &Path) -> Vec<String> {
+    let entries =
+        std::fs::read_dir(folder).expect("readable").map(|entry| entry.expect("an entry").file_name());
+    let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_plan_is_started_by_scripts_beside_it() {
+    let folder = folder();
+    let asked = ["plan", "amber", "--machine", "amber-cluster", "--devices", "8", "--pin", "tp=2"];
+    let emit = ["--emit", "torchrun,slurm,megatron", "-o", "plan.json"];
+    let output = lapidary(&[&asked[..], &emit].concat(), folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(names(folder.path()), ["megatron.sh", "plan.json", "slurm.sbatch", "torchrun.sh"]);
+    for script in ["megatron.sh", "slurm.sbatch", "torchrun.sh"] {
+        let checked = Command::new("bash").args(["-n", script]).current_dir(folder.path()).status();
+        assert!(checked.expect("bash runs").success(), "{script}");
+    }
+    let megatron = std::fs::read_to_string(folder.path().join("megatron.sh")).expect("a script");
+    assert!(megatron.contains("--tensor-model-parallel-size 2") && megatron.contains("--num-layers 32"));
+}
+
+/// Megatron-LM knows no multipliers of muP: neither the plan nor the other script is written then.
+#[test]
+fn a_plan_that_a_launcher_cannot_start_leaves_nothing_behind() {
+    let folder = folder();
+    let asked = ["plan", "crystalcoder", "--machine", "amber-cluster", "--devices", "8", "-o", "plan.json"];
+    let output = lapidary(&[&asked[..], &["--emit", "torchrun,megatron"]].concat(), folder.path());
+    assert_eq!(code(&output), 5, "{}", stderr(&output));
+    assert!(stderr(&output).contains("muP"), "{}", stderr(&output));
+    assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+}
+
+#[test]
+fn measured_kernels_make_a_site_and_broken_ones_are_refused_by_key() {
+    let folder = folder();
+    let asked = ["calibrate", "--from", "bench.json", "--machine", "amber-cluster", "-o", "site.toml"];
+    let run = |median: &str, achieved: &str| {
+        let text = format!(
+            r#"{{"schema": "lapidary/bench", "version": 1, "device": "A100-SXM4-80GB", "date": "2026-11-22", "results":
+            [{{"kernel": "gemm", "shape": {{"m": 4096, "n": 4096, "k": 4096}}, "dtype": "bf16", "median_s": {median},
+            "spread_pct": 1.0, "achieved": {achieved}, "unit": "FLOP/s"}}]}}"#
+        );
+        std::fs::write(folder.path().join("bench.json"), text).expect("a document");
+        lapidary(&asked, folder.path())
+    };
+    let refusals = [
+        ("0", "2.5e14", "median_s"),
+        ("5.5e-4", "1e99", "peak"),
+        ("\"x\"", "2.5e14", "line"),
+        ("5.5e-4", "", "line"),
+    ];
+    for (median, achieved, told) in refusals {
+        let output = run(median, achieved);
+        assert_eq!(code(&output), 3, "{median} {achieved}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains("bench.json") && stderr(&output).contains(told),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(names(folder.path()), ["bench.json"]);
+    }
+    let output = run("5.5e-4", "2.5e14");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let site = std::fs::read_to_string(folder.path().join("site.toml")).expect("a machine file");
+    assert!(site.contains("bench.json"), "{site}");
+}
+
+/// A model with experts is planned for GPUs, and refused where it would be compiled or planned for wafers.
+#[test]
+fn experts_are_planned_and_not_compiled() {
+    let text = TINY.replace("[pos]", "[experts]\ncount = 4\ntop_k = 2\n\n[pos]");
+    let (folder, _) = with_model(&text);
+    let planned = ["plan", "model.toml", "--machine", "dgx-a100", "--pin", "ep=2", "--json"];
+    let output = lapidary(&planned, folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert!(plan["chosen"].as_str().is_some_and(|name| name.contains("ep2")), "{}", plan["chosen"]);
+    refused(&text, &["compile", "./model.toml", "--target", "cpu", "-o", "out"], 5, &["expert"]);
+    refused(&text, &["plan", "./model.toml", "--machine", "cg1"], 5, &["expert"]);
+    let none = text.replace("count = 4", "count = 0");
+    refused(&none, &["check", "./model.toml"], 3, &["model.toml", "experts.count"]);
+}
+
 #[test]
 fn models_show_counts_parameters_exactly() {
     let folder = folder();

@@ -56,6 +56,16 @@ fn refused(args: &[&str], code: i32, words: &[&str]) {
     }
 }
 
+/// program.json and report.json of a compilation of a stored model.
+fn compiled(name: &str, args: &[&str]) -> (serde_json::Value, serde_json::Value) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("out.lpd");
+    let model = stored(name).join("config.json");
+    let ended = lapidary(&[&["compile", text(&model), "-o", text(&out)], args].concat());
+    assert_eq!(ended.code, 0, "{name} {args:?}: {}", ended.stderr);
+    (read_json(&out.join("program.json")), read_json(&out.join("report.json")))
+}
+
 const STORED: [&str; 5] = ["amber-tiny", "crystal-tiny", "llama3-tiny", "llama32-tiny", "pythia-tiny"];
 
 fn stored(name: &str) -> PathBuf {

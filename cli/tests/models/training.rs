@@ -1,27 +1,16 @@
 //! `lapidary compile --train`.
 
-use crate::{lapidary, refused, stored, text};
+use crate::{compiled, refused, stored, text};
 use serde_json::Value;
 
-fn compiled(name: &str, target: &str, more: &[&str]) -> (Value, Value) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let out = folder.path().join("out.lpd");
-    let model = stored(name).join("config.json");
-    let fixed = ["compile", text(&model), "--train", "--target", target, "--seq-len", "24", "--batch", "2"];
-    let args: Vec<&str> =
-        fixed.iter().copied().chain(["-o", text(&out)]).chain(more.iter().copied()).collect();
-    let ended = lapidary(&args);
-    assert_eq!(ended.code, 0, "{name}: {}", ended.stderr);
-    let read = |file: &str| {
-        let bytes = std::fs::read(out.join(file)).expect("a file of the artifact");
-        serde_json::from_slice(&bytes).expect("a document")
-    };
-    (read("program.json"), read("report.json"))
+fn step(name: &str, target: &str, more: &[&str]) -> (Value, Value) {
+    let fixed = ["--train", "--target", target, "--seq-len", "24", "--batch", "2"];
+    compiled(name, &[&fixed[..], more].concat())
 }
 
 #[test]
 fn the_host_gets_a_training_step() {
-    let (program, report) = compiled("crystal-tiny", "cpu", &[]);
+    let (program, report) = step("crystal-tiny", "cpu", &[]);
     assert_eq!(program["schema"], "lapidary/cpu-train-program");
     assert_eq!(report["mode"], "train");
     assert_eq!(report["passes"][0]["name"], "recompute");
@@ -33,7 +22,7 @@ fn the_host_gets_a_training_step() {
 
 #[test]
 fn a_gpu_gets_every_kernel_of_a_training_step_without_spills() {
-    let (program, report) = compiled("llama3-tiny", "a100", &["--recompute", "full"]);
+    let (program, report) = step("llama3-tiny", "a100", &["--recompute", "full"]);
     assert_eq!(program["schema"], "lapidary/gpu-program");
     let kernels = program["kernels"].as_array().expect("kernels");
     let ops: Vec<&str> =
@@ -55,7 +44,7 @@ fn a_gpu_gets_every_kernel_of_a_training_step_without_spills() {
         assert_eq!(kernel["spill_bytes"], 0, "{kernel}");
     }
     let kept = |report: &Value| report["memory_bytes"]["kept_activations"].as_u64().expect("bytes");
-    let (_, none) = compiled("llama3-tiny", "a100", &["--recompute", "none", "--emit", "report"]);
+    let (_, none) = step("llama3-tiny", "a100", &["--recompute", "none", "--emit", "report"]);
     assert!(kept(&report) * 5 < kept(&none), "{} of {}", kept(&report), kept(&none));
 }
 

@@ -1,26 +1,15 @@
 //! `lapidary compile --target cg1-sim`: modes of wafers, and what a training step computes again.
 
-use crate::{lapidary, refused, stored, text};
+use crate::{compiled, refused, stored, text};
 use serde_json::{Value, json};
 
-/// program.json and report.json of a compilation.
-fn compiled(name: &str, more: &[&str]) -> (Value, Value) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let out = folder.path().join("out.lpd");
-    let model = stored(name).join("config.json");
-    let fixed = ["compile", text(&model), "--target", "cg1-sim", "--seq-len", "16", "-o", text(&out)];
-    let ended = lapidary(&[&fixed[..], more].concat());
-    assert_eq!(ended.code, 0, "{name} {more:?}: {}", ended.stderr);
-    let read = |file: &str| {
-        let bytes = std::fs::read(out.join(file)).expect("a file of the artifact");
-        serde_json::from_slice(&bytes).expect("a document")
-    };
-    (read("program.json"), read("report.json"))
+fn on_wafer(name: &str, more: &[&str]) -> (Value, Value) {
+    compiled(name, &[&["--target", "cg1-sim", "--seq-len", "16"], more].concat())
 }
 
 #[test]
 fn layers_get_rows_of_their_own_and_a_token_gets_all_of_them() {
-    let (program, report) = compiled("amber-tiny", &["--mode", "layer-pipelined", "--batch", "3"]);
+    let (program, report) = on_wafer("amber-tiny", &["--mode", "layer-pipelined", "--batch", "3"]);
     let stages = |program: &Value| -> Vec<String> {
         let list = program["stages"].as_array().expect("stages").iter();
         list.map(|stage| stage["name"].as_str().expect("a name").to_string()).collect()
@@ -32,7 +21,7 @@ fn layers_get_rows_of_their_own_and_a_token_gets_all_of_them() {
     assert_eq!(names, ["layer0", "layer1", "layer2", "after"]);
     assert!(regions.iter().all(|region| region["feeder_rows"].as_u64() > Some(0)));
 
-    let (program, report) = compiled("amber-tiny", &["--mode", "decode,layer-pipelined"]);
+    let (program, report) = on_wafer("amber-tiny", &["--mode", "decode,layer-pipelined"]);
     assert_eq!(stages(&program), ["before", "layer", "after"]);
     let layer = &report["placement"]["stages"][1]["placement"];
     let sums = layer["sums"].as_array().expect("sums");
@@ -44,14 +33,14 @@ fn layers_get_rows_of_their_own_and_a_token_gets_all_of_them() {
         assert!(least == (why == "takes least") && (least || why.contains("not enough colours")), "{sum}");
     }
 
-    let streamed = compiled("amber-tiny", &["--mode", "weight-streaming"]);
-    assert_eq!(streamed, compiled("amber-tiny", &[]));
+    let streamed = on_wafer("amber-tiny", &["--mode", "weight-streaming"]);
+    assert_eq!(streamed, on_wafer("amber-tiny", &[]));
 }
 
 #[test]
 fn a_training_step_computes_again_what_the_flag_says_or_else_the_plan() {
     let train = ["--train", "--global-batch", "64", "--systems", "16", "--batch", "2"];
-    let of = |more: &[&str]| compiled("llama3-tiny", &[&train[..], more].concat()).1;
+    let of = |more: &[&str]| on_wafer("llama3-tiny", &[&train[..], more].concat()).1;
     let way = |report: &Value| report["placement"]["training"].clone();
     let planned = of(&[]);
     let plan = &planned["training"]["plan"]["name"];
