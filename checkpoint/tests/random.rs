@@ -26,7 +26,7 @@ fn small(name: &str) -> ModelSpec {
         tokens: Tokens::default(),
         pos,
         attn: Attention { window: spec.attn.window.map(|_| 8), ..spec.attn },
-        mup: spec.mup.map(|mup| Mup { base_width: 5, ..mup }),
+        mup: spec.mup.map(|mup| Mup { base_width: 5.0, ..mup }),
         ..spec
     }
 }

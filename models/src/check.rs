@@ -113,7 +113,7 @@ fn counts(spec: &ModelSpec) -> Vec<Violation> {
         Some(RopeScaling::Llama3 { original_max, .. }) => Some(original_max),
         _ => None,
     };
-    let table: [Count; 16] = [
+    let table: [Count; 15] = [
         ("vocab", Some(spec.vocab), limits::VOCAB),
         ("vocab_padded_to", spec.vocab_padded_to, limits::VOCAB),
         ("d_model", Some(spec.d_model), limits::WIDTH),
@@ -126,7 +126,6 @@ fn counts(spec: &ModelSpec) -> Vec<Violation> {
         ("pos.rot_dims", rope.map(|rope| rope.rot_dims), limits::HEAD_DIM),
         ("pos.scaling.original_max", original_max, limits::SEQUENCE),
         ("attn.window", spec.attn.window, limits::SEQUENCE),
-        ("mup.base_width", spec.mup.map(|mup| mup.base_width), limits::WIDTH),
         ("mup.base_ffn", spec.mup.and_then(|mup| mup.base_ffn), limits::FFN),
         ("experts.top_k", spec.experts.map(|experts| experts.top_k), limits::EXPERTS),
         ("experts.every", spec.experts.map(|experts| experts.every), limits::LAYERS),
@@ -160,6 +159,7 @@ fn numbers(spec: &ModelSpec) -> Vec<Violation> {
     table.extend(position_numbers(spec.pos));
     let capacity = spec.experts.and_then(|experts| experts.capacity);
     table.extend(capacity.map(|capacity| ("experts.capacity", capacity, limits::FACTOR)));
+    table.extend(spec.mup.map(|mup| ("mup.base_width", mup.base_width, limits::WIDTH as f64)));
     table.extend(spec.mup.map(|mup| ("mup.init_std", mup.init_std, limits::FACTOR)));
     table.extend(match spec.attn.scale {
         AttentionScale::Value(value) => Some(("attn.scale.value", value, limits::FACTOR)),

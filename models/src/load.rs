@@ -226,7 +226,7 @@ fn mup(s: Section<'_>) -> Option<Mup> {
         return None;
     }
     let mup = Mup {
-        base_width: s.required("base_width", s.count("base_width"), 1),
+        base_width: s.required("base_width", s.float("base_width"), 1.0),
         base_ffn: s.count("base_ffn"),
         init_std: s.required("init_std", s.float("init_std"), 1.0),
     };

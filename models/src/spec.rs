@@ -346,8 +346,9 @@ impl Default for Multipliers {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mup {
-    /// Width of the proxy model whose hyper-parameters were tuned.
-    pub base_width: u64,
+    /// Width of the proxy model whose hyper-parameters were tuned; no whole number where a published config gives a ratio
+    /// of widths that does not divide.
+    pub base_width: f64,
     /// MLP width of the proxy, where it does not scale with `base_width`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_ffn: Option<u64>,
@@ -358,7 +359,7 @@ pub struct Mup {
 impl Mup {
     /// Width multiplier `d_model / base_width`.
     pub fn width_mult(&self, spec: &ModelSpec) -> f64 {
-        spec.d_model as f64 / self.base_width as f64
+        spec.d_model as f64 / self.base_width
     }
 }
 

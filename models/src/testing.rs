@@ -139,6 +139,7 @@ fn multipliers() -> impl Strategy<Value = Multipliers> {
 }
 
 fn mups() -> impl Strategy<Value = Mup> {
-    (1u64..64, proptest::option::of(1u64..64), 0.001f64..0.1)
+    let base_width = prop_oneof![(1u64..64).prop_map(|width| width as f64), 0.5f64..64.0];
+    (base_width, proptest::option::of(1u64..64), 0.001f64..0.1)
         .prop_map(|(base_width, base_ffn, init_std)| Mup { base_width, base_ffn, init_std })
 }

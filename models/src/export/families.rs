@@ -2,6 +2,7 @@
 
 use super::Object;
 use crate::dtype::DType;
+use crate::import::base_width;
 use crate::spec::{Activation, AttentionScale, ModelSpec, Position, Residual, Rope, RopeScaling};
 use serde_json::{Value, json};
 
@@ -123,7 +124,8 @@ fn mup(config: &mut Object, spec: &ModelSpec, by_d: bool) {
         "mup_embeddings_scale": spec.multipliers.embedding,
         "initializer_range": mup.init_std,
     })));
-    let width = mup.base_width as f64 / spec.d_model as f64;
+    let exact = mup.base_width / spec.d_model as f64;
+    let width = written(exact, |width| base_width(spec.d_model, width) == mup.base_width).unwrap_or(exact);
     let logits = spec.multipliers.logits;
     config.extend(match written(logits / width, |alpha| alpha * width == logits) {
         Some(alpha) => object(json!({"mup_output_alpha": alpha, "mup_width_scale": width})),

@@ -12,7 +12,7 @@ use crate::spec::{
 };
 
 /// Width of the proxy models that every published muP model of these families was tuned on.
-const BASE_WIDTH: u64 = 256;
+const BASE_WIDTH: f64 = 256.0;
 
 pub(super) fn gpt2(config: &Config<'_>) -> ModelSpec {
     model(config, "gpt2", 0.02)
@@ -149,6 +149,13 @@ fn attention_scale(config: &Config<'_>) -> AttentionScale {
     }
 }
 
+/// The proxy's width from a ratio of widths: the whole number that it can be taken for, or what it says.
+pub(crate) fn base_width(d_model: u64, ratio: f64) -> f64 {
+    let base = d_model as f64 * ratio;
+    let whole = base.round();
+    if (base - whole).abs() <= 1e-9 * base.abs() { whole } else { base }
+}
+
 fn mup(config: &Config<'_>, d_model: u64, default_std: f64) -> (Multipliers, Option<Mup>) {
     let embedding = config
         .float("mup_embeddings_scale", "multipliers.embedding")
@@ -161,7 +168,7 @@ fn mup(config: &Config<'_>, d_model: u64, default_std: f64) -> (Multipliers, Opt
     }
     let logits = alpha_width.unwrap_or(alpha.unwrap_or(1.0) * width.unwrap_or(1.0));
     let multipliers = Multipliers { embedding: embedding.unwrap_or(1.0), logits, residual: 1.0 };
-    let base_width = width.map_or(BASE_WIDTH, |width| (d_model as f64 * width).round() as u64);
+    let base_width = width.map_or(BASE_WIDTH, |width| base_width(d_model, width));
     let init_std = config.float("initializer_range", "mup.init_std").unwrap_or(default_std);
     (multipliers, Some(Mup { base_width, base_ffn: None, init_std }))
 }

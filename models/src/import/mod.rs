@@ -7,6 +7,7 @@ mod gptj;
 mod llama;
 mod report;
 
+pub(crate) use gpt2::base_width;
 pub use report::{ImportEntry, ImportReport, ImportStatus};
 
 use crate::document::parse_json;

@@ -65,6 +65,19 @@ fn pythia_rotates_a_quarter_in_a_parallel_block() {
     assert!(matches!(spec.pos, Position::Rope(rope) if rope.rot_dims == 4 && rope.pairing == Pairing::Half));
 }
 
+/// A ratio of widths need not divide the width: what it says is kept, and written out again.
+#[test]
+fn a_base_width_need_not_be_whole() {
+    let base = |ratio: &str| {
+        let text = CRYSTAL
+            .replace("\"n_embd\": 64", "\"n_embd\": 66")
+            .replace("\"mup_width_scale\": 0.25", &format!("\"mup_width_scale\": {ratio}"));
+        import(&text).spec.mup.map(|mup| mup.base_width)
+    };
+    assert_eq!(base("0.125"), Some(8.25));
+    assert_eq!(base("0.3333333333333333"), Some(22.0));
+}
+
 #[test]
 fn crystalcoder_gates_with_the_second_half_and_divides_by_d() {
     let Import { spec, report } = import(CRYSTAL);
@@ -74,7 +87,7 @@ fn crystalcoder_gates_with_the_second_half_and_divides_by_d() {
         |rope: lapidary_models::spec::Rope| rope.rot_dims == 8 && rope.pairing == Pairing::Interleaved;
     assert!(matches!(spec.pos, Position::Rope(rope) if interleaved(rope)));
     assert_eq!((spec.multipliers.embedding, spec.multipliers.logits), (14.6, 2.22 * 0.25));
-    assert_eq!(spec.mup.map(|mup| (mup.base_width, mup.init_std)), Some((16, 0.073)));
+    assert_eq!(spec.mup.map(|mup| (mup.base_width, mup.init_std)), Some((16.0, 0.073)));
     assert!(spec.head.tied);
     assert_eq!(report.unknown().count(), 0, "{report}");
     // meta.json of the stored tensors counts the same parameters.
@@ -155,7 +168,7 @@ fn the_report_tells_the_fate_of_every_key() {
 fn cerebras_gpt_with_mup_keys_keeps_learned_positions() {
     let spec = import(include_str!("../data/cerebras-gpt-590m-mup.json")).spec;
     assert_eq!(spec.pos, Position::Learned);
-    assert_eq!((spec.multipliers.embedding, spec.mup.map(|mup| mup.base_width)), (10.0, Some(256)));
+    assert_eq!((spec.multipliers.embedding, spec.mup.map(|mup| mup.base_width)), (10.0, Some(256.0)));
     assert_eq!((spec.mlp.act, spec.mlp.gated), (Activation::Gelu, false));
     assert_eq!(spec.parameters(), builtin("cerebras-gpt-590m").unwrap().parameters());
 }
