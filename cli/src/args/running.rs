@@ -211,7 +211,7 @@ pub struct Memorization {
     /// Sequences at once.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub batch: u32,
-    /// Write a line per sequence here; FILE.part while it is not finished.
+    /// Write a line per sequence here, FILE.part while it is not finished; what was asked goes to FILE.run.
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Go on with what an earlier run left in --out.

@@ -115,7 +115,7 @@ fn a_cut_run_goes_on_to_the_same_bytes() {
     assert!(!part.exists());
     refused(&args, 3, &["out.jsonl", "--resume"]);
     let ends: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'\n').collect();
-    for cut in [0, 10, ends[0] + 1, ends[1] + 1, ends[2] + 50, ends[4] + 1, bytes.len() - 1, bytes.len()] {
+    for cut in [0, 10, ends[0] + 1, ends[1] + 50, ends[3] + 1, bytes.len() - 1, bytes.len()] {
         std::fs::remove_file(&out).expect("results");
         std::fs::write(&part, &bytes[..cut]).expect("a cut file");
         let resumed = lapidary(&[&args[..], &["--resume"]].concat());
@@ -126,8 +126,12 @@ fn a_cut_run_goes_on_to_the_same_bytes() {
     }
     let again = lapidary(&[&args[..], &["--resume"]].concat());
     assert_eq!(again.stdout, whole.stdout, "a finished run is told again");
+    let lines = ["memorization", &model, "--data", text(&out), "--batch", "2", "--json"];
+    assert_eq!(lapidary(&lines).stdout, whole.stdout, "results are data in the published form");
     let other = ["memorization", &model, "--data", &data, "--out", text(&out), "--batch", "3", "--resume"];
     refused(&other, 3, &["other data or settings"]);
+    std::fs::remove_file(folder.path().join("out.jsonl.run")).expect("what was asked");
+    refused(&[&args[..], &["--resume"]].concat(), 3, &["out.jsonl.run"]);
 }
 
 #[test]

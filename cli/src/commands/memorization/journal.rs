@@ -1,8 +1,8 @@
 //! Results line by line, so that a run that was cut goes on where it was.
 //!
-//! While a run goes on, they lie in `FILE.part`: a header that says what was asked, then a line per sequence, a whole
-//! batch at a time. The last batch makes `FILE` of it. A run that goes on throws away what a cut left half-written and
-//! begins at a whole batch, so the file in the end is the same, byte by byte, wherever the cut was.
+//! While a run goes on, they lie in `FILE.part`, a line per sequence, a whole batch at a time; the last batch makes `FILE`
+//! of it. What was asked stands beside it in `FILE.run`. A run that goes on throws away what a cut left half-written
+//! and begins at a whole batch, so the file in the end is the same, byte by byte, wherever the cut was.
 
 use super::data::Sample;
 use super::score::Score;
@@ -48,7 +48,7 @@ impl Header {
     /// The header of a run.
     pub fn new(asked: &Asked<'_>) -> Header {
         Header {
-            schema: "lapidary/memorization-lines".into(),
+            schema: "lapidary/memorization-run".into(),
             version: 1,
             model: asked.model.into(),
             k: asked.k,
@@ -110,18 +110,22 @@ impl Journal {
     /// # Errors
     /// Exit 3 when the file cannot be written, is there and was not asked for, or belongs to another run.
     pub fn open(place: &Path, header: &Header, resume: bool) -> Result<(Journal, Vec<Entry>), Failure> {
-        let mut part = place.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
+        let (part, run) = (beside(place, ".part"), beside(place, ".run"));
         let found = [place, &part].into_iter().find(|file| file.exists());
         let (text, entries) = match (found, resume) {
-            (None, _) => (line(header)?, Vec::new()),
+            (None, _) => {
+                crate::output::file(&run, &line(header)?)?;
+                (String::new(), Vec::new())
+            }
             (Some(file), false) => {
                 return Err(
                     refused(file, "is there already").help("go on with --resume, or name another --out")
                 );
             }
-            (Some(file), true) => earlier(file, header)?,
+            (Some(file), true) => {
+                same_run(&run, header)?;
+                earlier(file, header)?
+            }
         };
         let cannot = |error: std::io::Error| refused(&part, format!("cannot write: {error}"));
         crate::output::file(&part, &text)?;
@@ -160,26 +164,34 @@ fn line(value: &impl Serialize) -> Result<String, Failure> {
     Ok(text + "\n")
 }
 
+/// The file's name with something behind it.
+fn beside(place: &Path, suffix: &str) -> PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Whether `FILE.run` says that an earlier run was asked the same.
+fn same_run(run: &Path, header: &Header) -> Result<(), Failure> {
+    let found: Header = crate::input::json(&crate::input::read(run)?)
+        .map_err(|error| refused(run, format!("does not say what a run was asked: {error}")))?;
+    match found == *header {
+        true => Ok(()),
+        false => Err(refused(run, "belongs to a run with other data or settings")
+            .help("give the same model, data, -k, -l, --batch and --dtype, or name another --out")),
+    }
+}
+
 /// The whole batches of an earlier run, as text and read.
 fn earlier(file: &Path, header: &Header) -> Result<(String, Vec<Entry>), Failure> {
     let text = crate::input::read(file)?;
     let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-    let mut lines = whole.lines();
-    let Some(first) = lines.next() else { return Ok((line(header)?, Vec::new())) };
-    let found: Header = crate::input::json(first)
-        .map_err(|error| refused(file, format!("line 1 is no header of results: {error}")))?;
-    if found != *header {
-        return Err(refused(file, "belongs to a run with other data or settings")
-            .help("give the same model, data, -k, -l, --batch and --dtype, or name another --out"));
-    }
-    let mut entries = Vec::new();
-    for (i, text) in lines.enumerate() {
-        let entry: Entry =
-            crate::input::json(text).map_err(|what| refused(file, format!("line {}: {what}", i + 2)))?;
-        entries.push(entry);
-    }
+    let entry = |(i, text): (usize, &str)| {
+        crate::input::json(text).map_err(|what| refused(file, format!("line {}: {what}", i + 1)))
+    };
+    let mut entries = whole.lines().enumerate().map(entry).collect::<Result<Vec<Entry>, _>>()?;
     let done = entries.len() >= header.sequences;
     let kept = if done { header.sequences } else { entries.len() / header.batch * header.batch };
     entries.truncate(kept);
-    Ok((whole.split_inclusive('\n').take(1 + kept).collect(), entries))
+    Ok((whole.split_inclusive('\n').take(kept).collect(), entries))
 }
