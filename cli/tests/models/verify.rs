@@ -229,6 +229,23 @@ fn stored_gradients_and_steps_pass_on_both_devices() {
     assert_eq!(ended.json()["gradients"].as_array().expect("gradients").len(), 6, "3 policies, fused or not");
 }
 
+/// Models of `tools/stored.py`: sizes that divide nothing, a window, learned positions, a base width that is not whole.
+#[test]
+fn models_of_odd_sizes_agree_with_other_implementations() {
+    for name in ["crystal-odd", "gpt2-inner", "mistral-window"] {
+        let folder = stored("..").join("odd").join(name);
+        let ended = lapidary(&["verify", text(&folder), "--all-switches"]);
+        assert_eq!(ended.code, 0, "{name}: {}\n{}", ended.stdout, ended.stderr);
+        for device in ["cpu", "reference"] {
+            let ended = lapidary(&["verify", text(&folder), "--device", device, "--grads", "--json"]);
+            assert_eq!(ended.code, 0, "{name} on {device}: {}", ended.stderr);
+            let document = ended.json();
+            assert_eq!(document["gradients"][0]["steps"].as_array().expect("steps").len(), 6, "{name}");
+            assert_eq!(document["greedy_match"], json!(true), "{name} on {device}");
+        }
+    }
+}
+
 #[test]
 fn a_wrong_gradient_fails_and_a_missing_one_is_said() {
     let folder = copy("llama32-tiny");
