@@ -81,6 +81,16 @@ impl Ring {
         self.call + traffic + self.latency() * passes as f64
     }
 
+    /// Brings `bytes` of one rank to all others, down the chain that the ring is. NCCL itself counts as many steps as
+    /// there are ranks, between nodes all of the network's latency (NVIDIA/nccl, `src/graph/tuning.cc` at 01afd20).
+    pub fn broadcast(&self, bytes: Bytes) -> Seconds {
+        if self.size <= 1 {
+            return Seconds::ZERO;
+        }
+        let step = if self.nodes > 1 { self.outer_step } else { self.inner_step };
+        self.call + step * self.size as f64 + bytes / self.bandwidth
+    }
+
     /// Latency of one pass: as many outer steps as there are nodes to cross, inner steps for the rest.
     fn latency(&self) -> Seconds {
         let outer = self.nodes - 1;
@@ -217,6 +227,18 @@ mod tests {
         let halves = ring.reduce_scatter(bytes) + ring.all_gather(bytes) - ring.call;
         assert!(close(ring.all_reduce(bytes).0, halves.0));
         assert_eq!(Ring::new(&dgx, Group { size: 1, stride: 1 }).all_reduce(bytes), Seconds::ZERO);
+    }
+
+    #[test]
+    fn a_broadcast_goes_down_the_whole_chain() {
+        let dgx = machine("dgx-a100").unwrap().with_devices(64).unwrap();
+        let near = Ring::new(&dgx, Group { size: 8, stride: 1 });
+        let far = Ring::new(&dgx, Group { size: 64, stride: 1 });
+        assert!(close(near.broadcast(Bytes(0.0)).0, 8.4e-6 + 8.0 * 3.4e-6));
+        assert!(close(far.broadcast(Bytes(0.0)).0, 8.4e-6 + 64.0 * 14e-6));
+        let more = far.broadcast(Bytes(1e9)) - far.broadcast(Bytes(0.0));
+        assert!(close(more.0, 1e9 / far.bandwidth.0));
+        assert_eq!(Ring::new(&dgx, Group { size: 1, stride: 1 }).broadcast(Bytes(1e9)), Seconds::ZERO);
     }
 
     #[test]
