@@ -2,7 +2,7 @@
 //! and prints them: `cargo run --release -p lapidary-planner --example fit -- published.csv`.
 //!
 //! The fit starts from the constants that stand, so running it again changes nothing. With `rows` behind the path it
-//! prints each scored time with its terms instead, with `left-out` what each group's error is when it is left out and the
+//! prints each scored row with its memory and terms instead, with `left-out` what each group's error is when it is left out and the
 //! error bars of plans.
 
 use lapidary_planner::accuracy::{Constants, Document, LeftOut, Samples, read, score};
@@ -31,16 +31,17 @@ fn main() {
     let document = show(&constants);
     match std::env::args().nth(2).as_deref() {
         Some("rows") => {
-            for row in document.rows.iter().filter(|row| row.scored && matches!(row.unit, "s" | "ms")) {
+            for row in document.rows.iter().filter(|row| row.scored) {
                 let terms: Vec<String> =
                     row.terms_s.iter().map(|(name, s)| format!("{name}={s:.4}")).collect();
                 println!(
-                    "{},{},{},{:.4},{:.1},{}",
+                    "{},{},{},{:.4},{:.1},{:.1} GiB,{}",
                     row.group,
                     row.id,
                     row.measured,
                     row.predicted,
                     row.error_pct,
+                    row.held_gib,
                     terms.join(";")
                 );
             }

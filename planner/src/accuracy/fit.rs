@@ -7,9 +7,9 @@
 use super::campaign::Campaigns;
 use super::case::Case;
 use super::document::LeftOut;
-use super::like::{Bars, bars, kind};
+use super::like::{Bars, bars, kind, pace_spread_pct, unknown_pace_pct};
 use super::row::{Metric, Row};
-use super::score::{FILLED_IN, scored};
+use super::score::{interval, scored};
 use crate::step::physics::{Constant, table};
 use crate::step::{Physics, Stack, estimate};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,10 +83,11 @@ impl Samples {
         &self,
         constants: &Constants,
         only: impl Fn(&Sample) -> bool,
+        unknown: impl Fn(&Sample) -> f64,
     ) -> BTreeMap<&str, (f64, f64)> {
         let mut sums: BTreeMap<&str, (f64, f64, f64)> = BTreeMap::new();
         for sample in self.rows.iter().filter(|sample| only(sample)) {
-            let (error, spread) = sample.outcome(constants);
+            let (error, spread) = sample.outcome(constants, unknown(sample));
             let covered = f64::from(u8::from(error <= spread));
             let sum = sums.entry(&sample.group).or_default();
             *sum = (sum.0 + error, sum.1 + 100.0 * covered, sum.2 + 1.0);
@@ -201,24 +202,31 @@ impl Samples {
         constants: &Constants,
         without: &BTreeMap<String, Constants>,
     ) -> BTreeMap<String, LeftOut> {
-        let fitted = self.group_errors(constants, |_| true);
+        let fitted = self.group_errors(constants, |_| true, |sample| unknown_pace_pct(sample.case.stack));
         let of = |(group, without): (&String, &Constants)| {
-            let errors = self.group_errors(without, |sample| sample.group == *group);
+            // Software that no other group runs is as good as unknown.
+            let unknown = |sample: &Sample| match self.elsewhere(&sample.case.stack.name, group) {
+                true => unknown_pace_pct(sample.case.stack),
+                false => pace_spread_pct(),
+            };
+            let errors = self.group_errors(without, |sample| sample.group == *group, unknown);
             let (left_out_pct, covered_pct) = errors[group.as_str()];
             (group.clone(), LeftOut { fitted_pct: fitted[group.as_str()].0, left_out_pct, covered_pct })
         };
         without.iter().map(of).collect()
     }
 
+    /// Whether runs of another group than `group` ran a stack.
+    fn elsewhere(&self, name: &str, group: &str) -> bool {
+        self.rows.iter().any(|other| other.case.stack.name == name && other.group != group)
+    }
+
     /// Error bars by kind of run, every group predicted under the constants that were fitted without it. Its software's
     /// number stays where no other group runs that: what unknown software adds is not in these bars.
     pub fn bars(&self, known: &Constants, without: &BTreeMap<String, Constants>) -> Bars {
-        let elsewhere = |name: &str, group: &str| {
-            self.rows.iter().any(|other| other.case.stack.name == name && other.group != group)
-        };
         let miss = |sample: &Sample| {
             let (name, mut constants) = (&sample.case.stack.name, without[&sample.group].clone());
-            if !elsewhere(name, &sample.group) {
+            if !self.elsewhere(name, &sample.group) {
                 constants.paces.insert(name.clone(), known.paces[name]);
             }
             (kind(&sample.case.layout), sample.group.clone(), sample.error_pct(&constants))
@@ -242,11 +250,11 @@ fn priors() -> Vec<(String, f64, f64)> {
 
 impl Sample {
     fn error_pct(&self, constants: &Constants) -> f64 {
-        self.outcome(constants).0
+        self.outcome(constants, 0.0).0
     }
 
     /// Absolute error, and how far the measurement may be off for the interval to cover it; both percent.
-    fn outcome(&self, constants: &Constants) -> (f64, f64) {
+    fn outcome(&self, constants: &Constants, unknown_pace_pct: f64) -> (f64, f64) {
         let stack = constants.stack(self.case.stack);
         let Some(found) = estimate(&self.case.job(&constants.physics, &stack)) else { return (100.0, 0.0) };
         let predicted = match self.metric {
@@ -256,7 +264,7 @@ impl Sample {
         };
         let error = (predicted / self.measured - 1.0).abs() * 100.0;
         // The interval is around the prediction.
-        let spread = found.spread(self.case.machine.gpu()) + FILLED_IN * self.case.assumed.len() as f64;
+        let spread = interval(found.spread(self.case.machine.gpu()), &self.case, unknown_pace_pct);
         (error, spread * predicted / self.measured * 100.0)
     }
 }

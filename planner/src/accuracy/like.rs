@@ -70,12 +70,16 @@ pub fn error_bar(layout: &Layout, stack: &Stack) -> (f64, &'static Bar, &'static
     static NONE: Bar = Bar { nine_of_ten_pct: 30.0, runs: 0, groups: 0 };
     let kind = kind(layout);
     let bar = BARS.get_or_init(|| toml::from_str(TEXT).unwrap_or_default()).get(kind).unwrap_or(&NONE);
-    let more = if stack.fitted == Fitted::Nothing { pace_spread_pct() } else { 0.0 };
-    (bar.nine_of_ten_pct.hypot(more), bar, kind)
+    (bar.nine_of_ten_pct.hypot(unknown_pace_pct(stack)), bar, kind)
+}
+
+/// What the pace of software that no run was fitted to may be off by, percent; 0 for software that runs were fitted to.
+pub fn unknown_pace_pct(stack: &Stack) -> f64 {
+    if stack.fitted == Fitted::Nothing { pace_spread_pct() } else { 0.0 }
 }
 
 /// What nine of ten fitted stacks' pace is within of their mean, percent: 1.65 deviations.
-fn pace_spread_pct() -> f64 {
+pub(super) fn pace_spread_pct() -> f64 {
     let fitted = Stack::builtin().iter().filter(|stack| stack.fitted == Fitted::Pace);
     let paces: Vec<f64> = fitted.map(|stack| stack.pace).collect();
     let count = paces.len().max(1) as f64;

@@ -18,4 +18,4 @@ pub use fault::{Fault, TableError};
 pub use fit::{Constants, Samples};
 pub use like::{Bar, error_bar};
 pub use row::{Metric, Row, read};
-pub use score::{Report, score};
+pub use score::{Prediction, Report, score};

@@ -2,7 +2,7 @@
 
 use super::campaign::Campaigns;
 use super::case::{Case, Skip};
-use super::like::kind;
+use super::like::{kind, unknown_pace_pct};
 use super::row::{Metric, Row};
 use crate::step::{Physics, Stack, estimate, memory, occupied};
 use serde::Serialize;
@@ -41,6 +41,11 @@ pub struct Prediction {
     /// What was filled in.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub assumed: Vec<String>,
+    /// Memory of the fullest device with what the driver and the allocator take, GiB.
+    pub held_gib: f64,
+    /// Whether the run is said to fit, for runs that did or did not: step times were taken of runs that did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub said_to_fit: Option<bool>,
     /// Terms of a step, seconds.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub terms_s: BTreeMap<&'static str, f64>,
@@ -142,7 +147,12 @@ const GIB: f64 = 1073741824.0;
 /// Half of the interval of a memory prediction, as a part of it.
 const MEMORY_SPREAD: f64 = 0.16;
 /// What each filled-in field adds to the interval.
-pub(super) const FILLED_IN: f64 = 0.02;
+const FILLED_IN: f64 = 0.02;
+
+/// Half of the interval around a time, as a part of it: what its terms may be off by, and what its software may.
+pub(super) fn interval(spread: f64, case: &Case, unknown_pace_pct: f64) -> f64 {
+    spread.hypot(unknown_pace_pct / 100.0) + FILLED_IN * case.assumed.len() as f64
+}
 
 fn machine_bytes(case: &Case) -> f64 {
     case.machine.device.memory().0
@@ -161,6 +171,7 @@ fn predict(
     let job = case.job(physics, &stack);
     let found = estimate(&job).ok_or_else(|| Skip("the machine has no GPU".into()))?;
     let held = occupied(&job);
+    let fits = held.total() * memory::ROOM <= machine_bytes(&case);
     let predicted = match row.metric {
         Metric::Step => found.step_s,
         Metric::LayerForward => found.layer_s.0 * 1e3,
@@ -172,11 +183,13 @@ fn predict(
         Metric::ActivationShare => {
             100.0 * memory::kept_in_flight(&job) / memory::kept_by_tensor_parallelism_alone(&job)
         }
-        Metric::Fits => f64::from(u8::from(held.total() * memory::ROOM <= machine_bytes(&case))),
+        Metric::Fits => f64::from(u8::from(fits)),
     };
     let spread = match row.metric {
         Metric::Fits => 0.0,
-        metric if metric.timed() => found.spread(case.machine.gpu()) + FILLED_IN * case.assumed.len() as f64,
+        metric if metric.timed() => {
+            interval(found.spread(case.machine.gpu()), &case, unknown_pace_pct(case.stack))
+        }
         _ => MEMORY_SPREAD,
     };
     Ok(Prediction {
@@ -196,6 +209,8 @@ fn predict(
         },
         scored: scored(row),
         assumed: case.assumed.clone(),
+        held_gib: held.total() / GIB,
+        said_to_fit: matches!(row.metric, Metric::Step | Metric::Fits).then_some(fits),
         terms_s: found.terms_s.iter().map(|(name, seconds)| (*name, *seconds)).collect(),
     })
 }

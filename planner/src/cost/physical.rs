@@ -91,7 +91,6 @@ impl Physical {
             fused_norm: self.stack.fused_norm,
             offload: self.offload,
             half: false,
-            sum: false,
             stack: &self.stack,
             machine,
             physics: &self.physics,

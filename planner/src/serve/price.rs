@@ -4,6 +4,7 @@ use crate::cost::physical::Physical;
 use crate::plan::GpuPlan;
 use crate::request::Batch;
 use crate::step::layer::layer;
+use crate::step::memory::driver;
 use crate::step::rates::Rates;
 use crate::step::{Job, Shape, Work};
 use indexmap::IndexMap;
@@ -115,6 +116,6 @@ fn memory(job: &Job<'_>, context: f64) -> IndexMap<String, u64> {
         ("weights".to_string(), bytes(VALUE * weights)),
         ("cache".to_string(), bytes(cache)),
         ("activations".to_string(), bytes(VALUE * job.tokens() * wide)),
-        ("context".to_string(), bytes(job.stack.memory.context_gib * 1024f64.powi(3))),
+        ("context".to_string(), bytes(driver(job))),
     ])
 }

@@ -149,9 +149,14 @@ pub fn traffic(job: &Job<'_>, rates: &Rates<'_>) -> Traffic {
     match job.layout.sharding {
         Sharding::None => found.behind_backward = sum(job.gradient_bytes()),
         Sharding::Optimizer => {
-            found.behind_backward = gather(job.gradient_bytes());
             found.behind_forward = gather(2.0);
-            found.alone = stack.broadcast * (ranks as f64 - job.machine.node.devices as f64).max(0.0);
+            match stack.owners_broadcast {
+                false => found.behind_backward = gather(job.gradient_bytes()),
+                true => {
+                    found.behind_backward = sum(job.gradient_bytes());
+                    found.alone = owners(job, ranks) * rates.broadcast_latency(ranks, stride);
+                }
+            }
         }
         Sharding::OptimizerInNode => {
             found.behind_backward = sum(job.gradient_bytes());
@@ -163,6 +168,12 @@ pub fn traffic(job: &Job<'_>, rates: &Rates<'_>) -> Traffic {
         Sharding::Full | Sharding::Hybrid => sharded(job, rates, held, &mut found),
     }
     found
+}
+
+/// Ranks that own parameters where tensors are dealt out whole: those of a stage's layers with both norms, and the ends'.
+fn owners(job: &Job<'_>, ranks: u64) -> f64 {
+    let tensors = job.stage_layers(0) * (job.work.forward.linears.len() + 2) as f64 + 3.0;
+    tensors.min(ranks as f64)
 }
 
 /// Seconds of a step for state that lives on the host: its optimizer, and weights and gradients on their way. A machine

@@ -117,9 +117,6 @@ fn held_up(stages: &[Stage], exposed: &Exposed) -> Vec<(f64, f64)> {
 
 /// Seconds that a step has beside its passes, traffic and optimizer.
 fn once(job: &Job<'_>) -> f64 {
-    if job.sum {
-        return 0.0;
-    }
     let nodes = job.machine.nodes.max(1) as f64;
     job.physics.step + job.physics.straggler * nodes.log2()
 }

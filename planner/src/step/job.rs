@@ -130,8 +130,6 @@ pub struct Job<'a> {
     pub offload: bool,
     /// Whether numbers are fp16, whose gradients some stacks sum as they are.
     pub half: bool,
-    /// Whether passes, gradients and optimizer are all there is of a step.
-    pub sum: bool,
     /// Software.
     pub stack: &'a Stack,
     /// Machine, cut to the devices of the layout.

@@ -165,7 +165,12 @@ pub fn layer(job: &Job<'_>, rates: &Rates<'_>) -> Layer {
         10.0,
     );
     let selective = match job.attention.flash() {
-        true => Pass { rows: rows(job, rates, &work.selective), launches: 3.0, ..Pass::default() },
+        true => Pass {
+            products: products(job, rates, &work.selective),
+            rows: rows(job, rates, &work.selective),
+            launches: if work.selective.linears.is_empty() { 3.0 } else { launches.forward },
+            ..Pass::default()
+        },
         false => Pass { attention: unfused(job, rates, &work.selective), launches: more, ..Pass::default() },
     };
     let full = pass(&work.full, (core_forward, ring(job, core_forward, 1.0)), sweep, launches.forward, 5.0);
@@ -186,11 +191,27 @@ fn ring(job: &Job<'_>, attention: f64, times: f64) -> f64 {
     (ranks - 1) as f64 * (message - attention / ranks as f64).max(0.0)
 }
 
+/// Bytes of an element of a sum in 32 bits that a 16-bit part is added to.
+const ADDED: f64 = 10.0;
+
+/// Seconds of adding up what attention finds with each rank's keys: outputs forward, gradients of queries, keys and
+/// values backward, in 32 bits as flash attention's own blocks are.
+fn merges(job: &Job<'_>, rates: &Rates<'_>) -> (f64, f64) {
+    let rounds = (job.layout.context - 1) as f64;
+    let elements = |width: f64| rounds * job.tokens() * width / job.tp();
+    let (queries, keys) = (job.shape.heads * job.shape.head_dim, job.shape.key_width());
+    (rates.stream(ADDED * elements(queries)), rates.stream(ADDED * elements(queries + 2.0 * keys)))
+}
+
 /// Attention from scores to values.
 fn attention(job: &Job<'_>, rates: &Rates<'_>) -> (f64, f64) {
     let work = job.work;
+    let (merged_forward, merged_backward) = merges(job, rates);
     match job.attention.flash() {
-        true => rates.flash(&work.forward.core, &work.backward.core, job.sequences()),
+        true => {
+            let (forward, backward) = rates.flash(&work.forward.core, &work.backward.core, job.sequences());
+            (forward + merged_forward, backward + merged_backward)
+        }
         false => (unfused(job, rates, &work.forward), unfused(job, rates, &work.backward)),
     }
 }

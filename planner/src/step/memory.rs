@@ -1,6 +1,6 @@
 //! Memory of the fullest GPU by class: state, activations by what is recomputed, logits, buffers, allocator.
 
-use super::job::Job;
+use super::job::{Job, Layout};
 use crate::plan::{Recompute, Sharding};
 use indexmap::IndexMap;
 
@@ -99,8 +99,13 @@ fn gradients(job: &Job<'_>) -> f64 {
     if job.half { job.stack.memory.gradients_fp16 } else { job.stack.memory.gradients }
 }
 
+/// Bytes of the optimizer's state of a parameter.
+fn optimizer(job: &Job<'_>) -> f64 {
+    if job.half { job.stack.memory.optimizer_fp16 } else { job.stack.memory.optimizer }
+}
+
 fn state_bytes(job: &Job<'_>) -> f64 {
-    job.stack.memory.weights + gradients(job) + job.stack.memory.optimizer
+    job.stack.memory.weights + gradients(job) + optimizer(job)
 }
 
 fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
@@ -117,7 +122,7 @@ fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
             (3.0 * (own + experts) / layers.max(1.0) + tables) * 2.0 * stack.gather_bytes
         }
         Sharding::None => 0.0,
-        _ => (all + experts) * bytes.bucket,
+        _ => bucket(job, tables),
     };
     let in_flight = in_flight(job, stage);
     let kept = kept(job, layers);
@@ -130,24 +135,49 @@ fn of_stage(job: &Job<'_>, stage: u64) -> Occupied {
         activations: kept * in_flight,
         working: again + 4.0 * job.tokens() * job.shape.width,
         logits,
-        context: bytes.context_gib * GIB,
+        context: driver(job),
         fragmentation: 0.0,
     };
     found.fragmentation = bytes.fragmentation * (found.activations + found.working + found.logits);
     found
 }
 
+/// Bytes of driver, libraries and communicators.
+pub fn driver(job: &Job<'_>) -> f64 {
+    let bytes = &job.stack.memory;
+    (bytes.context_gib + communicators(&job.layout) * bytes.communicator_gib) * GIB
+}
+
+/// Groups of ranks that a device talks in: data, tensor, pipeline and embeddings, and the ranks of one model.
+fn communicators(layout: &Layout) -> f64 {
+    let (tensor, pipeline) = (layout.tensor > 1, layout.pipeline > 1);
+    1.0 + f64::from(u8::from(tensor))
+        + 2.0 * f64::from(u8::from(pipeline))
+        + f64::from(u8::from(tensor || pipeline))
+}
+
+/// Bytes of a bucket of gradients, as they are summed, and of one of gathered weights.
+fn bucket(job: &Job<'_>, tables: f64) -> f64 {
+    let elements = job.stack.memory.bucket_elements;
+    let largest = if tables > 0.0 { job.shape.table(job.vocab_rows()) } else { 0.0 };
+    match elements > 0.0 {
+        true => elements.max(largest) * job.gradient_bytes() + 2.0 * elements,
+        false => 0.0,
+    }
+}
+
 /// Bytes of the state of some parameters of a rank whose sharded part is split over `ranks`.
 fn state(job: &Job<'_>, parameters: f64, ranks: u64) -> f64 {
-    let (bytes, ranks) = (job.stack.memory, ranks as f64);
-    let whole = bytes.weights + gradients(job);
+    let (optimizer, ranks) = (optimizer(job), ranks as f64);
+    let whole = job.stack.memory.weights + gradients(job);
+    let sharded = job.stack.memory.sharded_weights + gradients(job);
     match job.layout.sharding {
         // Shards live on the host; what is whole on every rank stays for its passes without the optimizer's state.
         Sharding::Full | Sharding::Hybrid if job.offload => 0.0,
         _ if job.offload => parameters * whole,
-        Sharding::None => parameters * (whole + bytes.optimizer),
-        Sharding::Optimizer | Sharding::OptimizerInNode => parameters * (whole + bytes.optimizer / ranks),
-        Sharding::Full | Sharding::Hybrid => parameters * (whole + bytes.optimizer) / ranks,
+        Sharding::None => parameters * (whole + optimizer),
+        Sharding::Optimizer | Sharding::OptimizerInNode => parameters * (whole + optimizer / ranks),
+        Sharding::Full | Sharding::Hybrid => parameters * (sharded + optimizer) / ranks,
     }
 }
 

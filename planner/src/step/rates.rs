@@ -142,7 +142,9 @@ impl<'a> Rates<'a> {
     /// both together, half of the square counted.
     pub fn flash(&self, forward: &[Contraction], backward: &[Contraction], sequences: f64) -> (f64, f64) {
         let (physics, shape) = (self.job.physics, &self.job.shape);
-        let length = self.job.batch.seq_len as f64;
+        // Ranks that share a sequence work on one rank's part of it at a time.
+        let ranks = self.job.layout.context as f64;
+        let length = self.job.batch.seq_len as f64 / ranks;
         let flops = |pass: &[Contraction]| 0.5 * sequences * pass.iter().map(|one| one.flops).sum::<f64>();
         let (forward, backward) = (flops(forward), flops(backward));
         let table =
@@ -157,7 +159,7 @@ impl<'a> Rates<'a> {
             None => self.attention.map_or(self.peak * FLASH_OF_PEAK, |rate| rate / pace),
         };
         let rate = rate * factor;
-        let blocks = sequences * shape.heads / self.job.tp() * (length / FLASH_ROWS).ceil();
+        let blocks = sequences * ranks * shape.heads / self.job.tp() * (length / FLASH_ROWS).ceil();
         let slots = (blocks / self.multiprocessors).ceil() * self.multiprocessors;
         let time =
             (forward + backward) / rate * if blocks < self.multiprocessors { slots / blocks } else { 1.0 };
@@ -190,6 +192,11 @@ impl<'a> Rates<'a> {
     /// Seconds of an all-gather of `bytes`, or of a reduce-scatter, which have rings alone.
     pub fn all_gather(&self, ranks: u64, stride: u64, bytes: f64) -> f64 {
         self.swept(ranks, stride, bytes, ranks, 0.5) / 2.0
+    }
+
+    /// Seconds that the first byte of a broadcast takes to the last of `ranks` ranks, `stride` apart.
+    pub fn broadcast_latency(&self, ranks: u64, stride: u64) -> f64 {
+        Ring::new(self.job.machine, Group { size: ranks, stride }).broadcast(Bytes(0.0)).0
     }
 
     /// Two sweeps of `bytes` over a group, which send `2 (hops - 1) / hops` of them through a node's adapters and `inner`

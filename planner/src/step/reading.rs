@@ -3,7 +3,7 @@
 
 use super::job::AttentionKernel;
 use super::roles::{Role, Roles};
-use super::stack::{Stack, Traffic};
+use super::stack::{Selective, Stack, Traffic};
 use super::work::{Contraction, Linear, PassWork, Side, Work};
 use lapidary_models::autodiff::Training;
 use lapidary_models::autodiff::work::Phase;
@@ -37,7 +37,14 @@ impl Reading<'_> {
             self.pass(graph, backward, true, |node| !again(node) || (flash && contracts(&node.op)));
         let mut full_pass = self.pass(graph, layer, false, repeated);
         let inside = |node: &Node| attends(layer, node);
+        let second = every_second_product(layer);
+        let but_halved = |node: &Node| {
+            !contracts(&node.op) && (node.op != Op::Linear || second.contains(&node.name.as_str()))
+        };
         let mut selective = match (flash, self.stack.repeats_whole_layer) {
+            (true, _) if self.stack.selective == Selective::EverySecondProduct => {
+                self.pass(graph, layer, false, but_halved)
+            }
             (true, _) => self.pass(graph, layer, false, cheap),
             (false, true) => self.pass(graph, layer, false, inside),
             (false, false) => self.pass(graph, backward, false, again),
@@ -239,6 +246,12 @@ impl Reading<'_> {
         let backward = self.pass(graph, main, true, |node| ends(node) && place(node) > loss);
         (forward, backward)
     }
+}
+
+/// Names of the second, fourth, .. product of a layer.
+fn every_second_product(layer: &Function) -> Vec<&str> {
+    let products = layer.nodes.iter().filter(|node| node.op == Op::Linear);
+    products.skip(1).step_by(2).map(|node| node.name.as_str()).collect()
 }
 
 fn linear(function: &Function, node: &Node) -> Option<Linear> {

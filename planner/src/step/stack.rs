@@ -43,20 +43,35 @@ pub struct Launches {
     pub micro_batch: f64,
 }
 
+/// What selective recomputation runs again where attention is one kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selective {
+    /// Norms and pointwise ops.
+    CheapOps,
+    /// All but attention and every second product.
+    EverySecondProduct,
+}
+
 /// What the stack holds in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MemoryUse {
     /// Bytes of a weight at work.
     pub weights: f64,
+    /// Bytes of a weight beside the optimizer's, where weights are sharded and at rest.
+    pub sharded_weights: f64,
     /// Bytes of a kept gradient.
     pub gradients: f64,
     /// The same in fp16 runs.
     pub gradients_fp16: f64,
     /// Bytes of the optimizer's state of a parameter.
     pub optimizer: f64,
-    /// Bytes a parameter of buffers for sharded optimizer traffic.
-    pub bucket: f64,
+    /// The same in fp16 runs.
+    pub optimizer_fp16: f64,
+    /// Elements of the buckets in which sharded optimizers flatten gradients and gather weights; a tensor that is larger
+    /// has a bucket of its own.
+    pub bucket_elements: f64,
     /// 1 where dropout keeps masks, else 0.
     pub dropout: f64,
     /// Bytes an element that an unfused norm keeps more than its input.
@@ -65,8 +80,10 @@ pub struct MemoryUse {
     pub logits: f64,
     /// Whether every tensor-parallel rank holds all logits.
     pub gathers_logits: bool,
-    /// GiB of driver, communicators and libraries.
+    /// GiB of driver and libraries.
     pub context_gib: f64,
+    /// GiB of a communicator.
+    pub communicator_gib: f64,
     /// Part of activations and logits that the allocator cannot use.
     pub fragmentation: f64,
 }
@@ -79,8 +96,6 @@ pub enum Fitted {
     Pace,
     /// The time of its collectives between nodes.
     Network,
-    /// The time of its broadcasts.
-    Broadcast,
     /// None: it is known by its causes alone.
     Nothing,
 }
@@ -101,9 +116,9 @@ pub struct Stack {
     pub fitted_on: String,
     /// Time of its kernels over the rates of the tables.
     pub pace: f64,
-    /// Seconds for each data-parallel rank in which the owners of ZeRO-1 shards send their weights one after the
-    /// other; 0 where they are gathered at once.
-    pub broadcast: f64,
+    /// Whether ZeRO-1 deals whole tensors out to ranks, sums all gradients on every rank, and owners broadcast their
+    /// weights one after the other; else equal shards are scattered and gathered.
+    pub owners_broadcast: bool,
     /// Attention where a run does not say.
     pub attention: AttentionKernel,
     /// Whether norms are one kernel.
@@ -141,6 +156,8 @@ pub struct Stack {
     /// Whether full recomputation runs the whole forward pass of a layer again, as torch.utils.checkpoint does, and
     /// selective recomputation the whole core of attention; otherwise only what the backward pass reads.
     pub repeats_whole_layer: bool,
+    /// What selective recomputation runs again where attention is one kernel.
+    pub selective: Selective,
     /// Whether tokens are sorted to their experts by products with masks of ones and zeros, over all places of all experts.
     pub one_hot_routing: bool,
     /// Bytes an element that a row kernel moves where that is not what its op reads and writes, by the names of
@@ -168,11 +185,12 @@ pub struct StackError {
     pub message: String,
 }
 
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 18] = [
     ("deepspeed-pipeline", include_str!("../../stacks/deepspeed-pipeline.toml")),
     ("megatron-2021", include_str!("../../stacks/megatron-2021.toml")),
     ("megatron-2020", include_str!("../../stacks/megatron-2020.toml")),
     ("megatron-2022", include_str!("../../stacks/megatron-2022.toml")),
+    ("megatron-like", include_str!("../../stacks/megatron-like.toml")),
     ("megatron-deepspeed", include_str!("../../stacks/megatron-deepspeed.toml")),
     ("deepspeed-zero-3", include_str!("../../stacks/deepspeed-zero-3.toml")),
     ("nemo", include_str!("../../stacks/nemo.toml")),
@@ -182,6 +200,8 @@ const FILES: [(&str, &str); 15] = [
     ("llm-foundry", include_str!("../../stacks/llm-foundry.toml")),
     ("fsdp-eager", include_str!("../../stacks/fsdp-eager.toml")),
     ("lightning-fabric", include_str!("../../stacks/lightning-fabric.toml")),
+    ("torchtitan", include_str!("../../stacks/torchtitan.toml")),
+    ("xla", include_str!("../../stacks/xla.toml")),
     ("torch-compile", include_str!("../../stacks/torch-compile.toml")),
     ("lapidary", include_str!("../../stacks/lapidary.toml")),
 ];
@@ -192,7 +212,6 @@ impl Stack {
         match self.fitted {
             Fitted::Pace => self.pace,
             Fitted::Network => self.network,
-            Fitted::Broadcast => self.broadcast,
             Fitted::Nothing => 1.0,
         }
     }
@@ -203,7 +222,6 @@ impl Stack {
         match self.fitted {
             Fitted::Pace => stack.pace = value,
             Fitted::Network => stack.network = value,
-            Fitted::Broadcast => stack.broadcast = value,
             Fitted::Nothing => {}
         }
         stack
@@ -214,7 +232,6 @@ impl Stack {
         match self.fitted {
             Fitted::Pace => ((0.8, 1.4), 1.0),
             Fitted::Network => ((0.5, 16.0), 1.0),
-            Fitted::Broadcast => ((0.0, 0.01), 0.0),
             Fitted::Nothing => ((1.0, 1.0), 1.0),
         }
     }

@@ -96,3 +96,66 @@ fn every_fault_is_listed() {
 fn metrics_have_units() {
     assert_eq!((Metric::Step.unit(), Metric::Memory.unit(), Metric::Fits.timed()), ("s", "GB", false));
 }
+
+/// Runs that no constant was fitted to, of software that no fitted run used.
+const UNSEEN: &str = include_str!("unseen.csv");
+
+#[test]
+fn runs_of_software_that_nothing_was_fitted_to_are_within_their_intervals() {
+    let rows = read(UNSEEN, "unseen.csv").unwrap_or_else(|error| panic!("{error}"));
+    let document = Document::new("a100-training", score(&rows, &Physics::builtin(), |stack| stack.clone()));
+    assert_eq!((document.rows.len(), document.skipped.len()), (18, 0));
+    for (group, most) in [("torchtitan", 6.0), ("ibm-fms", 9.0)] {
+        let errors = &document.groups[group];
+        assert!(errors.mape_pct < most, "{group}: {}", errors.mape_pct);
+        assert_eq!(errors.covered_pct, 100.0, "{group}");
+    }
+}
+
+/// One layer's attention of Llama-3.1-8B over 65,536 tokens that eight A100 share: 10.6 forward and backward passes a
+/// second (zhuzilin/ring-flash-attention, README at 01c8baf: zigzag_ring, 8xA100).
+#[test]
+fn attention_over_ranks_that_share_a_sequence_is_near_the_published_ring() {
+    let row = ROWS.lines().next().expect("a header").to_string()
+        + "\nring,ring-flash-attention,ring,Llama-3.1-8B,8.03,4096,1,32,8,14336,swiglu,128256,65536,A100-80-SXM,8,8,,1,1,1,1,1,1,ddp,none,False,FA2,bf16,FSDP cp=8,iteration_s,1,1,C,";
+    let rows = read(&row, "ring.csv").unwrap_or_else(|error| panic!("{error}"));
+    let report = score(&rows, &Physics::builtin(), |stack| stack.clone());
+    let terms = &report.rows[0].terms_s;
+    let (found, published) = (terms["attention"] + terms["cp_comm"], 1.0 / 10.6);
+    assert!((found / published - 1.0).abs() < 0.12, "{found} s, published {published} s");
+}
+
+#[test]
+fn columns_that_are_filled_in_oddly_mean_the_same() {
+    let plain = UNSEEN.lines().take(2).collect::<Vec<_>>().join("\n");
+    let odd = plain
+        .replacen("A100-80-SXM", "NVIDIA A100-SXM4-80GB", 1)
+        .replacen("fsdp-full", "FSDP full", 1)
+        .replacen(",False,SDPA,", ",no,FA2,", 1);
+    let step = |text: &str| {
+        let rows = read(text, "odd.csv").unwrap_or_else(|error| panic!("{error}"));
+        score(&rows, &Physics::builtin(), |stack| stack.clone()).rows[0].clone()
+    };
+    assert_eq!(step(&plain).predicted, step(&odd).predicted);
+    let unknown = step(&plain.replacen("torchtitan (FSDP2)", "an abacus", 1));
+    assert!(
+        unknown.assumed.iter().any(|text| text.contains("`an abacus` is not known")),
+        "{:?}",
+        unknown.assumed
+    );
+    // What nobody measured has the spread of the measured software's pace on top.
+    let width = |row: &lapidary_planner::accuracy::Prediction| (row.high - row.low) / row.predicted;
+    assert!(width(&unknown) > 0.3, "{}", width(&unknown));
+}
+
+#[test]
+fn degrees_that_do_not_divide_and_stages_without_layers_are_told() {
+    let plain = UNSEEN.lines().take(2).collect::<Vec<_>>().join("\n");
+    let why = |from: &str, to: &str| {
+        let rows = read(&plain.replacen(from, to, 1), "odd.csv").unwrap_or_else(|error| panic!("{error}"));
+        score(&rows, &Physics::builtin(), |stack| stack.clone()).skipped[0].why.clone()
+    };
+    assert_eq!(why(",1,1,1,64,fsdp", ",3,1,1,64,fsdp"), "tp 3 x pp 1 x cp 1 do not divide 64 GPUs");
+    assert!(why(",1,1,1,64,fsdp", ",1,64,1,1,fsdp").contains("do not fit 64 GPUs and 32 layers"));
+    assert_eq!(why("A100-80-SXM", "TPU v4"), "no machine file for `TPU v4`");
+}

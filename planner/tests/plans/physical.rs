@@ -3,7 +3,7 @@
 use crate::support;
 use lapidary_hardware::builtin::machine;
 use lapidary_planner::sensitivity::sensitivity;
-use lapidary_planner::{Degrees, Physical, Pins, PlanDocument, PlanRequest, plan};
+use lapidary_planner::{Candidate, Degrees, Physical, Pins, PlanDocument, PlanRequest, Sharding, plan};
 
 /// Tokens per second that arXiv 2312.06550, section 4.1.2, reports of 224 GPUs.
 const AMBER: f64 = 582.4e3;
@@ -29,20 +29,28 @@ fn the_run_that_trained_amber_is_predicted_and_beaten() {
     assert!((sum / first.step_time_s.unwrap() - 1.0).abs() < 1e-9);
 }
 
-/// "Up to 15 %" (arXiv 2312.06550, section 4.1.2): what the same software gains by leaving full sharding.
+/// "Up to 15 %" (arXiv 2312.06550, section 4.1.2): what the same software gains by leaving full sharding for several
+/// degrees. Shards within a node, which the paper does not speak of, gain more.
 #[test]
 fn a_plan_of_several_degrees_beats_full_sharding_by_what_the_paper_says() {
     let (model, cluster) = (support::amber(), machine("amber-cluster").unwrap());
     let request = PlanRequest { global_batch: Some(2240), ..PlanRequest::new(&model, &cluster) };
     let document = plan(&request, &Physical::of("lightning-fabric").expect("a built-in stack")).unwrap();
-    let (first, fsdp) = (document.chosen().unwrap(), document.find("pure-fsdp").unwrap());
-    assert!(matches!(first.degrees, Degrees::Gpu(plan) if plan.tp > 1), "{}", first.name);
-    let gain = fsdp.step_time_s.unwrap() / first.step_time_s.unwrap() - 1.0;
-    assert!((0.10..0.16).contains(&gain), "{gain}");
+    let fsdp = document.find("pure-fsdp").unwrap();
+    let degrees = |candidate: &&Candidate| match candidate.degrees {
+        Degrees::Gpu(plan) => plan,
+        Degrees::Wafer(_) => panic!("a plan for GPUs"),
+    };
+    let several = document.candidates.iter().find(|one| degrees(one).tp * degrees(one).pp > 1).unwrap();
+    let gain = |one: &Candidate| fsdp.step_time_s.unwrap() / one.step_time_s.unwrap() - 1.0;
+    assert!((0.08..0.16).contains(&gain(several)), "{} {}", several.name, gain(several));
+    let first = document.chosen().unwrap();
+    assert_eq!(degrees(&first).sharding, Sharding::Hybrid, "{}", first.name);
+    assert!((gain(several)..0.25).contains(&gain(first)), "{}", gain(first));
     // The gathers and what is computed again beside large micro-batches are what is gained, the all-reduces of tensor
     // parallelism what is paid.
-    let more = |term: &str| fsdp.terms_s[term] - first.terms_s[term];
-    assert!(more("dp_comm") > 0.5 && more("dp_comm") + more("recompute") > 1.0 && more("tp_comm") < -0.4);
+    let more = |term: &str| fsdp.terms_s[term] - several.terms_s[term];
+    assert!(more("dp_comm") + more("recompute") > 0.8 && more("tp_comm") < -0.4, "{:?}", fsdp.terms_s);
 }
 
 #[test]

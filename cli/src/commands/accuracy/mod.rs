@@ -110,8 +110,8 @@ fn print(document: &Document, rows: bool) {
     let (memory, fits) = (&document.memory, &document.fits);
     println!("memory: {} rows, mean {:.2} %, most {:.1} %", memory.rows, memory.mape_pct, memory.max_pct);
     println!(
-        "fits: {} rows, {} wrong \"fits\", {} wrong \"does not fit\"",
-        fits.rows, fits.wrong_fits, fits.wrong_does_not_fit
+        "fits: {} rows and {} runs that ran, {} wrong \"fits\", {} wrong \"does not fit\" ({:.1} %)",
+        fits.rows, fits.ran, fits.wrong_fits, fits.wrong_does_not_fit, fits.wrong_does_not_fit_pct
     );
     if !document.left_out.is_empty() {
         print_left_out(document);
