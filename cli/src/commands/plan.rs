@@ -180,9 +180,14 @@ fn infeasible(document: &PlanDocument) -> Result<(), Failure> {
     let Some(nearest) = &document.nearest else { return Ok(()) };
     let inputs = &document.inputs;
     let what = format!("no plan for {} fits {} x {}", inputs.model, inputs.devices, inputs.device);
-    let name = nearest.name.as_deref().unwrap_or("every plan");
-    let failure =
-        Failure::new(Exit::DoesNotFit, format!("{what}; nearest is {name}: {}", nearest.rejected_by));
+    let why = &nearest.rejected_by;
+    let failure = Failure::new(
+        Exit::DoesNotFit,
+        match &nearest.name {
+            Some(name) => format!("{what}; nearest is {name}: {why}"),
+            None => format!("{what}: {why}"),
+        },
+    );
     Err(match nearest.would_fit.is_empty() {
         true => failure,
         false => failure.help(format!("this would fit: {}", nearest.would_fit.join("; or "))),
