@@ -21,5 +21,7 @@ mod products;
 mod programs;
 #[path = "cuda_emulation/rows.rs"]
 mod rows;
+#[path = "cuda_emulation/sampling.rs"]
+mod sampling;
 #[path = "cuda_emulation/training.rs"]
 mod training;

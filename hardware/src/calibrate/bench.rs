@@ -30,6 +30,32 @@ pub struct Bench {
     pub date: String,
     /// One result for each kernel and shape.
     pub results: Vec<Measurement>,
+    /// What this device can do, measured in the same run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceilings: Option<Ceilings>,
+    /// What could not be measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+}
+
+/// What a device can do.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ceilings {
+    /// Bytes per second of a copy within the device, read and written counted.
+    pub copy_bytes_per_s: f64,
+    /// Operations per second of the best of some large products at 16 bits.
+    pub product_flops_per_s: f64,
+}
+
+/// A kernel without a measurement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skipped {
+    /// Which.
+    pub kernel: String,
+    /// Why.
+    pub why: String,
 }
 
 /// One kernel at one shape.
@@ -50,6 +76,12 @@ pub struct Measurement {
     pub achieved: f64,
     /// Unit of the rate.
     pub unit: Unit,
+    /// Percent of the run that it would take at the device's ceilings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_pct: Option<f64>,
+    /// Tokens per second, of whole models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_s: Option<f64>,
 }
 
 /// Unit of a measured rate.

@@ -19,12 +19,14 @@ mod dag;
 mod matmul;
 mod matmul_source;
 mod row;
+mod sampler;
 mod source;
 pub mod spec;
 mod validate;
 mod work;
 
 pub use assemble::{KernelSource, Lowered, ModuleSpec, Node, ValueSpec, lower};
+pub use sampler::Sampler;
 pub use spec::{Anchor, KernelOp, KernelSpec, OpSpec, TensorType};
 
 /// What a caller may choose.

@@ -1,11 +1,12 @@
 //! Runs the generated text of a region on the host and holds it against the reference.
 use crate::reference::{Tensor, evaluate};
 use lapidary_passes::cuda::spec::*;
-use lapidary_passes::cuda::{Choice, Generated, GeneratedKernel, Operand, Options, lower_kernel};
+use lapidary_passes::cuda::{Choice, Generated, GeneratedKernel, KernelArg, Operand, Options, lower_kernel};
+use lapidary_runtime_gpu::compile::Source as Text;
+use lapidary_runtime_gpu::device::{Address, Call, Device};
 use lapidary_runtime_gpu::program::{Dtype, Packing, RowOrder};
+use lapidary_tests::emulation::{Emulated, bf16_bits, get, set};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Numbers from a seed, about uniform in [-1, 1].
 pub struct Random(pub u64);
@@ -19,60 +20,9 @@ impl Random {
 
 pub fn round(dtype: Dtype, x: f64) -> f64 {
     match dtype {
-        Dtype::Bf16 => f32::from_bits(u32::from(to_bf16(x)) << 16).into(),
+        Dtype::Bf16 => f32::from_bits(u32::from(bf16_bits(x)) << 16).into(),
         Dtype::F32 => (x as f32).into(),
         Dtype::I32 => x.round(),
-    }
-}
-
-fn to_bf16(x: f64) -> u16 {
-    let bits = (x as f32).to_bits();
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
-}
-
-/// A program for the host that holds several kernels.
-pub struct Emulation {
-    binary: PathBuf,
-    names: Vec<String>,
-    _folder: tempfile::TempDir,
-}
-
-impl Emulation {
-    /// Compiles the texts, each in a namespace of its own, with the number of each kernel's arguments.
-    pub fn build(kernels: &[(&str, &str, usize)]) -> Emulation {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let shim = include_str!("shim.h");
-        let mut program = format!(
-            "{shim}\nstruct Any {{ void* p; template <typename T> operator T*() const {{ return (T*)p; }} }};\n"
-        );
-        for (i, (name, text, args)) in kernels.iter().enumerate() {
-            let casts: Vec<String> = (0..*args).map(|i| format!("Any{{p[{i}]}}")).collect();
-            let call = format!("static void call(void** p) {{ {name}({}); }}", casts.join(", "));
-            program.push_str(&format!("namespace kernel{i} {{\n{text}\n{call}\n}}\n"));
-        }
-        let table: Vec<String> = (0..kernels.len()).map(|i| format!("kernel{i}::call")).collect();
-        let table = format!("static const emu_call table[] = {{{}}};", table.join(", "));
-        program.push_str(&format!(
-            "{table}\nstatic emu_call emu_kernel(unsigned index) {{ return table[index]; }}\n"
-        ));
-        let (text, binary) = (folder.path().join("kernels.cpp"), folder.path().join("kernels"));
-        std::fs::write(&text, program).expect("a file");
-        let flags = ["-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-o"];
-        let out = Command::new("g++").args(flags).arg(&binary).arg(&text).output().expect("g++ runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let names = kernels.iter().map(|kernel| kernel.0.to_string()).collect();
-        Emulation { binary, names, _folder: folder }
-    }
-
-    /// Runs a kernel on files that hold its arguments; they hold what it wrote afterwards.
-    pub fn launch(&self, name: &str, launch: ([u32; 3], [u32; 3], u64), backwards: bool, files: &[PathBuf]) {
-        let (grid, block, shared) = launch;
-        let index = self.names.iter().position(|known| known == name).expect("a kernel");
-        let mut command = Command::new(&self.binary);
-        command.arg(index.to_string()).args(grid.iter().chain(&block).map(|n| n.to_string()));
-        command.arg(shared.to_string()).arg(u8::from(backwards).to_string()).args(files);
-        let out = command.output().expect("the emulation runs");
-        assert!(out.status.success(), "{name}: {} {}", out.status, String::from_utf8_lossy(&out.stderr));
     }
 }
 
@@ -88,22 +38,11 @@ impl Image {
     }
 
     pub fn set(&mut self, at: usize, x: f64) {
-        match self.dtype {
-            Dtype::Bf16 => self.bytes[at * 2..at * 2 + 2].copy_from_slice(&to_bf16(x).to_le_bytes()),
-            Dtype::F32 => self.bytes[at * 4..at * 4 + 4].copy_from_slice(&(x as f32).to_le_bytes()),
-            Dtype::I32 => self.bytes[at * 4..at * 4 + 4].copy_from_slice(&(x as i32).to_le_bytes()),
-        }
+        set(self.dtype, &mut self.bytes, at, x);
     }
 
     pub fn get(&self, at: usize) -> f64 {
-        let b = &self.bytes;
-        match self.dtype {
-            Dtype::Bf16 => {
-                f32::from_bits(u32::from(u16::from_le_bytes([b[at * 2], b[at * 2 + 1]])) << 16).into()
-            }
-            Dtype::F32 => f32::from_le_bytes([b[at * 4], b[at * 4 + 1], b[at * 4 + 2], b[at * 4 + 3]]).into(),
-            Dtype::I32 => i32::from_le_bytes([b[at * 4], b[at * 4 + 1], b[at * 4 + 2], b[at * 4 + 3]]).into(),
-        }
+        get(self.dtype, &self.bytes, at)
     }
 }
 
@@ -178,24 +117,37 @@ impl<'a> Case<'a> {
             .kernels
             .iter_mut()
             .for_each(|kernel| kernel.source = change(std::mem::take(&mut kernel.source)));
-        let kernels = generated.kernels.iter().map(|k| (k.name.as_str(), k.source.as_str(), k.args.len()));
-        let emulation = Emulation::build(&kernels.collect::<Vec<_>>());
+        let text = |kernel: &GeneratedKernel| Text { name: kernel.name.clone(), text: kernel.source.clone() };
+        let texts: Vec<Text> = generated.kernels.iter().map(text).collect();
         for backwards in [false, true] {
-            let folder = tempfile::tempdir().expect("a temporary folder");
-            self.prepare(&generated, folder.path());
-            for kernel in &generated.kernels {
-                self.run(kernel, &emulation, folder.path(), backwards);
+            let mut device = Emulated::new();
+            device.backwards = backwards;
+            let ids = device.load(&texts).unwrap_or_else(|error| panic!("{error}"));
+            let places = self.prepare(&generated, &mut device);
+            for (kernel, id) in generated.kernels.iter().zip(ids) {
+                let args = kernel.args.iter().enumerate().map(|(i, arg)| places[&place(kernel, i, arg)]);
+                let (grid, block, shared_bytes) = (kernel.grid, kernel.block, kernel.shared_bytes);
+                let call = Call { kernel: id, grid, block, shared_bytes, args: args.collect() };
+                device.launch(&call).unwrap_or_else(|error| panic!("{}: {error}", kernel.name));
             }
             for (j, &value) in self.spec.outputs.iter().enumerate() {
-                self.compare(value, generated.output_orders[j], &folder.path().join(format!("output{j}")));
+                let ty = self.spec.ty(value);
+                let mut image = Image::poisoned(ty.dtype, ty.rows() * ty.pitch());
+                device.read(places[&format!("output{j}")], &mut image.bytes).expect("the output");
+                self.compare(value, generated.output_orders[j], &image);
             }
         }
         generated
     }
 
-    fn prepare(&self, generated: &Generated, folder: &Path) {
-        let write =
-            |name: String, image: Image| std::fs::write(folder.join(name), image.bytes).expect("a file");
+    /// Every array in its place, outputs and scratch poisoned.
+    fn prepare(&self, generated: &Generated, device: &mut Emulated) -> BTreeMap<String, Address> {
+        let mut places = BTreeMap::new();
+        let mut write = |name: String, image: Image| {
+            let at = device.allocate(image.bytes.len() as u64).expect("memory");
+            device.write(at, &image.bytes).expect("memory");
+            places.insert(name, at);
+        };
         for (i, input) in self.spec.inputs.iter().enumerate() {
             if input.source == Source::Activation {
                 write(format!("input{i}"), activation_image(&input.ty, &self.inputs[i]));
@@ -227,10 +179,11 @@ impl<'a> Case<'a> {
             for (i, arg) in kernel.args.iter().enumerate() {
                 if let Operand::Param(packing, dtype) = &arg.operand {
                     let image = packed_image(packing, *dtype, |name| self.param(name));
-                    write(format!("{}.param{i}", kernel.name), image);
+                    write(place(kernel, i, arg), image);
                 }
             }
         }
+        places
     }
 
     fn param(&self, wanted: &str) -> Tensor {
@@ -239,24 +192,9 @@ impl<'a> Case<'a> {
         self.inputs[index].clone()
     }
 
-    fn run(&self, kernel: &GeneratedKernel, emulation: &Emulation, folder: &Path, backwards: bool) {
-        let files = kernel.args.iter().enumerate().map(|(i, arg)| {
-            folder.join(match &arg.operand {
-                Operand::Input(i) => format!("input{i}"),
-                Operand::Output(j) => format!("output{j}"),
-                Operand::Scratch(s) => format!("scratch{s}"),
-                Operand::Position => "position".into(),
-                Operand::Param(..) => format!("{}.param{i}", kernel.name),
-            })
-        });
-        let launch = (kernel.grid, kernel.block, kernel.shared_bytes);
-        emulation.launch(&kernel.name, launch, backwards, &files.collect::<Vec<_>>());
-    }
-
     /// Every element within 1 % of itself and of the tensor's size (bf16), 10^-4 for f32.
-    fn compare(&self, value: usize, order: RowOrder, file: &Path) {
+    fn compare(&self, value: usize, order: RowOrder, image: &Image) {
         let ty = self.spec.ty(value);
-        let image = Image { dtype: ty.dtype, bytes: std::fs::read(file).expect("the output") };
         let wanted = &self.values[value];
         let finite: Vec<f64> = wanted.data.iter().copied().filter(|x| x.is_finite()).collect();
         let rms = (finite.iter().map(|x| x * x).sum::<f64>() / finite.len().max(1) as f64).sqrt();
@@ -284,6 +222,17 @@ impl<'a> Case<'a> {
                 assert!(close, "{}: value {value} [{row}, {col}] is {found}, not {right}", self.spec.name);
             }
         }
+    }
+}
+
+/// The name of the array that argument `i` of a kernel points to.
+fn place(kernel: &GeneratedKernel, i: usize, arg: &KernelArg) -> String {
+    match &arg.operand {
+        Operand::Input(i) => format!("input{i}"),
+        Operand::Output(j) => format!("output{j}"),
+        Operand::Scratch(s) => format!("scratch{s}"),
+        Operand::Position => "position".into(),
+        Operand::Param(..) => format!("{}.param{i}", kernel.name),
     }
 }
 

@@ -1,12 +1,14 @@
 //! Whole programs: every step of a small model's program, on one memory with the plan's arena, against the reference.
-use crate::harness::{Emulation, Image, Random, activation_image, packed_image, round};
+use crate::harness::{Image, Random, activation_image, packed_image, round};
 use crate::models::{Model, Run};
 use crate::reference::{Tensor, evaluate};
 use lapidary_passes::cuda::spec::*;
-use lapidary_passes::cuda::{ModuleSpec, Node, Options, lower};
-use lapidary_runtime_gpu::program::{Access, Arg, BufferKind, Dtype, Gemm, GpuProgram, Step};
+use lapidary_passes::cuda::{Lowered, ModuleSpec, Node, Options, lower};
+use lapidary_runtime_gpu::compile::Source as Text;
+use lapidary_runtime_gpu::execute::{Loaded, Places};
+use lapidary_runtime_gpu::program::{BufferKind, Dtype, GpuProgram};
+use lapidary_tests::emulation::Emulated;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 /// Weights by canonical name and layer; the same name always gives the same numbers.
 pub fn weight(name: &str, ty: &TensorType) -> Tensor {
@@ -82,74 +84,27 @@ impl Reference<'_> {
     }
 }
 
-/// The device's memory: one image per buffer outside of the arena, and the arena.
-pub struct Memory<'a> {
-    pub program: &'a GpuProgram,
+/// What a program's buffers outside of the arena hold, before and after a run.
+pub struct Memory {
     pub buffers: BTreeMap<String, Vec<u8>>,
-    pub arena: Vec<u8>,
 }
 
-impl Memory<'_> {
-    fn slice(&mut self, arg: &Arg, layer: u64) -> &mut [u8] {
-        let buffer = self.program.buffer(&arg.buffer).expect("a buffer");
-        let at = (buffer.offset.unwrap_or(0) + arg.offset_bytes + layer * arg.layer_stride_bytes) as usize;
-        let whole = match buffer.kind {
-            BufferKind::Arena => &mut self.arena,
-            _ => self.buffers.get_mut(&arg.buffer).expect("a buffer"),
-        };
-        &mut whole[at..at + arg.extent_bytes as usize]
-    }
-
-    pub fn steps(&mut self, steps: &[Step], layer: u64, emulation: &Emulation, folder: &Path) {
-        for step in steps {
-            match step {
-                Step::Repeat { times, reverse, body } => (0..*times).for_each(|round| {
-                    let slice = if *reverse { times - 1 - round } else { round };
-                    self.steps(body, slice, emulation, folder);
-                }),
-                Step::Gemm(gemm) => self.gemm(gemm, layer),
-                Step::Launch(l) => {
-                    // Arguments in the same place share a file, so that writing over an input is really done.
-                    let same =
-                        |arg: &Arg| l.args.iter().position(|other| other.buffer == arg.buffer).unwrap_or(0);
-                    let files: Vec<PathBuf> =
-                        l.args.iter().map(|arg| folder.join(format!("arg{}", same(arg)))).collect();
-                    for (arg, file) in l.args.iter().zip(&files) {
-                        std::fs::write(file, self.slice(arg, layer)).expect("a file");
-                    }
-                    emulation.launch(&l.kernel, (l.grid, l.block, l.shared_bytes), false, &files);
-                    for (arg, file) in l.args.iter().zip(&files).filter(|(arg, _)| arg.access != Access::Read)
-                    {
-                        let bytes = std::fs::read(file).expect("a file");
-                        self.slice(arg, layer).copy_from_slice(&bytes);
-                    }
-                }
-            }
+impl Memory {
+    /// Runs the program on an emulated GPU whose memory is NaN where nothing was written.
+    pub fn run(&mut self, lowered: &Lowered) {
+        let mut device = Emulated::new();
+        let program = lowered.program.clone().check().expect("a program that passes its check");
+        let texts = lowered.sources.iter().map(|s| Text { name: s.name.clone(), text: s.text.clone() });
+        let texts: Vec<Text> = texts.collect();
+        let loaded = Loaded::new(&mut device, &program, &texts, &Places::new());
+        let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+        for (name, bytes) in &self.buffers {
+            loaded.write(&mut device, name, bytes).unwrap_or_else(|error| panic!("{error}"));
         }
-    }
-
-    /// What the library computes.
-    fn gemm(&mut self, g: &Gemm, layer: u64) {
-        let mut image = |arg: &Arg, dtype| Image { dtype, bytes: self.slice(arg, layer).to_vec() };
-        let result = g.out_dtype.unwrap_or(g.dtype);
-        let (a, w) = (image(&g.a, g.dtype), image(&g.w, g.dtype));
-        let residual = g.residual.as_ref().map(|residual| image(residual, result));
-        let bias = g.bias.as_ref().map(|bias| image(bias, g.dtype));
-        let mut out = image(&g.out, result);
-        let (lda, ldw) = (g.lda as usize, g.ldw as usize);
-        let left = |row: usize, k: usize| if g.transpose_a { k * lda + row } else { row * lda + k };
-        let right = |col: usize, k: usize| if g.transpose_w { col * ldw + k } else { k * ldw + col };
-        for row in 0..g.m as usize {
-            for col in 0..g.n as usize {
-                let dot = |k: usize| a.get(left(row, k)) * w.get(right(col, k));
-                let at = row * g.ldo as usize + col;
-                let sum: f64 = (0..g.k as usize).map(dot).sum::<f64>() * g.alpha;
-                let added = residual.as_ref().map_or(0.0, |r| g.beta * r.get(at))
-                    + bias.as_ref().map_or(0.0, |b| b.get(col));
-                out.set(at, sum + added);
-            }
+        loaded.run(&mut device).unwrap_or_else(|error| panic!("{error}"));
+        for (name, bytes) in &mut self.buffers {
+            loaded.read(&mut device, name, bytes).unwrap_or_else(|error| panic!("{error}"));
         }
-        self.slice(&g.out, layer).copy_from_slice(&out.bytes);
     }
 }
 
@@ -165,9 +120,8 @@ fn check(model: &Model, run: Run, dtype: Dtype, tolerance: f64) -> GpuProgram {
         Reference { module: &module, values: BTreeMap::from([(module.inputs[0], tokens.clone())]) };
     reference.nodes(&module.body, 0);
 
-    let mut memory =
-        Memory { program, buffers: BTreeMap::new(), arena: vec![0xff; program.arena_bytes as usize] };
-    for buffer in &program.buffers {
+    let mut memory = Memory { buffers: BTreeMap::new() };
+    for buffer in program.buffers.iter().filter(|buffer| buffer.kind != BufferKind::Arena) {
         let bytes = match buffer.kind {
             BufferKind::Param | BufferKind::Cache => {
                 let mut bytes = vec![0xff; buffer.bytes as usize];
@@ -185,17 +139,7 @@ fn check(model: &Model, run: Run, dtype: Dtype, tolerance: f64) -> GpuProgram {
         };
         memory.buffers.insert(buffer.name.clone(), bytes);
     }
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let args = |name: &str| {
-        program
-            .flat_steps()
-            .into_iter()
-            .find(|step| step.kernel() == Some(name))
-            .map_or(0, |step| step.args().len())
-    };
-    let kernels = lowered.sources.iter().map(|s| (s.name.as_str(), s.text.as_str(), args(&s.name)));
-    let emulation = Emulation::build(&kernels.collect::<Vec<_>>());
-    memory.steps(&program.steps, 0, &emulation, folder.path());
+    memory.run(&lowered);
 
     let logits = module.outputs[0];
     let (ty, wanted) = (&module.values[logits].ty, &reference.values[&logits]);

@@ -1,6 +1,6 @@
 //! Whole training steps: forward, loss, backward, clipping and AdamW of small models, from the IR down to the kernels'
 //! texts, on one memory, against the same step in f64.
-use crate::harness::{Emulation, Image, activation_image, packed_image};
+use crate::harness::{Image, activation_image, packed_image};
 use crate::programs::{Memory, weight};
 use crate::reference::{Tensor, evaluate};
 use lapidary_ir::{IrContext, import::import};
@@ -141,14 +141,7 @@ fn check(
     reference.nodes(&module.body, 0);
 
     let mut memory = memory(&module, &lowered, &given);
-    let args = |name: &str| {
-        let steps = lowered.program.flat_steps();
-        steps.into_iter().find(|step| step.kernel() == Some(name)).map_or(0, |step| step.args().len())
-    };
-    let kernels = lowered.sources.iter().map(|s| (s.name.as_str(), s.text.as_str(), args(&s.name)));
-    let emulation = Emulation::build(&kernels.collect::<Vec<_>>());
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    memory.steps(&lowered.program.steps, 0, &emulation, folder.path());
+    memory.run(&lowered);
 
     let single =
         |name: &str, memory: &Memory| Image { dtype: Dtype::F32, bytes: memory.buffers[name].clone() }.get(0);
@@ -200,7 +193,7 @@ fn updates(
 /// What a program holds of one parameter of one layer.
 struct Held<'a> {
     program: &'a GpuProgram,
-    memory: &'a Memory<'a>,
+    memory: &'a Memory,
     /// Its name, with `*` for the layer.
     canonical: String,
     layer: u64,
@@ -245,11 +238,10 @@ impl<'a> Held<'a> {
     }
 }
 
-fn memory<'a>(module: &ModuleSpec, lowered: &'a Lowered, given: &[Tensor; 2]) -> Memory<'a> {
+fn memory(module: &ModuleSpec, lowered: &Lowered, given: &[Tensor; 2]) -> Memory {
     let program = &lowered.program;
-    let mut memory =
-        Memory { program, buffers: BTreeMap::new(), arena: vec![0xff; program.arena_bytes as usize] };
-    for buffer in &program.buffers {
+    let mut memory = Memory { buffers: BTreeMap::new() };
+    for buffer in program.buffers.iter().filter(|buffer| buffer.kind != BufferKind::Arena) {
         let mut bytes = vec![0xff; buffer.bytes as usize];
         match buffer.kind {
             BufferKind::Weight => {

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 mod cache;
 mod log;
 mod nvrtc;
+mod provide;
 
 pub use log::Resources;
 pub use nvrtc::Nvrtc;
+pub use provide::{Absent, Compiler, Online, Prebuilt, digest};
 
 /// One CUDA C++ file with one entry point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +77,14 @@ pub enum CompileError {
         kernel: String,
         /// source, name or option.
         what: &'static str,
+    },
+    /// Machine code that was made beforehand lacks this kernel.
+    #[error("kernel `{kernel}` was not compiled for {arch} beforehand")]
+    NotPrebuilt {
+        /// The kernel.
+        kernel: String,
+        /// The architecture.
+        arch: String,
     },
     /// The cache folder cannot be used.
     #[error("kernel cache {path}: {why}")]

@@ -213,7 +213,7 @@ impl Assembler<'_> {
     }
 }
 
-pub(super) fn buffer(name: &str, kind: BufferKind, ty: &TensorType, rounds: Option<u64>) -> Buffer {
+pub(crate) fn buffer(name: &str, kind: BufferKind, ty: &TensorType, rounds: Option<u64>) -> Buffer {
     let stride_bytes = ty.bytes().next_multiple_of(ALIGNMENT);
     let layers = rounds.map(|count| Layers { count, stride_bytes });
     Buffer {

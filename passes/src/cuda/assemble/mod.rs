@@ -14,6 +14,7 @@ mod optimizer;
 mod places;
 mod steps;
 
+pub(crate) use buffers::buffer;
 use places::{Carried, reads};
 use steps::Call;
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ucontext.h>
+#include <utility>
 #include <vector>
 
 #define LAPIDARY_EMULATION 1
@@ -200,43 +201,17 @@ static inline void lp_mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, un
     });
 }
 
-// The driver: the kernel's index, its launch, then files that are read before the launch and written back after it. Guards
-// around each array must stay as they are. The table of kernels follows this file and the kernels.
+// A kernel with its arguments as addresses.
 typedef void (*emu_call)(void**);
+template <typename... A, size_t... I>
+static void emu_spread(void (*kernel)(A...), void** p, std::index_sequence<I...>) { kernel((A)p[I]...); }
+template <typename... A>
+static void emu_start(void (*kernel)(A...), void** p) { emu_spread(kernel, p, std::index_sequence_for<A...>()); }
+
+// What the process that holds the memory calls. The table of kernels follows this file and the kernels.
 static emu_call emu_kernel(unsigned index);
-int main(int argc, char** argv) {
-    auto number = [&](int i) { return unsigned(atoll(argv[i])); };
-    const emu_dim grid = {number(2), number(3), number(4)}, threads = {number(5), number(6), number(7)};
-    const size_t shared_bytes = number(8), guard = 4096;
-    const int files = 10, n = argc - files;
-    std::vector<void*> pointers; std::vector<size_t> sizes;
-    // The same file twice is the same array twice.
-    std::vector<bool> repeated(n, false);
-    for (int i = 0; i < n; ++i) {
-        for (int j = 0; j < i && !repeated[i]; ++j) {
-            if (strcmp(argv[files + i], argv[files + j]) == 0) {
-                repeated[i] = true; pointers.push_back(pointers[j]); sizes.push_back(sizes[j]);
-            }
-        }
-        if (repeated[i]) continue;
-        FILE* f = fopen(argv[files + i], "rb");
-        fseek(f, 0, SEEK_END); const size_t size = ftell(f); rewind(f);
-        const size_t room = (size + 127) / 128 * 128;
-        unsigned char* array = (unsigned char*)aligned_alloc(128, room + 2 * guard);
-        memset(array, 0xff, room + 2 * guard);
-        if (fread(array + guard, 1, size, f) != size) return 4;
-        fclose(f); pointers.push_back(array + guard); sizes.push_back(size);
-    }
-    emu::launch(grid, threads, shared_bytes, number(9), emu_kernel(number(1)), pointers.data());
-    for (int i = 0; i < n; ++i) {
-        if (repeated[i]) continue;
-        const size_t room = (sizes[i] + 127) / 128 * 128;
-        unsigned char* array = (unsigned char*)pointers[i] - guard;
-        for (size_t b = 0; b < room + 2 * guard; ++b) {
-            const bool outside = b < guard || b >= guard + sizes[i];
-            if (outside && array[b] != 0xff) { fprintf(stderr, "write outside of argument %d\n", i); return 5; }
-        }
-        FILE* f = fopen(argv[files + i], "wb"); fwrite(pointers[i], 1, sizes[i], f); fclose(f);
-    }
-    return 0;
+extern "C" void emu_launch(
+    unsigned index, const unsigned* grid, const unsigned* block, size_t shared_bytes, bool backwards, void** args) {
+    const emu_dim blocks = {grid[0], grid[1], grid[2]}, threads = {block[0], block[1], block[2]};
+    emu::launch(blocks, threads, shared_bytes, backwards, emu_kernel(index), args);
 }

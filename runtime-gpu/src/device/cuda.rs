@@ -1,0 +1,388 @@
+//! The door to the CUDA driver. All calls into it are here, each with the reason why it is sound.
+//!
+//! The driver is opened at run time and looked at before it is used: the binding panics where the library or a function is
+//! missing, so both are asked for by name first. One GPU, its primary context, one stream of its own.
+#![allow(unsafe_code)]
+
+use super::{About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product};
+use crate::compile::{Compiler, Source};
+use crate::program::DeviceLimits;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use std::collections::BTreeSet;
+use std::ffi::{CString, c_void};
+
+/// The oldest driver interface that loads machine code of the compiler in use: within a major version old drivers load
+/// what newer compilers made (CUDA Compatibility guide, "Minor Version Compatibility").
+const OLDEST_DRIVER: i32 = 12_000;
+
+/// Shared memory that a kernel may have without asking for more (CUDA C++ Programming Guide, compute capability 8.x).
+const SHARED_WITHOUT_ASKING: u64 = 48 * 1024;
+
+/// Every driver function that this file calls.
+const FUNCTIONS: [&str; 35] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuDeviceGet",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuModuleUnload",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+    "cuStreamCreate",
+    "cuStreamSynchronize",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime",
+];
+
+/// A GPU, known to be there and new enough.
+pub struct Cuda {
+    about: About,
+    device: sys::CUdevice,
+    stream: sys::CUstream,
+    compiler: Box<dyn Compiler>,
+    modules: Vec<sys::CUmodule>,
+    kernels: Vec<sys::CUfunction>,
+    /// Kernels that were allowed more shared memory than usual.
+    widened: BTreeSet<(KernelId, u64)>,
+    graphs: Vec<sys::CUgraphExec>,
+    marks: Vec<sys::CUevent>,
+    capturing: bool,
+}
+
+impl Cuda {
+    /// Opens the driver and GPU `ordinal`.
+    ///
+    /// # Errors
+    /// Where there is no driver, it is too old or does not start, or the GPU is not there or too old.
+    pub fn open(ordinal: u32, compiler: Box<dyn Compiler>) -> Result<Cuda, DeviceError> {
+        open_driver()?;
+        let mut version = 0;
+        // SAFETY: the driver is loaded and has the function; the pointer is valid for the write.
+        call("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
+        if version < OLDEST_DRIVER {
+            let (found, needed) = (dotted(version), dotted(OLDEST_DRIVER));
+            return Err(DeviceError::OldDriver { found, needed });
+        }
+        result::init().map_err(|error| DeviceError::NotStarted { code: code(error) })?;
+        let count = call("cuDeviceGetCount", result::device::get_count())?.cast_unsigned();
+        if ordinal >= count {
+            return Err(DeviceError::NoGpu { asked: ordinal, count });
+        }
+        let device = call("cuDeviceGet", result::device::get(ordinal.cast_signed()))?;
+        let about = about(device, version)?;
+        // SAFETY: the device exists; the context is given back when this value is dropped.
+        let context = call("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+        // SAFETY: the context was retained above. The value is not `Send`, so it stays on this thread.
+        call("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
+        let stream = call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        Ok(Cuda {
+            about,
+            device,
+            stream,
+            compiler,
+            modules: Vec::new(),
+            kernels: Vec::new(),
+            widened: BTreeSet::new(),
+            graphs: Vec::new(),
+            marks: Vec::new(),
+            capturing: false,
+        })
+    }
+
+    /// Refuses what cannot be part of a graph.
+    fn outside_graphs(&self, what: &str) -> Result<(), DeviceError> {
+        match self.capturing {
+            true => Err(DeviceError::Mismatch(format!("{what} cannot be part of a graph"))),
+            false => Ok(()),
+        }
+    }
+
+    /// A kernel may ask for more shared memory than usual once it was allowed to.
+    fn widen(&mut self, kernel: KernelId, bytes: u64) -> Result<(), DeviceError> {
+        if bytes <= SHARED_WITHOUT_ASKING || !self.widened.insert((kernel, bytes)) {
+            return Ok(());
+        }
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+        // SAFETY: the function belongs to a module that stays loaded as long as this value lives.
+        let set =
+            unsafe { result::function::set_function_attribute(self.kernels[kernel.0], attribute, bytes) };
+        call("cuFuncSetAttribute", set)
+    }
+}
+
+/// Loads the driver's library for the rest of the process, and makes sure that it has every function.
+fn open_driver() -> Result<(), DeviceError> {
+    // SAFETY: loading runs the library's initialisers, which NVIDIA documents as safe; the handle is leaked on purpose, so
+    // that the binding finds the same library by its name.
+    let library = unsafe { libloading::Library::new("libcuda.so.1") }.map_err(|_| DeviceError::NoDriver)?;
+    // SAFETY: only tries to open the library; without this check the binding panics where it finds none.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(DeviceError::NoDriver);
+    }
+    for name in FUNCTIONS {
+        // SAFETY: the symbol is looked up and not called.
+        let found = unsafe { library.get::<*const c_void>(name.as_bytes()) };
+        found.map_err(|_| DeviceError::NoFunction { name: name.into() })?;
+    }
+    std::mem::forget(library);
+    Ok(())
+}
+
+fn about(device: sys::CUdevice, version: i32) -> Result<About, DeviceError> {
+    use sys::CUdevice_attribute_enum as Attribute;
+    let product = call("cuDeviceGetName", result::device::get_name(device))?;
+    // SAFETY: the device exists.
+    let attribute =
+        |which| call("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) });
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let found = format!("sm_{major}{minor}");
+    if DeviceLimits::of(&found).is_none() {
+        return Err(DeviceError::Architecture { product, found });
+    }
+    let count = |value: i32| u32::try_from(value).unwrap_or(0);
+    // SAFETY: the device exists.
+    let memory = call("cuDeviceTotalMem", unsafe { result::device::total_mem(device) })?;
+    Ok(About {
+        product,
+        arch: found,
+        processors: count(attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?),
+        memory_bytes: memory as u64,
+        cache_bytes: count(attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?).into(),
+        driver: dotted(version),
+    })
+}
+
+/// 12090 as 12.9.
+fn dotted(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+fn code(error: DriverError) -> String {
+    let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    text.map_or_else(|_| format!("{:?}", error.0), |text| format!("{:?}: {text}", error.0))
+}
+
+fn call<T>(what: &str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
+    result.map_err(|error| DeviceError::Call { what: what.into(), code: code(error) })
+}
+
+impl Device for Cuda {
+    fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn free_bytes(&mut self) -> Result<u64, DeviceError> {
+        call("cuMemGetInfo", result::mem_get_info()).map(|(free, _)| free as u64)
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
+        self.outside_graphs("an allocation")?;
+        // SAFETY: the context is current; memory that is not released goes with the context.
+        match unsafe { result::malloc_sync(bytes.max(1) as usize) } {
+            Ok(at) => Ok(Address(at)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(DeviceError::Memory {
+                what: "one buffer".into(),
+                product: self.about.product.clone(),
+                needed: bytes,
+                free: self.free_bytes()?,
+                classes: Vec::new(),
+            }),
+            Err(error) => call("cuMemAlloc", Err(error)),
+        }
+    }
+
+    fn release(&mut self, at: Address) -> Result<(), DeviceError> {
+        self.outside_graphs("a release")?;
+        self.wait()?;
+        // SAFETY: `Device::release` takes only addresses of `Device::allocate`, and no work is under way.
+        call("cuMemFree", unsafe { result::free_sync(at.0) })
+    }
+
+    fn write(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.outside_graphs("a copy from the host")?;
+        // SAFETY: the host's bytes outlive the copy, which is waited for.
+        call("cuMemcpyHtoD", unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) })?;
+        self.wait()
+    }
+
+    fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.outside_graphs("a copy to the host")?;
+        // SAFETY: the host's bytes outlive the copy, which is waited for.
+        call("cuMemcpyDtoH", unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) })?;
+        self.wait()
+    }
+
+    fn fill(&mut self, to: Address, byte: u8, bytes: u64) -> Result<(), DeviceError> {
+        // SAFETY: the caller's addresses are of memory that it allocated with at least so many bytes.
+        call("cuMemsetD8", unsafe { result::memset_d8_async(to.0, byte, bytes as usize, self.stream) })
+    }
+
+    fn copy(&mut self, to: Address, from: Address, bytes: u64) -> Result<(), DeviceError> {
+        // SAFETY: as for `fill`, of both places.
+        call("cuMemcpyDtoD", unsafe { result::memcpy_dtod_async(to.0, from.0, bytes as usize, self.stream) })
+    }
+
+    fn load(&mut self, sources: &[Source]) -> Result<Vec<KernelId>, DeviceError> {
+        self.outside_graphs("loading kernels")?;
+        let images = self.compiler.machine_code(sources, &self.about.arch);
+        let mut ids = Vec::new();
+        for (source, image) in sources.iter().zip(images) {
+            let image = image?;
+            let refused = |error| DeviceError::Image {
+                kernel: source.name.clone(),
+                product: self.about.product.clone(),
+                arch: self.about.arch.clone(),
+                code: code(error),
+            };
+            let damaged = || refused(DriverError(sys::CUresult::CUDA_ERROR_INVALID_IMAGE));
+            // An ELF file says how long it is; anything else the driver would read beyond its end.
+            if !image.starts_with(b"\x7fELF") {
+                return Err(damaged());
+            }
+            // SAFETY: the image is a whole ELF file from the compiler or from a cache that checks its digest.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(refused)?;
+            self.modules.push(module);
+            let entry = CString::new(source.name.as_str()).map_err(|_| damaged())?;
+            // SAFETY: the module was loaded above and is unloaded only when this value is dropped.
+            self.kernels.push(unsafe { result::module::get_function(module, entry) }.map_err(refused)?);
+            ids.push(KernelId(self.kernels.len() - 1));
+        }
+        Ok(ids)
+    }
+
+    fn launch(&mut self, work: &Call) -> Result<(), DeviceError> {
+        self.widen(work.kernel, work.shared_bytes)?;
+        let mut args: Vec<u64> = work.args.iter().map(|at| at.0).collect();
+        let mut pointers: Vec<*mut c_void> =
+            args.iter_mut().map(|at| std::ptr::from_mut(at).cast()).collect();
+        let axes = |[x, y, z]: [u32; 3]| (x, y, z);
+        let shared = u32::try_from(work.shared_bytes).unwrap_or(u32::MAX);
+        let kernel = self.kernels[work.kernel.0];
+        // SAFETY: the kernel is loaded, the pointers are copied by the driver before it returns, and their number and
+        // targets are those of a checked program: each within memory that the program's owner keeps.
+        let launched = unsafe {
+            result::launch_kernel(
+                kernel,
+                axes(work.grid),
+                axes(work.block),
+                shared,
+                self.stream,
+                &mut pointers,
+            )
+        };
+        call("cuLaunchKernel", launched)
+    }
+
+    fn product(&mut self, _product: &Product) -> Result<(), DeviceError> {
+        Err(DeviceError::NoLibrary)
+    }
+
+    fn begin_graph(&mut self) -> Result<(), DeviceError> {
+        self.outside_graphs("a graph")?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as this value.
+        call("cuStreamBeginCapture", unsafe { result::stream::begin_capture(self.stream, mode) })?;
+        self.capturing = true;
+        Ok(())
+    }
+
+    fn end_graph(&mut self) -> Result<GraphId, DeviceError> {
+        self.capturing = false;
+        // SAFETY: the stream lives as long as this value.
+        let graph = call("cuStreamEndCapture", unsafe { result::stream::end_capture(self.stream) })?;
+        let mut made = std::ptr::null_mut();
+        // SAFETY: the graph came from the capture; the executable copy outlives it and is kept for this value's life.
+        let outcome = unsafe {
+            let outcome = sys::cuGraphInstantiateWithFlags(&mut made, graph, 0).result();
+            result::graph::destroy(graph).and(outcome)
+        };
+        call("cuGraphInstantiate", outcome)?;
+        self.graphs.push(made);
+        Ok(GraphId(self.graphs.len() - 1))
+    }
+
+    fn replay(&mut self, graph: GraphId) -> Result<(), DeviceError> {
+        // SAFETY: the graph was instantiated by `end_graph`, and the memory it names is the program owner's.
+        call("cuGraphLaunch", unsafe { result::graph::launch(self.graphs[graph.0], self.stream) })
+    }
+
+    fn mark(&mut self) -> Result<MarkId, DeviceError> {
+        let event = call("cuEventCreate", result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT))?;
+        // SAFETY: event and stream exist as long as this value.
+        call("cuEventRecord", unsafe { result::event::record(event, self.stream) })?;
+        self.marks.push(event);
+        Ok(MarkId(self.marks.len() - 1))
+    }
+
+    fn seconds(&mut self, from: MarkId, to: MarkId) -> Result<f64, DeviceError> {
+        let (from, to) = (self.marks[from.0], self.marks[to.0]);
+        // SAFETY: both events were recorded on this value's stream.
+        call("cuEventSynchronize", unsafe { result::event::synchronize(to) })?;
+        // SAFETY: as above.
+        call("cuEventElapsedTime", unsafe { result::event::elapsed(from, to) }).map(|ms| f64::from(ms) / 1e3)
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        // SAFETY: the stream lives as long as this value.
+        call("the work before", unsafe { result::stream::synchronize(self.stream) })
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // A failure to give something back leaks it until the process ends, and nothing else.
+        let _ = self.wait();
+        for module in &self.modules {
+            // SAFETY: no work is under way, and no kernel of the module is used again.
+            let _ = unsafe { result::module::unload(*module) };
+        }
+        // SAFETY: retained by `open`, not used again; stream, events, graphs and memory go with the context.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::Prebuilt;
+
+    /// Where there is a driver this opens it, and where there is none it must say so and not panic.
+    #[test]
+    fn opening_never_panics() {
+        match Cuda::open(0, Box::new(Prebuilt::default())) {
+            Ok(gpu) => assert!(gpu.about().arch.starts_with("sm_") && gpu.about().processors > 0),
+            Err(error) => assert!(error.help().is_some(), "{error}"),
+        }
+    }
+
+    #[test]
+    fn versions_are_told_as_people_write_them() {
+        assert_eq!((dotted(12_090), dotted(OLDEST_DRIVER)), ("12.9".to_string(), "12.0".to_string()));
+    }
+}

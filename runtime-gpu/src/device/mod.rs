@@ -1,0 +1,139 @@
+//! What a GPU is to a program: memory with addresses, kernels, one stream of work in order, graphs of it, and marks in time.
+//!
+//! [`cuda::Cuda`] is the real one. Tests have another, which runs the kernels' texts on the host; what executes programs
+//! ([`crate::execute`]) knows only this trait. All work of a device is in one order: a read sees what was launched before it.
+use crate::compile::Source;
+use crate::program::Gemm;
+
+pub mod cuda;
+mod error;
+
+pub use error::DeviceError;
+
+/// A place in a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// The place `bytes` further on.
+    pub fn after(self, bytes: u64) -> Address {
+        Address(self.0.wrapping_add(bytes))
+    }
+}
+
+/// A loaded kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KernelId(pub usize);
+
+/// Work that was captured and can be repeated at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GraphId(pub usize);
+
+/// A moment between two pieces of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MarkId(pub usize);
+
+/// A kernel with everything that a launch needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared_bytes: u64,
+    /// Pointers in the order of the entry's parameters.
+    pub args: Vec<Address>,
+}
+
+/// A library's matrix product with the places of its operands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Product {
+    /// Sizes, order and factors; its own arguments are not looked at.
+    pub gemm: Gemm,
+    /// Left side.
+    pub a: Address,
+    /// Right side.
+    pub w: Address,
+    /// Added with the factor `beta`.
+    pub residual: Option<Address>,
+    /// Added to each row.
+    pub bias: Option<Address>,
+    /// Result.
+    pub out: Address,
+}
+
+/// What a device says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Product name.
+    pub product: String,
+    /// Architecture that kernels are compiled for, such as `sm_80`.
+    pub arch: String,
+    /// Multiprocessors.
+    pub processors: u32,
+    /// Memory in all.
+    pub memory_bytes: u64,
+    /// Bytes of the second-level cache.
+    pub cache_bytes: u64,
+    /// Version of the driver's interface, such as `12.9`.
+    pub driver: String,
+}
+
+/// A device with one stream of work.
+///
+/// Every method may fail with [`DeviceError`]; what was launched wrongly may be told by a later call, as devices do.
+pub trait Device {
+    /// What the device says of itself.
+    fn about(&self) -> &About;
+
+    /// Bytes that can be allocated now.
+    fn free_bytes(&mut self) -> Result<u64, DeviceError>;
+
+    /// Memory of at least one byte at a multiple of 256, its contents undefined.
+    fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError>;
+
+    /// Gives memory back that [`Device::allocate`] gave.
+    fn release(&mut self, at: Address) -> Result<(), DeviceError>;
+
+    /// Copies from the host, behind all earlier work.
+    fn write(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Copies to the host once all earlier work is done.
+    fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Sets every byte.
+    fn fill(&mut self, to: Address, byte: u8, bytes: u64) -> Result<(), DeviceError>;
+
+    /// Copies within the device.
+    fn copy(&mut self, to: Address, from: Address, bytes: u64) -> Result<(), DeviceError>;
+
+    /// Compiles kernels, or finds their machine code, and loads it; ids in the order of the sources.
+    fn load(&mut self, sources: &[Source]) -> Result<Vec<KernelId>, DeviceError>;
+
+    /// Starts a kernel behind all earlier work.
+    fn launch(&mut self, call: &Call) -> Result<(), DeviceError>;
+
+    /// Starts the library's matrix product.
+    fn product(&mut self, product: &Product) -> Result<(), DeviceError>;
+
+    /// From here on, work is noted and not done. Only launches, fills and copies within the device may be noted.
+    fn begin_graph(&mut self) -> Result<(), DeviceError>;
+
+    /// Ends what [`Device::begin_graph`] began.
+    fn end_graph(&mut self) -> Result<GraphId, DeviceError>;
+
+    /// Does a graph's work once.
+    fn replay(&mut self, graph: GraphId) -> Result<(), DeviceError>;
+
+    /// Sets a mark behind all earlier work.
+    fn mark(&mut self) -> Result<MarkId, DeviceError>;
+
+    /// Seconds of the device between two marks, once the later one is reached.
+    fn seconds(&mut self, from: MarkId, to: MarkId) -> Result<f64, DeviceError>;
+
+    /// Returns when all work is done.
+    fn wait(&mut self) -> Result<(), DeviceError>;
+}

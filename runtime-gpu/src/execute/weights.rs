@@ -1,0 +1,193 @@
+//! Weights on their way to the device: the model's tensors, packed as the program wants them.
+use super::Places;
+use crate::device::{Device, DeviceError};
+use crate::program::{Buffer, BufferKind, Dtype, GpuProgram, PackSource, Packing};
+use half::bf16;
+use std::collections::BTreeMap;
+
+/// The model's tensors by canonical name, the layer's number filled in.
+pub trait Tensors {
+    /// A tensor; none where there is no such tensor.
+    fn tensor(&self, name: &str) -> Option<Tensor<'_>>;
+}
+
+/// Reads elements from one on, row by row; only called within the shape.
+pub type Read<'t> = Box<dyn Fn(u64, &mut [f32]) + 't>;
+
+/// One tensor of a model.
+pub struct Tensor<'t> {
+    /// Dimensions.
+    pub shape: Vec<u64>,
+    /// Its elements.
+    pub read: Read<'t>,
+}
+
+/// Why weights do not become a program's.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum WeightFault {
+    /// A tensor is not there, or has other dimensions.
+    #[error("the program needs `{name}` with {wanted}, found {found}")]
+    Shape {
+        /// Canonical name.
+        name: String,
+        /// Rows and columns that the program takes.
+        wanted: String,
+        /// What there is.
+        found: String,
+    },
+    /// The device refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Packs and copies every weight that has no place yet. Slices of layers go one by one, so the host holds one at a time.
+///
+/// # Errors
+/// For a tensor that is missing or of another shape, and what the device says; [`DeviceError::Memory`] with every class of
+/// the whole program, which is checked before the first is copied.
+pub fn load_weights(
+    device: &mut dyn Device,
+    program: &GpuProgram,
+    tensors: &dyn Tensors,
+    places: &mut Places,
+) -> Result<(), WeightFault> {
+    super::Needs::of(program, places).check(&program.name, device)?;
+    for buffer in program.buffers.iter().filter(|b| matches!(b.kind, BufferKind::Param | BufferKind::Weight))
+    {
+        if places.contains_key(&buffer.name) {
+            continue;
+        }
+        let at = device.allocate(buffer.bytes)?;
+        places.insert(buffer.name.clone(), at);
+        let (count, stride) = buffer.layers.map_or((1, 0), |layers| (layers.count, layers.stride_bytes));
+        for layer in 0..count {
+            device.write(at.after(layer * stride), &pack(buffer, layer, tensors)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// One layer's slice of a packed weight. Rows and columns that no tensor fills are zero.
+///
+/// # Errors
+/// [`WeightFault::Shape`].
+pub fn pack(buffer: &Buffer, layer: u64, tensors: &dyn Tensors) -> Result<Vec<u8>, WeightFault> {
+    let Some(packing) = &buffer.packing else { return Ok(Vec::new()) };
+    let size = buffer.dtype.bytes();
+    let mut bytes = vec![0u8; (packing.rows * packing.pitch * size) as usize];
+    let mut found: BTreeMap<&str, Tensor<'_>> = BTreeMap::new();
+    for source in packing.groups.iter().flat_map(|group| &group.sources) {
+        found.insert(&source.name, tensor(tensors, source, layer, packing)?);
+    }
+    let mut values = vec![0f32; packing.cols as usize];
+    for row in 0..packing.rows {
+        let Some((source, from)) = packing.source(row) else { continue };
+        let Some(tensor) = found.get(source.name.as_str()) else { continue };
+        // A vector's order is one of columns: it is read whole and permuted.
+        let vector = tensor.shape.len() == 1;
+        (tensor.read)(if vector { 0 } else { from * packing.cols }, &mut values);
+        let value = |col: u64| {
+            let at = if vector { source.order.source_row(col) } else { col };
+            values[at as usize] * source.scale as f32
+        };
+        let start = (row * packing.pitch * size) as usize;
+        let out = &mut bytes[start..start + (packing.cols * size) as usize];
+        encode(buffer.dtype, (0..packing.cols).map(value), out);
+    }
+    Ok(bytes)
+}
+
+/// A source's tensor, known to have the dimensions that the packing takes.
+fn tensor<'t>(
+    tensors: &'t dyn Tensors,
+    source: &PackSource,
+    layer: u64,
+    packing: &Packing,
+) -> Result<Tensor<'t>, WeightFault> {
+    let name = source.name.replacen('*', &layer.to_string(), 1);
+    let (rows, cols) = (source.rows, packing.cols);
+    let found = tensors.tensor(&name);
+    let words = |shape: &[u64]| shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+    let told = found.as_ref().map_or("none".to_string(), |tensor| words(&tensor.shape));
+    let good = |tensor: &Tensor<'_>| match tensor.shape[..] {
+        [length] => rows == 1 && length == cols,
+        [height, width] => height == rows && width == cols,
+        _ => false,
+    };
+    let wanted = if rows == 1 { words(&[cols]) } else { words(&[rows, cols]) };
+    found.filter(good).ok_or(WeightFault::Shape { name, wanted, found: told })
+}
+
+/// Writes values in a buffer's element type, rounded to the nearest.
+pub(crate) fn encode(dtype: Dtype, values: impl Iterator<Item = f32>, out: &mut [u8]) {
+    match dtype {
+        Dtype::Bf16 => out
+            .chunks_exact_mut(2)
+            .zip(values)
+            .for_each(|(to, x)| to.copy_from_slice(&bf16::from_f32(x).to_le_bytes())),
+        Dtype::F32 => {
+            out.chunks_exact_mut(4).zip(values).for_each(|(to, x)| to.copy_from_slice(&x.to_le_bytes()))
+        }
+        Dtype::I32 => out
+            .chunks_exact_mut(4)
+            .zip(values)
+            .for_each(|(to, x)| to.copy_from_slice(&(x as i32).to_le_bytes())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::RowOrder;
+    use crate::program::packing::PackGroup;
+
+    /// Element `i` of every tensor is `i`.
+    struct Counting(Vec<u64>);
+
+    impl Tensors for Counting {
+        fn tensor(&self, _: &str) -> Option<Tensor<'_>> {
+            let read = |first: u64, out: &mut [f32]| {
+                out.iter_mut().enumerate().for_each(|(i, x)| *x = (first + i as u64) as f32);
+            };
+            Some(Tensor { shape: self.0.clone(), read: Box::new(read) })
+        }
+    }
+
+    fn buffer(rows: u64, cols: u64, order: RowOrder) -> Buffer {
+        let source = PackSource { name: "layers.*.w".into(), rows, scale: 2.0, order };
+        let groups = vec![PackGroup { first_row: 0, sources: vec![source] }];
+        let packing = Packing { groups, rows: rows + 1, cols, pitch: 4 };
+        Buffer {
+            name: "w".into(),
+            kind: BufferKind::Param,
+            dtype: Dtype::F32,
+            shape: vec![rows + 1, cols],
+            pitch: 4,
+            bytes: (rows + 1) * 16,
+            offset: None,
+            layers: None,
+            packing: Some(packing),
+            column_order: RowOrder::Natural,
+        }
+    }
+
+    fn floats(bytes: &[u8]) -> Vec<f32> {
+        bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
+    }
+
+    #[test]
+    fn rows_are_permuted_scaled_and_padded() {
+        let order = RowOrder::RotaryPairs { head_dim: 4, rot_dims: 4 };
+        let packed = pack(&buffer(4, 3, order), 0, &Counting(vec![4, 3])).unwrap();
+        let wanted = [0., 2., 4., 0., 12., 14., 16., 0., 6., 8., 10., 0., 18., 20., 22., 0., 0., 0., 0., 0.];
+        assert_eq!(floats(&packed), wanted);
+        let vector = pack(&buffer(1, 4, order), 0, &Counting(vec![4])).unwrap();
+        assert_eq!(floats(&vector)[..4], [0., 4., 2., 6.]);
+    }
+
+    #[test]
+    fn another_shape_is_refused_with_its_name() {
+        let error = pack(&buffer(4, 3, RowOrder::Natural), 7, &Counting(vec![3, 4])).unwrap_err();
+        assert_eq!(error.to_string(), "the program needs `layers.7.w` with 4 x 3, found 3 x 4");
+    }
+}
