@@ -2,7 +2,7 @@
 include tools/versions.mk
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: setup packages build run test bench clean
+.PHONY: setup packages build run test bench gpu-bundle clean
 
 LLVM := /usr/lib/llvm-$(LLVM_MAJOR)
 CARGO ?= cargo
@@ -35,6 +35,13 @@ test: setup
 
 bench: setup
 	$(CARGO) bench --workspace --locked
+
+# Everything that benches/gpu.sh needs on a machine with a GPU, in one folder; needs no GPU itself.
+gpu-bundle: build
+	rm -rf target/gpu-bundle
+	target/release/lapidary bench --bundle target/gpu-bundle
+	cp target/release/lapidary-gpu target/gpu-bundle/
+	@echo "target/gpu-bundle: copy it and benches/gpu*.py, benches/gpu.sh, then: gpu.sh gpu-bundle out" >&2
 
 clean:
 	$(CARGO) clean

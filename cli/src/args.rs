@@ -1,5 +1,6 @@
 //! The command line, as the contract states it.
 
+use crate::commands::What;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -68,6 +69,8 @@ pub enum Command {
     Run(Run),
     /// Measure how much of its training data a model gives back.
     Memorization(Memorization),
+    /// Measure kernels and whole models on a GPU.
+    Bench(Bench),
     /// Hold a model on a device against stored tensors of a reference implementation.
     Verify(Verify),
     /// The built-in models.
@@ -333,6 +336,50 @@ pub struct Calibrate {
     /// Write the machine file here.
     #[arg(short, long, value_name = "FILE.toml")]
     pub output: PathBuf,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// What to measure; everything, and small models against the reference, when absent.
+    #[arg(value_enum)]
+    pub what: Vec<What>,
+    /// What kernels are made for; only GPUs are measured.
+    #[arg(long, value_enum, default_value = "a100")]
+    pub target: Target,
+    /// Models whose sizes are measured; weights are random.
+    #[arg(long, value_name = "MODEL", default_values = ["amber", "crystalcoder"])]
+    pub model: Vec<String>,
+    /// Sequences of kernels, prompts and training steps.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub batch: u32,
+    /// Sequences of decoding, one measurement for each.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [1, 8, 64], value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub decode_batch: Vec<u32>,
+    /// Tokens of a sequence; as many as the model goes when absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seq_len: Option<u64>,
+    /// Timed runs of each kernel.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    pub samples: u32,
+    /// Rows, columns and depth of the products whose best is the ceiling.
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(16..=32768))]
+    pub ceiling: u32,
+    /// An earlier document: exit 6 where something became slower.
+    #[arg(long, value_name = "F.json")]
+    pub baseline: Option<PathBuf>,
+    /// Percent by which a kernel may be slower than the baseline, beyond the spread of its runs.
+    #[arg(long, value_name = "PCT", default_value_t = 5.0, requires = "baseline")]
+    pub tolerance: f64,
+    /// Measure nothing: write jobs and machine code into a folder, for benches/gpu.sh on a machine with a GPU.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["baseline", "json"])]
+    pub bundle: Option<PathBuf>,
+    /// Architectures of the bundle.
+    #[arg(long, value_name = "ARCH,..", value_delimiter = ',', default_values = ["sm_80", "sm_90"], value_parser = ["sm_80", "sm_90"])]
+    pub arch: Vec<String>,
+    /// Print the document.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `report`.

@@ -4,6 +4,7 @@ mod args;
 mod artifact;
 mod commands;
 mod failure;
+mod gpu;
 mod host;
 mod input;
 mod inspection;

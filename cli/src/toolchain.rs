@@ -1,6 +1,8 @@
 //! Where the optional tools are: NVRTC from the wheels, the kernel cache, the CUDA driver.
 
-use lapidary_runtime_gpu::compile::{CompileError, Nvrtc, library_folder};
+use lapidary_runtime_gpu::compile::{CompileError, Nvrtc, Prebuilt, library_folder};
+use lapidary_runtime_gpu::device::cuda::Cuda;
+use lapidary_runtime_gpu::device::{About, Device};
 use std::path::PathBuf;
 
 /// Names the folder of the unpacked CUDA wheels.
@@ -36,7 +38,19 @@ pub fn parts() -> Vec<Part> {
         Part { name: "MLIR", purpose: "every compilation", found: Found::Yes("22, linked".into()) },
         Part { name: "NVRTC", purpose: "PTX and cubin of target a100", found: nvrtc },
         Part { name: "kernel cache", purpose: "compiling each kernel once", found: cache_part() },
+        Part { name: "GPU", purpose: "--device cuda and bench", found: gpu_part() },
     ]
+}
+
+/// The first GPU, or why there is none.
+fn gpu_part() -> Found {
+    match Cuda::open(0, Box::new(Prebuilt::default())) {
+        Ok(gpu) => {
+            let About { product, arch, driver, .. } = gpu.about();
+            Found::Yes(format!("{product} ({arch}), driver for CUDA {driver}"))
+        }
+        Err(error) => Found::No(error.to_string()),
+    }
 }
 
 fn cache_part() -> Found {

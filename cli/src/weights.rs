@@ -17,6 +17,7 @@ use lapidary_reference::{Params, Real, Tensor};
 use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::weights::Held;
 use lapidary_runtime_cpu::{TensorView, WeightError, Weights};
+use lapidary_runtime_gpu::execute::{Tensor as DeviceTensor, Tensors};
 use std::path::Path;
 
 /// The mapped files of a checkpoint.
@@ -179,7 +180,7 @@ impl Opened<'_> {
 
     fn values<T: Real>(&self, name: &str) -> Result<Tensor<T>, Failure> {
         let refused = |error: WeightError| Failure::new(Exit::InvalidInput, error.to_string());
-        let view = self.tensor(name).map_err(refused)?;
+        let view = Weights::tensor(self, name).map_err(refused)?;
         view.expect(name, &view.shape.clone()).map_err(refused)?;
         let mut values = vec![0f32; view.shape.iter().product::<u64>() as usize];
         view.read(0, &mut values);
@@ -197,5 +198,13 @@ impl Weights for Opened<'_> {
 
     fn held(&self, bytes: &[u8]) -> Option<Held> {
         self.files.files.iter().find_map(|mapped| Held::of(&mapped.owner(), bytes))
+    }
+}
+
+impl Tensors for Opened<'_> {
+    fn tensor(&self, name: &str) -> Option<DeviceTensor<'_>> {
+        let view = Weights::tensor(self, name).ok()?;
+        let shape = view.shape.clone();
+        Some(DeviceTensor { shape, read: Box::new(move |first, out| view.read(first as usize, out)) })
     }
 }

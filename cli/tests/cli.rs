@@ -459,3 +459,78 @@ fn a_host_program_is_compiled_too() {
     let text = std::fs::read_to_string(folder.path().join("out.lpd/program.json")).expect("a program");
     assert!(text.contains("lapidary/cpu-program"));
 }
+
+/// Where there is no GPU, whatever else there is, `--device cuda` says what is missing and what would help.
+#[test]
+fn a_machine_without_a_gpu_says_so() {
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/oracles/amber-tiny");
+    let stored = stored.to_str().expect("a path");
+    let hidden = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_lapidary"))
+            .args(args)
+            .env("NO_COLOR", "1")
+            .env("CUDA_VISIBLE_DEVICES", "")
+            .output()
+            .expect("the binary runs")
+    };
+    for args in [
+        &["run", stored, "--tokens", "1,2", "--device", "cuda"][..],
+        &["verify", stored, "--device", "cuda"],
+        &["bench", "norm", "--seq-len", "8", "--json"],
+    ] {
+        let output = hidden(args);
+        assert_eq!(code(&output), 7, "{}", stderr(&output));
+        let told = stderr(&output);
+        assert!(told.contains("--device cuda") && told.contains("help:"), "{told}");
+        assert!(!told.contains("panic"), "{told}");
+    }
+    let output = hidden(&["verify", stored, "--device", "cuda", "--grads"]);
+    assert_eq!(code(&output), 5, "{}", stderr(&output));
+}
+
+/// A bundle is everything that a machine with a GPU needs: its jobs read back, pass their check, and each kernel's machine
+/// code is there. Needs NVRTC.
+#[test]
+fn a_bundle_holds_jobs_and_machine_code() {
+    use lapidary_runtime_gpu::bench::{Jobs, sources};
+    use lapidary_runtime_gpu::compile::{Compiler, Prebuilt};
+    let (folder, _) = with_model(TINY);
+    let output = lapidary(
+        &[
+            "bench",
+            "norm",
+            "--model",
+            "model.toml",
+            "--seq-len",
+            "8",
+            "--ceiling",
+            "64",
+            "--bundle",
+            "out",
+            "--arch",
+            "sm_90",
+        ],
+        folder.path(),
+    );
+    if code(&output) == 7 {
+        return eprintln!("skipped: {}", stderr(&output));
+    }
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let place = folder.path().join("out/sm_90");
+    let text = std::fs::read_to_string(place.join("jobs.json")).expect("the jobs");
+    let jobs: Jobs = serde_json::from_str(&text).expect("a list of jobs");
+    assert!(jobs.jobs.iter().any(|job| job.kernel == "norm") && jobs.ceiling.len() == 3);
+    let mut code = Prebuilt::default();
+    for file in std::fs::read_dir(&place).expect("a folder").map(|entry| entry.expect("a file").path()) {
+        if file.extension().is_some_and(|e| e == "cubin") {
+            let name = file.file_stem().expect("a name").to_string_lossy().into_owned();
+            code.0.insert(name, std::fs::read(&file).expect("a file"));
+        }
+    }
+    for job in jobs.ceiling.iter().chain(&jobs.jobs) {
+        job.program.clone().check().expect("a program that passes its check");
+        for cubin in code.machine_code(&sources(&job.sources), "sm_90") {
+            assert!(cubin.expect("machine code").starts_with(b"\x7fELF"));
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! One file per verb.
 
 mod accuracy;
+mod bench;
 mod calibrate;
 mod check;
 mod compile;
@@ -18,6 +19,8 @@ mod serve;
 mod simulate;
 mod targets;
 mod verify;
+
+pub use bench::What;
 
 use crate::args::{Cli, Command, Device, Global};
 use crate::failure::{Exit, Failure};
@@ -39,6 +42,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Simulate(args) => simulate::run(&args, global),
         Command::Run(args) => run::run(&args, global),
         Command::Memorization(args) => memorization::run(&args, global),
+        Command::Bench(args) => bench::run(&args, global),
         Command::Verify(args) => verify::run(&args, global),
         Command::Models(verb) => models::run(verb, global),
         Command::Machines(verb) => machines::run(verb),
@@ -69,28 +73,16 @@ fn jobs(global: &Global) -> usize {
     global.jobs.map_or_else(cores, usize::from)
 }
 
-/// Refuses devices that programs are compiled for but not run on.
-fn only_host_or_reference(device: Device) -> Result<(), Failure> {
-    let refused = |exit, what: &str| Err(Failure::new(exit, format!("--device {}: {what}", device.name())));
-    match device {
-        Device::Cpu | Device::Reference => Ok(()),
-        Device::Cuda => {
-            refused(Exit::Missing, "GPU programs are compiled, but nothing here launches them yet")
-                .map_err(|failure| failure.help("use --device cpu"))
-        }
-        Device::WaferSim => refused(Exit::Unsupported, "only `run` and `verify` know it")
-            .map_err(|failure| failure.help("use --device cpu")),
-    }
-}
-
-/// As [`only_host_or_reference`], and without the reference, which is for verifying.
+/// Refuses devices that only `run` and `verify` know.
 fn only_host(device: Device) -> Result<(), Failure> {
+    let refused = |what: &str| {
+        let what = format!("--device {}: {what}", device.name());
+        Err(Failure::new(Exit::Unsupported, what).help("use --device cpu"))
+    };
     match device {
-        Device::Reference => {
-            Err(Failure::new(Exit::Unsupported, "--device reference: it is slow, and for `verify` only")
-                .help("use --device cpu"))
-        }
-        _ => only_host_or_reference(device),
+        Device::Cpu => Ok(()),
+        Device::Reference => refused("it is slow, and for `verify` only"),
+        Device::Cuda | Device::WaferSim => refused("only `run` and `verify` know it"),
     }
 }
 

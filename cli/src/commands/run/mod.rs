@@ -1,11 +1,15 @@
 //! `lapidary run`: prompts in, text out, on the host.
 
 mod asked;
+mod cuda;
 mod output;
 mod simulated;
+#[cfg(test)]
+mod tests;
 
 use crate::args::{Device, Global, Packing, Run};
 use crate::failure::{Exit, Failure};
+use crate::gpu;
 use crate::host::{self, Lowered, Switches};
 use crate::input;
 use crate::memory::{self, Needs};
@@ -30,7 +34,7 @@ use std::time::Duration;
 /// Exit 2 for sampling that makes no sense, 3 for files, prompts and weights that do not fit the model, 4 when memory
 /// does not suffice, 5 and 7 for devices that cannot run it.
 pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
-    if args.device != Device::WaferSim {
+    if args.device == Device::Reference {
         super::only_host(args.device)?;
     }
     if let Some(degrees) = args.plan {
@@ -41,8 +45,13 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
     let weights = weights_folder(args.weights.as_deref(), &args.model)?;
     let asked = Asked::read(args, &spec, &weights)?;
     let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };
-    if args.device == Device::WaferSim {
-        return simulate(args, global, &spec, &weights, &asked, &ask);
+    match args.device {
+        Device::WaferSim => return simulate(args, global, &spec, &weights, &asked, &ask),
+        Device::Cuda => {
+            let asking = cuda::Asking { args, asked: &asked, generation: &ask, quiet: global.quiet };
+            return cuda::run(gpu::open(super::jobs(global))?, &spec, &weights, &asking);
+        }
+        Device::Cpu | Device::Reference => {}
     }
     let needs = asked.needs(&spec, ask.max_new);
     let clock = Clock::start();

@@ -3,6 +3,7 @@
 mod bisect;
 mod check;
 mod compiled;
+mod cuda;
 mod device;
 mod directory;
 mod gradients;
@@ -17,6 +18,7 @@ mod views;
 use super::print_json;
 use crate::args::{Device, Global, Precision, Verify};
 use crate::failure::{Exit, Failure};
+use crate::gpu::{self, Gpu};
 use crate::host::{self, Switches};
 use crate::memory;
 use crate::progress::Progress;
@@ -26,6 +28,7 @@ use crate::weights::{self, Opened};
 use bisect::{Bisection, Suspects};
 use check::{Checks, Tolerances, check};
 use compiled::Compiled;
+use cuda::OnGpu;
 use directory::Directory;
 use gradients::{GradientChecks, Making};
 use interpreted::Interpreted;
@@ -141,15 +144,15 @@ fn precision(args: &Verify) -> Result<Precision, Failure> {
     let wrong = |precision: Precision| {
         let what = format!("--precision {} is none of --device {}", precision.name(), args.device.name());
         Err(Failure::new(Exit::Usage, what)
-            .help("cpu: f32, bf16; reference: f64, f32; wafer-sim: f32, f16, bf16"))
+            .help("cpu, cuda: f32, bf16; reference: f64, f32; wafer-sim: f32, f16, bf16"))
     };
     match (args.device, args.precision) {
         (Device::WaferSim, None) => Ok(Precision::F32),
         (Device::WaferSim, Some(precision)) if precision != Precision::F64 => Ok(precision),
         (Device::Reference, Some(precision @ (Precision::F64 | Precision::F32))) => Ok(precision),
-        (Device::Cpu, None) => Ok(Precision::F32),
-        (Device::Cpu, Some(precision @ (Precision::F32 | Precision::Bf16))) => Ok(precision),
-        (Device::Reference | Device::Cuda, None) => Ok(Precision::F64),
+        (Device::Cpu | Device::Cuda, None) => Ok(Precision::F32),
+        (Device::Cpu | Device::Cuda, Some(precision @ (Precision::F32 | Precision::Bf16))) => Ok(precision),
+        (Device::Reference, None) => Ok(Precision::F64),
         (_, Some(precision)) => wrong(precision),
     }
 }
@@ -182,11 +185,16 @@ fn runnable(args: &Verify) -> Result<(), Failure> {
             format!("--plan spreads a model over processes of the host, not --device {}", args.device.name());
         return Err(Failure::new(Exit::Unsupported, what));
     }
-    if args.device != Device::WaferSim {
-        return super::only_host_or_reference(args.device);
-    }
-    let refused = |what: &str| Err(Failure::new(Exit::Unsupported, format!("--device wafer-sim: {what}")));
+    let name = args.device.name();
+    let refused = |what: &str| Err(Failure::new(Exit::Unsupported, format!("--device {name}: {what}")));
     match (args.grads, args.bisect) {
+        _ if matches!(args.device, Device::Cpu | Device::Reference) => Ok(()),
+        (true, _) if args.device == Device::Cuda => {
+            refused("training steps are compiled, not verified; use --device cpu with --grads")
+        }
+        (_, true) if args.device == Device::Cuda => {
+            refused("a kernel's inner values stay in registers; use --device cpu with --bisect")
+        }
         (true, _) => refused("backward passes are placed and priced, not run; use --device cpu with --grads"),
         (_, true) => refused("a step's inner values stay in the PEs; use --device cpu with --bisect"),
         _ => Ok(()),
@@ -238,6 +246,12 @@ impl Verifier<'_> {
             let simulator = Simulator::new(spec, switches, dtype, (setting.grid, setting.mode), params)?;
             let device = Simulated { module: lowered.module, simulator };
             return check(self.directory, &device, self.allowed);
+        }
+        if self.args.device == Device::Cuda {
+            let dtype = if setting.precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
+            let (spec, switches) = (&self.directory.spec, setting.switches.clone());
+            let gpu = Gpu::new(gpu::open(self.jobs)?, spec, switches, dtype, self.weights);
+            return check(self.directory, &OnGpu { module: lowered.module, gpu }, self.allowed);
         }
         match setting.precision {
             Precision::F32 => {
@@ -313,7 +327,12 @@ impl Verifier<'_> {
                 ("grid", setting.grid.to_string()),
                 ("precision", setting.precision.name().to_string()),
             ],
-            _ => vec![mup, ("precision", setting.precision.name().to_string())],
+            Device::Cuda => vec![
+                mup,
+                ("fuse", setting.switches.fusion_word().to_string()),
+                ("precision", setting.precision.name().to_string()),
+            ],
+            Device::Reference => vec![mup, ("precision", setting.precision.name().to_string())],
         }
     }
 }
@@ -347,6 +366,11 @@ fn every_setting(device: Device) -> Vec<Setting> {
             let pipelined =
                 PIPELINED_GRIDS.map(|grid| Setting { mode: wafer::Mode::LayerPipelined, ..on(grid) });
             settings.extend(pipelined);
+            continue;
+        }
+        if device == Device::Cuda {
+            // Attention whose scores are a tensor of their own has no kernels outside of training.
+            settings.push(setting(Fusion::On, Engine::Compiled, Precision::F32));
             continue;
         }
         if device != Device::Cpu {

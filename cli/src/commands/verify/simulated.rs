@@ -94,7 +94,7 @@ impl Simulated {
 }
 
 /// What the input of the first layer and the result of every layer are called in a trace.
-fn stream_names(module: &HostModule) -> Vec<String> {
+pub fn stream_names(module: &HostModule) -> Vec<String> {
     let main = &module.main;
     let repeat = main.function.nodes.iter().find(|node| matches!(node.op, Op::Repeat { .. }));
     let first = repeat.and_then(|node| maker(main, *node.inputs.first()?));

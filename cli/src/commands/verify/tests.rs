@@ -3,7 +3,9 @@
 use super::bisect::{Bisection, Suspects};
 use super::check::{Checks, Tolerances, check};
 use super::compiled::Compiled;
+use super::cuda::OnGpu;
 use super::directory::Directory;
+use crate::gpu::Gpu;
 use crate::host::{self, Switches};
 use crate::memory::Needs;
 use crate::weights;
@@ -13,6 +15,7 @@ use lapidary_reference::Params;
 use lapidary_runtime_cpu::program::{CpuProgram, RowOp, Step, WeightType};
 use lapidary_runtime_cpu::{Engine, TensorView, WeightError, Weights};
 use lapidary_tests::checkpoint::{STORED, Stored};
+use lapidary_tests::emulation::Emulated;
 use lapidary_tests::variants::{WrongReading, wrong_readings};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -189,4 +192,43 @@ fn weights_that_are_not_the_stored_ones_are_found_by_the_reference() {
         Ok(())
     })
     .expect("runs");
+}
+
+/// A model on an emulated GPU: everything but the device is what `--device cuda` runs.
+fn on_emulated_gpu(name: &str, dtype: DType) -> Checks {
+    let mut directory = directory(name);
+    // Emulation is slow: a few continuations, and none of the remembered sequences.
+    if let Some(greedy) = &mut directory.greedy {
+        greedy.cases.truncate(2);
+        greedy.cases.iter_mut().for_each(|case| case.continuation.truncate(12));
+    }
+    directory.memorization = None;
+    let allowed = match dtype {
+        DType::Bf16 => Tolerances::rounded(&directory, 8).expect("noise is stored"),
+        _ => Tolerances::of(&directory),
+    };
+    weights::with(&folder(name), &directory.spec, |weights| {
+        let switches = Switches::default();
+        let module = host::lower(&directory.spec, &switches, WeightType::F32)?.module;
+        let gpu = Gpu::new(Box::new(Emulated::new()), &directory.spec, switches, dtype, weights);
+        check(&directory, &OnGpu { module, gpu }, allowed)
+    })
+    .expect("runs")
+}
+
+#[test]
+fn an_emulated_gpu_gives_the_stored_tensors_and_continuations() {
+    for name in ["llama3-tiny", "crystal-tiny"] {
+        let checks = on_emulated_gpu(name, DType::F32);
+        assert!(checks.ok, "{name}: {:?}", checks.first_difference());
+        assert_eq!(checks.greedy_match, Some(true), "{name}");
+        let seen = |wanted: &str| checks.tensors.iter().any(|tensor| tensor.name == wanted);
+        assert!(seen("hidden.0") && seen("hidden.2") && seen("logits"), "{name}");
+    }
+}
+
+#[test]
+fn an_emulated_gpu_in_bf16_stays_within_what_bf16_loses() {
+    let checks = on_emulated_gpu("amber-tiny", DType::Bf16);
+    assert!(checks.ok, "{:?} {:?}", checks.first_difference(), checks.argmax_agreement);
 }

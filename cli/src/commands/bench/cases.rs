@@ -1,0 +1,206 @@
+//! Kernels alone, at a model's sizes: the regions of its layers as the compiler cuts them, and row operations by themselves.
+
+use super::sketch::{Sketch, alone};
+use super::{Goal, What, models};
+use crate::failure::Failure;
+use lapidary_models::{Mode, ModelSpec};
+use lapidary_passes::cuda::spec::{
+    ActivationFn, Anchor, Backward, KernelOp, KernelSpec, Mask, NormKind, Pairing, Rope, RopeScaling,
+};
+use lapidary_passes::cuda::{ModuleSpec, Node, Options};
+use lapidary_runtime_gpu::bench::Job;
+
+/// Sequences and their length.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Sequences.
+    pub batch: u64,
+    /// Tokens of each; the model's own when absent.
+    pub seq: Option<u64>,
+}
+
+impl Size {
+    /// Tokens of a sequence of a model.
+    pub fn tokens(&self, spec: &ModelSpec) -> u64 {
+        self.seq.unwrap_or(spec.max_seq).clamp(1, spec.max_seq)
+    }
+}
+
+/// Square products of that size with every tile: the best of them is the ceiling.
+pub fn large_products(size: u64, goal: &Goal) -> Result<Vec<Job>, Failure> {
+    let product = |tile: Option<usize>| -> Result<Job, Failure> {
+        let mut sketch = Sketch::new("large_product", Anchor::Matmul);
+        let x = sketch.input(&[1, size, size]);
+        let w = sketch.param("w", &[size, size]);
+        let y = sketch.op(KernelOp::Linear, &[x, w], &[1, size, size]);
+        let part = alone(sketch.finish(&[y]), goal, Options { tile, ..Options::default() })?;
+        Ok(Job::new("gemm", &[("m", size), ("n", size), ("k", size)], "bf16", part))
+    };
+    [Some(0), Some(1), Some(2)].into_iter().map(product).collect()
+}
+
+/// The kernels of one kind.
+pub fn kernels(what: What, spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Failure> {
+    let (batch, seq) = (size.batch, size.tokens(spec));
+    let rows = batch * seq;
+    let job = |kernel: &str, shape: &[(&str, u64)], region: KernelSpec| -> Result<Job, Failure> {
+        Ok(Job::new(kernel, shape, "bf16", alone(region, goal, Options::default())?))
+    };
+    match what {
+        What::Gemm => products(spec, size, goal),
+        What::Norm => {
+            let shape = [("rows", rows), ("cols", spec.d_model)];
+            Ok(vec![job("norm", &shape, norm([batch, seq, spec.d_model]))?])
+        }
+        What::Swiglu => {
+            let shape = [("rows", rows), ("cols", spec.d_ff)];
+            Ok(vec![job("swiglu", &shape, swiglu([batch, seq, spec.d_ff]))?])
+        }
+        What::Rope => {
+            let width = spec.n_heads * spec.head_dim;
+            let shape = [("rows", rows), ("cols", width)];
+            Ok(vec![job("rope", &shape, rope([batch, seq, width], spec.head_dim))?])
+        }
+        What::CrossEntropy => {
+            let shape = [("rows", rows), ("cols", spec.vocab)];
+            let logits = [batch, seq, spec.vocab];
+            let mut jobs = vec![
+                job("cross-entropy", &shape, loss(logits, Backward::CrossEntropy, &[1]))?,
+                job("cross-entropy-backward", &shape, loss(logits, Backward::CrossEntropyDx, &logits))?,
+            ];
+            for job in &mut jobs {
+                job.below.insert("in1".into(), spec.vocab);
+            }
+            Ok(jobs)
+        }
+        What::Attention => {
+            let sizes = [batch, seq, spec.head_dim, spec.n_heads, spec.n_kv_heads];
+            let shape = [
+                ("batch", batch),
+                ("seq", seq),
+                ("heads", spec.n_heads),
+                ("kv_heads", spec.n_kv_heads),
+                ("head_dim", spec.head_dim),
+            ];
+            Ok(vec![
+                job("attention-forward", &shape, attention(sizes))?,
+                job("attention-backward", &shape, attention_backward(sizes))?,
+            ])
+        }
+        What::Decode | What::Prefill | What::TrainStep => Ok(Vec::new()),
+    }
+}
+
+/// Every product of a model's layer with what the compiler puts behind it.
+fn products(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Failure> {
+    let module = models::module(spec, Mode::Forward, size, goal)?;
+    let mut jobs = Vec::new();
+    for region in regions(&module).into_iter().filter(|region| region.anchor == Anchor::Matmul) {
+        let linears = region.ops.iter().filter(|op| op.op == KernelOp::Linear);
+        let (mut n, mut k, mut m) = (0, 0, 0);
+        for linear in linears {
+            n += linear.ty.cols();
+            m = linear.ty.rows();
+            k = region.ty(linear.operands[0]).cols();
+        }
+        let part = alone(region, goal, Options::default())?;
+        jobs.push(Job::new("gemm", &[("m", m), ("n", n), ("k", k)], "bf16", part));
+    }
+    Ok(jobs)
+}
+
+/// Every region of a module, repeats' bodies once.
+fn regions(module: &ModuleSpec) -> Vec<KernelSpec> {
+    fn walk(nodes: &[Node], out: &mut Vec<KernelSpec>) {
+        for node in nodes {
+            match node {
+                Node::Kernel { spec, .. } => out.push(spec.clone()),
+                Node::Repeat { body, .. } => walk(body, out),
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(&module.body, &mut out);
+    out
+}
+
+/// `s = x + r; y = norm(s)`: both leave.
+fn norm(shape: [u64; 3]) -> KernelSpec {
+    let mut sketch = Sketch::new("norm", Anchor::Row);
+    let (x, r) = (sketch.input(&shape), sketch.input(&shape));
+    let w = sketch.param("norm.weight", &shape[2..]);
+    let sum = sketch.op(KernelOp::Add, &[x, r], &shape);
+    let y = sketch.op(KernelOp::Norm { kind: NormKind::Rms, eps: 1e-5 }, &[sum, w], &shape);
+    sketch.finish(&[sum, y])
+}
+
+/// `y = silu(gate) * up`.
+fn swiglu(shape: [u64; 3]) -> KernelSpec {
+    let mut sketch = Sketch::new("swiglu", Anchor::Elementwise);
+    let (gate, up) = (sketch.input(&shape), sketch.input(&shape));
+    let gate = sketch.op(KernelOp::Activation(ActivationFn::Silu), &[gate], &shape);
+    let y = sketch.op(KernelOp::Mul, &[gate, up], &shape);
+    sketch.finish(&[y])
+}
+
+/// Every pair of every head rotated.
+fn rope(shape: [u64; 3], head_dim: u64) -> KernelSpec {
+    let mut sketch = Sketch::new("rope", Anchor::Elementwise);
+    let x = sketch.input(&shape);
+    let rope = Rope {
+        head_dim,
+        rot_dims: head_dim / 2 * 2,
+        pairing: Pairing::Half,
+        theta: 1e4,
+        offset: 0,
+        scaling: RopeScaling::None,
+    };
+    let y = sketch.op(KernelOp::Rope(rope), &[x], &shape);
+    sketch.finish(&[y])
+}
+
+fn loss(logits: [u64; 3], op: Backward, result: &[u64]) -> KernelSpec {
+    let name = if op == Backward::CrossEntropy { "loss" } else { "loss_dx" };
+    let mut sketch = Sketch::new(name, Anchor::Row);
+    let x = sketch.input(&logits);
+    let labels = sketch.labels(&logits[..2]);
+    let y = sketch.op(KernelOp::Backward(op), &[x, labels], result);
+    sketch.finish(&[y])
+}
+
+const CAUSAL: Mask = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+
+/// Causal attention; sizes are batch, sequence, head width, heads, key-value heads.
+fn attention([b, s, d, heads, kv_heads]: [u64; 5]) -> KernelSpec {
+    let (q, k, p) = ([b, s, heads * d], [b, s, kv_heads * d], [b, heads, s, s]);
+    let mut sketch = Sketch::new("attention", Anchor::Attention);
+    let (q_in, k_in, v_in) = (sketch.input(&q), sketch.input(&k), sketch.input(&k));
+    let scores = sketch.op(KernelOp::Scores { heads, kv_heads }, &[q_in, k_in], &p);
+    let scaled = sketch.op(KernelOp::Scale { by: (d as f64).sqrt().recip() }, &[scores], &p);
+    let masked = sketch.op(KernelOp::Mask(CAUSAL), &[scaled], &p);
+    let weights = sketch.op(KernelOp::Softmax, &[masked], &p);
+    let y = sketch.op(KernelOp::Values { heads, kv_heads }, &[weights, v_in], &q);
+    sketch.finish(&[y])
+}
+
+/// Its derivatives by queries, keys and values, scores computed again.
+fn attention_backward([b, s, d, heads, kv_heads]: [u64; 5]) -> KernelSpec {
+    let (q, k, p) = ([b, s, heads * d], [b, s, kv_heads * d], [b, heads, s, s]);
+    let mut sketch = Sketch::new("attention_backward", Anchor::Attention);
+    let (q_in, dy) = (sketch.input(&q), sketch.input(&q));
+    let (k_in, v_in) = (sketch.input(&k), sketch.input(&k));
+    let by = (d as f64).sqrt().recip();
+    let scores = sketch.op(KernelOp::Scores { heads, kv_heads }, &[q_in, k_in], &p);
+    let scaled = sketch.op(KernelOp::Scale { by }, &[scores], &p);
+    let masked = sketch.op(KernelOp::Mask(CAUSAL), &[scaled], &p);
+    let weights = sketch.op(KernelOp::Softmax, &[masked], &p);
+    let dp = sketch.op(KernelOp::Scores { heads, kv_heads }, &[dy, v_in], &p);
+    let back = KernelOp::Backward;
+    let dv = sketch.op(back(Backward::ValuesDv { heads, kv_heads }), &[weights, dy], &k);
+    let ds = sketch.op(back(Backward::SoftmaxDx), &[weights, dp], &p);
+    let hidden = sketch.op(back(Backward::MaskDx(CAUSAL)), &[ds], &p);
+    let last = sketch.op(KernelOp::Scale { by }, &[hidden], &p);
+    let dq = sketch.op(KernelOp::Values { heads, kv_heads }, &[last, k_in], &q);
+    let dk = sketch.op(back(Backward::ValuesDv { heads, kv_heads }), &[last, q_in], &k);
+    sketch.finish(&[dv, dq, dk])
+}

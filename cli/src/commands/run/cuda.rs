@@ -1,0 +1,61 @@
+//! Prompts continued on a GPU.
+
+use super::asked::Asked;
+use super::output::{Clock, Writer};
+use super::packed;
+use crate::args::Run;
+use crate::failure::Failure;
+use crate::gpu::{Ask, Gpu};
+use crate::host::Switches;
+use crate::weights::{self, Opened};
+use lapidary_models::{DType, ModelSpec};
+use lapidary_runtime_cpu::Generation;
+use lapidary_runtime_cpu::program::WeightType;
+use lapidary_runtime_gpu::device::Device;
+use std::path::Path;
+
+/// What is asked for.
+pub struct Asking<'a> {
+    /// The arguments.
+    pub args: &'a Run,
+    /// The prompts.
+    pub asked: &'a Asked,
+    /// How they are continued.
+    pub generation: &'a Generation,
+    /// Whether times are left unsaid.
+    pub quiet: bool,
+}
+
+/// Runs on a device.
+///
+/// # Errors
+/// Exit 3 for weights that are not the model's, 4 when the device's memory does not suffice, 7 for what else it says.
+pub fn run(
+    device: Box<dyn Device>,
+    spec: &ModelSpec,
+    folder: &Path,
+    asking: &Asking<'_>,
+) -> Result<(), Failure> {
+    let Asking { args, asked, generation, .. } = asking;
+    let clock = Clock::start();
+    weights::with(folder, spec, |weights: &Opened<'_>| {
+        let dtype = match packed(args.dtype, weights) {
+            WeightType::Bf16 => DType::Bf16,
+            _ => DType::F32,
+        };
+        let gpu = Gpu::new(device, spec, Switches::default(), dtype, weights);
+        // Programs and weights come with the first prompt of each length, so loading is part of its prefill.
+        let mut clock = clock.loaded();
+        let mut writer = Writer::new(asked, args.json);
+        let ask = Ask { prompts: &asked.prompts, generation };
+        let made = gpu.generate(&ask, &mut |sequence, token| {
+            clock.token();
+            writer.token(sequence, token, generation.stop.contains(&token));
+        })?;
+        writer.finish(spec, args.device.name(), &made)?;
+        if !asking.quiet {
+            clock.tell(asked.prompts.iter().map(Vec::len).sum(), asked.prompts.len());
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,101 @@
+//! Models on a GPU: programs for the lengths that are asked for, weights that they share, and what runs them.
+//!
+//! ```text
+//! prompts --group by length--> Session: prefill programs, one decode program, the sampler --graph--> tokens
+//! ids     --forward program--> residual stream after every layer, logits of every position
+//! ```
+//! A program fixes batch, new tokens and the cache's capacity; capacities are rounded up, so that few programs serve many
+//! lengths. Whatever stands behind the device trait will do: the CUDA driver, or in tests an emulation.
+
+mod forward;
+mod lower;
+mod prompts;
+
+pub use lower::{part, refused};
+pub use prompts::Ask;
+
+use crate::failure::{Exit, Failure};
+use crate::host::Switches;
+use crate::toolchain;
+use lapidary_models::{DType, ModelSpec};
+use lapidary_runtime_gpu::compile::{Absent, Compiler, Online};
+use lapidary_runtime_gpu::device::cuda::Cuda;
+use lapidary_runtime_gpu::device::{Address, Device, DeviceError};
+use lapidary_runtime_gpu::execute::{Places, Tensors, WeightFault, load_weights};
+use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram};
+use std::cell::RefCell;
+
+/// The first GPU, with the kernels' compiler where it is here.
+///
+/// # Errors
+/// Exit 7 where there is no driver, it is too old, or there is no GPU that kernels are made for.
+pub fn open(jobs: usize) -> Result<Box<dyn Device>, Failure> {
+    let compiler: Box<dyn Compiler> = match toolchain::nvrtc() {
+        Ok(nvrtc) => Box::new(Online { nvrtc, cache: toolchain::kernel_cache(), jobs }),
+        Err(error) => Box::new(Absent(error)),
+    };
+    let gpu = Cuda::open(0, compiler).map_err(|error| failure(&error))?;
+    Ok(Box::new(gpu))
+}
+
+/// Exit 4 for memory, 1 for programs that do not go together, 7 for everything else that a device says.
+pub fn failure(error: &DeviceError) -> Failure {
+    let exit = match error {
+        DeviceError::Memory { .. } => Exit::DoesNotFit,
+        DeviceError::Mismatch(_) => Exit::Internal,
+        _ => Exit::Missing,
+    };
+    let failure = Failure::new(exit, format!("--device cuda: {error}"));
+    match error.help() {
+        Some(help) => failure.help(help),
+        None => failure,
+    }
+}
+
+/// A model on a device.
+pub struct Gpu<'w> {
+    device: RefCell<Box<dyn Device>>,
+    spec: ModelSpec,
+    switches: Switches,
+    tensors: &'w dyn Tensors,
+    /// Weights that are on the device.
+    held: RefCell<Vec<(Buffer, Address)>>,
+}
+
+impl<'w> Gpu<'w> {
+    /// A model whose weights and activations are of `dtype` on the device. Nothing is copied before it is needed.
+    pub fn new(
+        device: Box<dyn Device>,
+        spec: &ModelSpec,
+        switches: Switches,
+        dtype: DType,
+        tensors: &'w dyn Tensors,
+    ) -> Gpu<'w> {
+        let mut spec = spec.clone();
+        (spec.dtype.params, spec.dtype.compute) = (dtype, dtype);
+        Gpu { device: RefCell::new(device), spec, switches, tensors, held: RefCell::default() }
+    }
+
+    /// Places of a program's weights. One that another program has in the same form is not copied again.
+    fn weights(&self, program: &GpuProgram) -> Result<Places, Failure> {
+        let mut held = self.held.borrow_mut();
+        let params = || program.buffers.iter().filter(|buffer| buffer.kind == BufferKind::Param);
+        let known = |buffer: &Buffer| held.iter().find(|(known, _)| known == buffer).map(|(_, at)| *at);
+        let mut places: Places =
+            params().filter_map(|buffer| Some((buffer.name.clone(), known(buffer)?))).collect();
+        load_weights(self.device.borrow_mut().as_mut(), program, self.tensors, &mut places)
+            .map_err(|fault| weight_failure(&fault))?;
+        for buffer in params() {
+            let fresh = !held.iter().any(|(known, _)| known == buffer);
+            held.extend(fresh.then(|| (buffer.clone(), places[&buffer.name])));
+        }
+        Ok(places)
+    }
+}
+
+fn weight_failure(fault: &WeightFault) -> Failure {
+    match fault {
+        WeightFault::Device(error) => failure(error),
+        WeightFault::Shape { .. } => Failure::new(Exit::InvalidInput, fault.to_string()),
+    }
+}
