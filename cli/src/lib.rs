@@ -19,6 +19,7 @@ mod ranks;
 mod show;
 mod text;
 mod toolchain;
+mod training_step;
 mod wafer;
 mod wafer_artifact;
 mod weights;

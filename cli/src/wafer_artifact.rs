@@ -4,6 +4,7 @@
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::input;
+use crate::training_step::TrainingStep;
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::{FabricSpec, text};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ pub struct WaferArtifact {
     pub model: String,
     /// Tokens on the wafer at once; absent for a text written by hand.
     pub tokens: Option<u64>,
+    /// How the programs make a training step; absent where nothing is trained.
+    pub step: Option<TrainingStep>,
     /// The wafer.
     pub fabric: FabricSpec,
     /// The programs in the order of execution.
@@ -43,6 +46,8 @@ struct Manifest {
     version: u32,
     model: String,
     tokens: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    step: Option<TrainingStep>,
     fabric: FabricSpec,
     stages: Vec<StageFile>,
 }
@@ -72,6 +77,7 @@ impl WaferArtifact {
             version: 1,
             model: self.model.clone(),
             tokens: self.tokens,
+            step: self.step,
             fabric: self.fabric.clone(),
             stages,
         };
@@ -89,7 +95,7 @@ impl WaferArtifact {
         }
         let stages = vec![Stage { name: "program".into(), times: 1, program: program(&file)? }];
         let model = file.display().to_string();
-        Ok(WaferArtifact { model, tokens: None, fabric: FabricSpec::wse2(), stages })
+        Ok(WaferArtifact { model, tokens: None, step: None, fabric: FabricSpec::wse2(), stages })
     }
 }
 
@@ -104,7 +110,7 @@ fn saved(file: &Path) -> Result<WaferArtifact, Failure> {
     if schema != SCHEMA {
         return Err(refused(format!("expected {SCHEMA}, found {schema}")));
     }
-    let manifest: Manifest = input::json(&text).map_err(refused)?;
+    let mut manifest: Manifest = input::json(&text).map_err(refused)?;
     let folder = file.parent().unwrap_or(Path::new("."));
     let stage = |stage: StageFile| -> Result<Stage, Failure> {
         // Only a plain name is followed, so that a manifest cannot point outside its folder.
@@ -117,8 +123,10 @@ fn saved(file: &Path) -> Result<WaferArtifact, Failure> {
             false => Err(refused(format!("stage {}: `{}` is not a file name", stage.name, stage.file))),
         }
     };
-    let stages = manifest.stages.into_iter().map(stage).collect::<Result<Vec<_>, _>>()?;
-    Ok(WaferArtifact { model: manifest.model, tokens: manifest.tokens, fabric: manifest.fabric, stages })
+    let stages = std::mem::take(&mut manifest.stages);
+    let stages = stages.into_iter().map(stage).collect::<Result<Vec<_>, _>>()?;
+    let Manifest { model, tokens, step, fabric, .. } = manifest;
+    Ok(WaferArtifact { model, tokens, step, fabric, stages })
 }
 
 fn program(file: &Path) -> Result<WaferProgram, Failure> {

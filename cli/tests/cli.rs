@@ -287,6 +287,46 @@ fn a_plan_is_drawn_and_drawn_again_from_its_document() {
 }
 
 #[test]
+fn a_simulation_is_seen_at_every_level() {
+    let folder = folder();
+    let text = "wafer 3 x 1 phase send phase take
+class a at (0, 0) { buffer v: f32[40] @0 route 0: ramp -> east
+  task t start { phase send mov out(0) <- v len 40 } }
+class b at (1, 0) { buffer v: f32[40] @0 route 0: west -> ramp, east
+  task t start { phase take loop 3 { mul v <- v, 2.0 len 40 } mov v <- in(0) len 40 } }
+class c at (2, 0) { buffer v: f32[80] @0 route 0: west -> ramp
+  task t start { phase take mov v <- in(0) len 40 } }";
+    std::fs::write(folder.path().join("seen.wafer"), text).expect("a file");
+    for level in ["event", "flow", "analytic"] {
+        let asked = ["simulate", "seen.wafer", "--level", level, "--trace", "t.json"];
+        let output = lapidary(&asked, folder.path());
+        assert_eq!(code(&output), 0, "{level}: {}", stderr(&output));
+        for part in
+            ["hottest link: out of (0, 0) East, 40 words", "fullest PE 320 B (class c)", "cause, in the PE"]
+        {
+            assert!(stdout(&output).contains(part), "{level}: no `{part}` in {}", stdout(&output));
+        }
+        assert_eq!(stdout(&output).contains("cause, on the critical path"), level == "event");
+        let trace = std::fs::read_to_string(folder.path().join("t.json")).expect("a file");
+        let trace: serde_json::Value = serde_json::from_str(&trace).expect("JSON");
+        let events = trace["traceEvents"].as_array().expect("events");
+        let names: Vec<&str> = events.iter().filter_map(|event| event["args"]["name"].as_str()).collect();
+        for part in ["phases", "PE classes", "links, words per cycle", "a (0, 0)", "c (2, 0)"] {
+            assert!(names.iter().any(|name| name.contains(part)), "{level}: {part} in {names:?}");
+        }
+        let ports = events.iter().filter(|event| event["ph"] == "C" && event["name"] == "(0, 0) east");
+        assert!(ports.count() > 0, "{level}: no words over the link");
+        let output = lapidary(&[&asked[..4], &["--json"]].concat(), folder.path());
+        let report: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+        let cycles = |value: &serde_json::Value| {
+            value.as_object().map(|all| all.values().filter_map(|v| v.as_u64()).sum())
+        };
+        assert_eq!(cycles(&report["terms"]), report["cycles"].as_u64(), "{level}");
+        assert_eq!(report["heat"]["sram_bytes"], serde_json::json!([160, 160, 320]), "{level}");
+    }
+}
+
+#[test]
 fn inference_is_planned_within_its_latencies() {
     let folder = folder();
     let asked = ["plan", "amber", "--machine", "dgx-a100", "--serve", "--json"];

@@ -49,6 +49,8 @@ pub struct Report {
     pub heat: HeatMap,
     /// Figures without a printed source that the result depends on.
     pub assumptions: Vec<Assumption>,
+    /// What this level leaves out for this program: the result may be off where it matters.
+    pub limits: Vec<String>,
 }
 
 /// A link and what passed it.

@@ -37,6 +37,9 @@ pub struct LinkLoad {
     pub words: Vec<u64>,
 }
 
+/// Links of which a trace tells, most words first.
+pub const LINKS: usize = 16;
+
 /// A run as tracks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Trace {

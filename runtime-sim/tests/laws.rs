@@ -212,6 +212,16 @@ proptest! {
     }
 
     #[test]
+    fn flow_holds_full_queues_and_shared_links(case in case()) {
+        let program = program(&case);
+        let event = run(&program, &FabricSpec::wse2()).report.cycles;
+        let flow = flow::time(&check(&program, &FabricSpec::wse2()).unwrap()).unwrap();
+        let off = flow.cycles.abs_diff(event);
+        let told = !flow.limits.is_empty();
+        prop_assert!(told || off <= 2 || off as f64 <= 0.05 * event as f64, "flow {} event {event}", flow.cycles);
+    }
+
+    #[test]
     fn flow_is_event_without_queues_and_contention(case in case()) {
         let program = program(&case);
         let roomy = FabricSpec { queue_in: 4096, ..FabricSpec::wse2() };

@@ -3,6 +3,7 @@
 use super::{jobs, print_json};
 use crate::args::{Global, Level, Simulate};
 use crate::failure::{Exit, Failure, Fault};
+use crate::training_step::StepTime;
 use crate::wafer_artifact::{Stage, WaferArtifact};
 use crate::{interrupt, output, show};
 use lapidary_runtime_sim::program::WaferProgram;
@@ -28,6 +29,9 @@ struct Simulated<'r> {
     tokens_per_s: Option<f64>,
     /// Cycles of one pass over the model: every stage as often as it runs.
     model_cycles: u64,
+    /// A whole training step, where the artifact is of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<StepTime>,
     #[serde(flatten)]
     longest: &'r Report,
     stages: Vec<StageTime>,
@@ -98,6 +102,8 @@ fn show_all(
     let whole = stages.len() == artifact.stages.len();
     let tokens = artifact.tokens.filter(|_| whole);
     let tokens_per_s = tokens.map(|tokens| tokens as f64 / seconds);
+    let programs: Vec<(u64, &Report)> = stages.iter().map(|(stage, report)| (stage.times, *report)).collect();
+    let step = artifact.step.zip(tokens).map(|(step, tokens)| step.time(&programs, tokens, &artifact.fabric));
     if args.json {
         let each =
             |(stage, report): &(&'_ Stage, &'_ Report)| (stage.name.clone(), stage.times, (*report).clone());
@@ -109,6 +115,7 @@ fn show_all(
             interrupted: !whole,
             tokens_per_s,
             model_cycles,
+            step,
             longest,
             stages: stages.collect(),
             wall_s,
@@ -129,6 +136,9 @@ fn show_all(
             show::count(tokens),
             show::count(rate.round() as u64)
         );
+    }
+    if let Some(step) = &step {
+        step.print(&artifact.fabric);
     }
     stages.iter().for_each(|(stage, report)| print(stage, report));
     print_assumptions(longest);
@@ -184,8 +194,12 @@ fn time(checked: &Checked<WaferProgram>, look: &Look) -> Result<Timed, Failure> 
             Ok(Timed { report, trace: look.traced.then_some(trace) })
         }
         Level::Flow => {
+            if !look.traced {
+                let report = flow::time(checked).map_err(|error| refused(error.to_string()))?;
+                return Ok(Timed { report, trace: None });
+            }
             let (report, trace) = flow::time_traced(checked).map_err(|error| refused(error.to_string()))?;
-            Ok(Timed { report, trace: look.traced.then_some(trace) })
+            Ok(Timed { report, trace: Some(trace) })
         }
     }
 }
@@ -233,6 +247,7 @@ fn print(stage: &Stage, report: &Report) {
     if !report.critical_path.is_empty() {
         print_cycles("cause, on the critical path", &report.critical_path, report.cycles);
     }
+    report.limits.iter().for_each(|limit| println!("left out at level {}: {limit}", report.level));
 }
 
 fn print_phases(report: &Report) {

@@ -1,6 +1,6 @@
 //! `lapidary compile --target cg1-sim`: modes of wafers, and what a training step computes again.
 
-use crate::{compiled, refused, stored, text};
+use crate::{compiled, lapidary, refused, stored, text};
 use serde_json::{Value, json};
 
 fn on_wafer(name: &str, more: &[&str]) -> (Value, Value) {
@@ -52,6 +52,50 @@ fn a_training_step_computes_again_what_the_flag_says_or_else_the_plan() {
         assert_eq!(way(&report)["why"], json!(format!("--recompute {word}")));
         let degrees = &report["training"]["plan"]["degrees"];
         assert_eq!(degrees["recompute"], *plan, "{degrees}");
+    }
+}
+
+#[test]
+fn a_whole_training_step_is_simulated() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("out.lpd");
+    let model = stored("llama3-tiny").join("config.json");
+    let fixed =
+        ["compile", text(&model), "--target", "cg1-sim", "--seq-len", "16", "-o", text(&out), "--train"];
+    let ended =
+        lapidary(&[&fixed[..], &["--global-batch", "64", "--systems", "16", "--batch", "2"]].concat());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    for level in ["analytic", "flow"] {
+        let found = lapidary(&["simulate", text(&out), "--level", level, "--json"]);
+        let found: Value = serde_json::from_str(&found.stdout).expect("JSON");
+        let step = &found["step"];
+        assert_eq!((&step["systems"], &step["accumulation"]), (&json!(16), &json!(2)), "{step}");
+        assert_eq!(step["tokens"], 64 * 16);
+        let number = |value: &Value| value.as_f64().expect("a number");
+        let programs = found["stages"].as_array().expect("stages");
+        let names: Vec<&str> = programs.iter().filter_map(|stage| stage["stage"].as_str()).collect();
+        assert_eq!(names, ["before", "layer", "after", "layer_backward", "end"]);
+        let seconds = |stage: &Value| {
+            let report = &stage["report"];
+            assert_eq!(report["level"], level);
+            let cycles = number(&report["cycles"]).max(number(&report["host_cycles"]));
+            number(&stage["times"]) * cycles / number(&report["clock_hz"])
+        };
+        let whole = 2.0 * programs.iter().map(seconds).sum::<f64>();
+        assert!((number(&step["step_time_s"]) / whole - 1.0).abs() < 1e-9, "{step} {whole}");
+        let terms = step["terms_s"].as_object().expect("terms").values().map(number).sum::<f64>();
+        assert!((terms / whole - 1.0).abs() < 1e-9, "{step}");
+        assert!(number(&step["links_s"]["memoryx_weights"]) > 0.0, "{step}");
+        assert!(number(&step["links_s"]["swarmx_gradients"]) > 0.0, "{step}");
+    }
+    let told = lapidary(&["simulate", text(&out), "--level", "analytic"]).stdout;
+    for part in [
+        "a training step on 16 systems, 2 micro-batches each",
+        "memoryx_weights",
+        "swarmx_gradients",
+        "assumed: SwarmX",
+    ] {
+        assert!(told.contains(part), "no `{part}` in {told}");
     }
 }
 

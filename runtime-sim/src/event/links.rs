@@ -268,3 +268,11 @@ impl<'a> Links<'a> {
 pub fn control(command: Command) -> Kind {
     Kind { control: true, command: Some(command) }
 }
+
+#[cfg(test)]
+impl Links<'_> {
+    /// Bytes that are held, without the words under way.
+    pub fn held_bytes(&self) -> usize {
+        size_of_val(&self.flows[..]) + size_of_val(&self.readers[..]) + self.work.held_bytes()
+    }
+}

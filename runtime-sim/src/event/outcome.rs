@@ -11,7 +11,7 @@ use crate::heat::Heat;
 use crate::network::{Network, Origin};
 use crate::program::{Port, WaferProgram};
 use crate::report::{ClassReport, HotLink, PhaseReport, Report, assumptions};
-use crate::trace::{LinkLoad, Span, Trace, Track};
+use crate::trace::{LINKS, LinkLoad, Span, Trace, Track};
 use std::collections::BTreeMap;
 
 /// Words over the links that leave each router, by port.
@@ -56,6 +56,7 @@ fn report(setup: &Setup, strips: &[Strip], cycles: u64, traffic: (u64, u64), loa
         phases: phases(setup, strips),
         heat: heat(setup, strips, cycles, load),
         assumptions: assumptions(spec),
+        limits: Vec::new(),
     }
 }
 
@@ -204,9 +205,6 @@ fn heat(setup: &Setup, strips: &[Strip], cycles: u64, load: &Load) -> crate::hea
     }
     heat.finish()
 }
-
-/// Links in a trace.
-const LINKS: usize = 16;
 
 /// What the tracer saw, if there was one.
 fn trace(setup: &Setup, strips: &mut [Strip], report: &Report, load: &Load) -> Option<Trace> {

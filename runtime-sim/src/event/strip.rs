@@ -212,3 +212,16 @@ impl<'a> Strip<'a> {
         }
     }
 }
+
+#[cfg(test)]
+impl Strip<'_> {
+    /// Bytes that are held beside the memories of the PEs.
+    pub fn held_bytes(&self) -> usize {
+        size_of_val(&self.pes[..])
+            + size_of_val(&self.memory_at[..])
+            + size_of_val(&self.runs_at[..])
+            + size_of_val(&self.runs[..])
+            + size_of_val(&self.causes[..])
+            + self.links.held_bytes()
+    }
+}

@@ -67,6 +67,15 @@ impl Worklist {
 }
 
 #[cfg(test)]
+impl Worklist {
+    /// Bytes that are held.
+    pub fn held_bytes(&self) -> usize {
+        let queues: usize = self.rows.iter().map(|row| row.capacity() * size_of::<u32>()).sum();
+        size_of_val(&self.queued[..]) + size_of_val(&self.rows[..]) + queues
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

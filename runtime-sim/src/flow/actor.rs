@@ -1,7 +1,7 @@
-//! A PE at work: tasks, loops and phases. Loops run in bulk where their inputs are known, by extrapolation where two
-//! iterations were alike, and step by step otherwise.
+//! A PE at work: tasks, their statements and phases.
 
-use super::pe::{OpState, Pe, Record};
+use super::bursts::Burst;
+use super::pe::{OpState, Pe};
 use super::profile::{Access, Profile};
 use super::streams::Streams;
 use super::work::{Work, Works};
@@ -27,6 +27,8 @@ pub struct Actor<'a, 'n> {
     pub streams: &'a mut Streams<'n>,
     /// Its state.
     pub pe: &'a mut Pe,
+    /// Instructions executed.
+    pub steps: &'a mut u64,
 }
 
 impl Actor<'_, '_> {
@@ -121,12 +123,15 @@ impl Actor<'_, '_> {
         self.pe.turn = done;
         if let Trigger::Data { .. } = lowered.trigger {
             let times = lowered.times.at(&self.env()).max(0) as u64;
-            let simple = alone && !lowered.code.iter().any(Instr::length_varies_by_turn);
+            let simple = alone
+                && self.streams.exact.is_none()
+                && !lowered.code.iter().any(Instr::length_varies_by_turn);
             if simple && self.triggers(task, times - done) > 0 {
                 return true;
             }
             let end = self.net.input(self.index, lowered.slot);
             self.streams.take(end, 1);
+            self.streams.note_taken(end, Burst::even(1, self.pe.time.max(ready), 0.0, 1, 0.0));
         }
         self.pe.time = self.pe.time.max(ready);
         if lowered.trigger != Trigger::Start {
@@ -171,6 +176,10 @@ impl Actor<'_, '_> {
     fn step(&mut self, task: usize) -> bool {
         let class = self.class;
         let code = &class.tasks[task].code;
+        *self.steps += 1;
+        if let Some(looping) = self.pe.looping.take() {
+            return self.go_on(code, looping);
+        }
         if self.pe.pc >= self.pe.stop {
             return false;
         }
@@ -194,11 +203,16 @@ impl Actor<'_, '_> {
             }
             Instr::Loop { depth, .. } => {
                 self.pe.loops[*depth] = 0;
-                return self.iterate(code, self.pe.pc);
+                let head = self.pe.pc;
+                self.pe.profiles.retain(|(of, _)| *of != head);
+                self.pe.beats.retain(|beat| beat.head != head);
+                self.iterate(head);
+                return true;
             }
             Instr::Next { depth, head } => {
                 self.pe.loops[*depth] += 1;
-                return self.iterate(code, *head);
+                self.iterate(*head);
+                return true;
             }
             Instr::Control { .. } => {
                 self.pe.begin_at(self.pe.time, self.pe.time);
@@ -241,81 +255,6 @@ impl Actor<'_, '_> {
             self.pe.busy += cycles;
             self.pe.issue += issue;
         }
-    }
-
-    /// Goes on with the loop at `head`: in bulk, by extrapolation, or with one more iteration step by step.
-    fn iterate(&mut self, code: &[Instr], head: usize) -> bool {
-        let Instr::Loop { depth, count, end, varies } = &code[head] else { return false };
-        let (depth, end) = (*depth, *end);
-        let mut env = self.env();
-        env.loops[depth] = 0;
-        let n = count.at(&env).max(0);
-        let plain = |i: &Instr| !matches!(i, Instr::Phase(_) | Instr::Activate(_) | Instr::Control { .. });
-        let uniform = !varies && code[head + 1..end].iter().all(plain);
-        if uniform {
-            self.close(head);
-            self.bulk_iterations(code, head, end, depth, n);
-            self.extrapolate(n - self.pe.loops[depth], head, depth);
-        }
-        if self.pe.loops[depth] < n {
-            self.pe.record = uniform.then(|| Box::new(self.open(head, self.pe.loops[depth])));
-            self.pe.pc = head + 1;
-        } else {
-            self.pe.pc = end + 1;
-        }
-        true
-    }
-
-    fn bulk_iterations(&mut self, code: &[Instr], head: usize, end: usize, depth: usize, n: i64) {
-        if self.pe.loops[depth] + 1 >= n {
-            return;
-        }
-        let profile = Profile::of(code, head + 1..end, &mut self.env());
-        while self.pe.loops[depth] < n {
-            let runs = self.bulk(&profile, (n - self.pe.loops[depth]) as u64);
-            if runs == 0 {
-                break;
-            }
-            self.pe.loops[depth] += runs as i64;
-        }
-    }
-
-    /// Begins the record of an iteration.
-    fn open(&self, head: usize, iteration: i64) -> Record {
-        let spent = (self.pe.busy, self.pe.issue);
-        Record { head, iteration, start: self.pe.time, spent, ..Record::default() }
-    }
-
-    /// Ends the record of the iteration of the loop at `head`; keeps the last two if they are alike.
-    fn close(&mut self, head: usize) {
-        let Some(mut record) = self.pe.record.take_if(|r| r.head == head) else { return };
-        record.length = self.pe.time - record.start;
-        let alike = self.pe.previous.take().is_some_and(|before| record.repeats(&before));
-        self.pe.previous = Some(record);
-        if alike {
-            self.pe.record = self.pe.previous.clone();
-        }
-    }
-
-    /// If the last two iterations were alike, does the `left` remaining ones like them, reading on credit.
-    fn extrapolate(&mut self, left: i64, head: usize, depth: usize) {
-        let Some(last) = self.pe.record.take_if(|r| r.head == head) else { return };
-        let ran_on = last.iteration + 1 != self.pe.loops[depth];
-        if left < 2 || ran_on || last.reads.is_empty() {
-            return;
-        }
-        let runs = left as u64;
-        self.repeat(&last, runs);
-        for (end, words) in &last.reads {
-            self.streams.take(*end, words * runs);
-            if !self.pe.credit.contains(end) {
-                self.pe.credit.push(*end);
-            }
-        }
-        self.pe.busy += runs as f64 * (self.pe.busy - last.spent.0);
-        self.pe.issue += runs as f64 * (self.pe.issue - last.spent.1);
-        self.pe.time += runs as f64 * last.length;
-        self.pe.loops[depth] += left;
     }
 
     /// Runs ops side by side; false if any must wait.

@@ -3,18 +3,15 @@
 use super::actor::Actor;
 use super::bursts::Burst;
 use super::leaders::Leaders;
+use super::pace::Lines;
 use super::pe::Pe;
-use super::rows::{self, Rows};
+use super::skip::Skip;
 use super::streams::Streams;
-use super::work::{Works, works};
-use crate::check::Checked;
+use super::work::Works;
 use crate::fabric::FabricSpec;
-use crate::lower::{LoweredClass, lower};
-use crate::network::{NONE, Network, cover};
-use crate::parallel;
-use crate::program::{Trigger, WaferProgram};
-use crate::report::Report;
-use crate::trace::Trace;
+use crate::lower::LoweredClass;
+use crate::network::{NONE, Network};
+use crate::program::WaferProgram;
 use std::collections::VecDeque;
 
 /// Why a program cannot be timed at this level.
@@ -36,122 +33,6 @@ pub enum FlowError {
     },
 }
 
-/// Times a checked program without computing its numbers.
-pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
-    time_sharing(program, Sharing::Rows)
-}
-
-/// As [`time`], with the phases of one PE of each class as tracks.
-pub fn time_traced(program: &Checked<WaferProgram>) -> Result<(Report, Trace), FlowError> {
-    timed(program, Sharing::Rows)
-}
-
-/// What rows of PEs that do the same have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sharing {
-    /// They are timed once, for as long as they do the same.
-    Rows,
-    /// Each is timed alone.
-    #[cfg(test)]
-    Nothing,
-}
-
-pub(super) fn time_sharing(program: &Checked<WaferProgram>, sharing: Sharing) -> Result<Report, FlowError> {
-    timed(program, sharing).map(|(report, _)| report)
-}
-
-fn timed(program: &Checked<WaferProgram>, sharing: Sharing) -> Result<(Report, Trace), FlowError> {
-    let (program, spec) = (program.get(), program.fabric());
-    let classes = lower(program, spec);
-    let Some((net, rows)) = chosen(program, spec, &classes) else { return Ok(Default::default()) };
-    let leaders = match sharing {
-        Sharing::Rows => Leaders::of(&net, &classes),
-        #[cfg(test)]
-        Sharing::Nothing => Leaders::default(),
-    };
-    run(program, spec, &net, &classes, &rows, &leaders)
-}
-
-/// The streams of the rows that stand for all rows of a program.
-fn chosen(program: &WaferProgram, spec: &FabricSpec, classes: &[LoweredClass]) -> Option<(Network, Rows)> {
-    let class_of = cover(program).ok()?;
-    let rows = rows::choose(program, &class_of, classes);
-    let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
-    let net = Network::of_rows(program, spec, class_of, traced).ok()?;
-    Some((net, rows))
-}
-
-/// Times a program by something that sets the times of all PEs and sends all their words; the host has sent its own.
-pub fn timed_by(
-    program: &Checked<WaferProgram>,
-    solve: &mut dyn FnMut(&mut Engine),
-) -> Result<(Report, Trace), FlowError> {
-    let (program, spec) = (program.get(), program.fabric());
-    supported(program)?;
-    let classes = lower(program, spec);
-    let Some((net, rows)) = chosen(program, spec, &classes) else { return Ok(Default::default()) };
-    let mut engine = Engine::new(program, spec, &net, &classes, &[], &Leaders::default());
-    engine.feed();
-    solve(&mut engine);
-    let report = super::outcome::report(&engine, &rows);
-    let trace = super::outcome::trace(&engine, &report);
-    Ok((report, trace))
-}
-
-/// Whether the PEs of the traced rows can all finish if queues never fill.
-pub fn finishes(
-    program: &WaferProgram,
-    spec: &FabricSpec,
-    net: &Network,
-    classes: &[LoweredClass],
-) -> Result<(), FlowError> {
-    let shape_of = (0..classes.len() as u16).collect();
-    let (chosen, weight, like) = Default::default();
-    let rows = Rows { chosen, weight, like, shape_of };
-    run(program, spec, net, classes, &rows, &Leaders::of(net, classes)).map(|_| ())
-}
-
-fn run(
-    program: &WaferProgram,
-    spec: &FabricSpec,
-    net: &Network,
-    classes: &[LoweredClass],
-    rows: &Rows,
-    leaders: &Leaders,
-) -> Result<(Report, Trace), FlowError> {
-    supported(program)?;
-    let works: Vec<Works> = parallel::map(classes, works);
-    let mut engine = Engine::new(program, spec, net, classes, &works, leaders);
-    engine.feed();
-    if !leaders.followers.is_empty() {
-        engine.run();
-        engine.spread(leaders);
-    }
-    engine.run();
-    match engine.first_stuck() {
-        Some(pe) => Err(FlowError::Deadlock { chain: engine.explain(pe) }),
-        None => {
-            let report = super::outcome::report(&engine, rows);
-            let trace = super::outcome::trace(&engine, &report);
-            Ok((report, trace))
-        }
-    }
-}
-
-fn supported(program: &WaferProgram) -> Result<(), FlowError> {
-    for class in &program.classes {
-        let switches = class.routes.values().any(|r| r.positions.len() > 1);
-        let control = class.tasks.iter().any(|t| matches!(t.trigger, Trigger::Control { .. }));
-        let what = match (switches, control) {
-            (true, _) => "routes with switch positions",
-            (_, true) => "a control task",
-            _ => continue,
-        };
-        return Err(FlowError::LeftOut { class: class.name.clone(), what });
-    }
-    Ok(())
-}
-
 /// State of a run.
 pub struct Engine<'a> {
     pub(crate) program: &'a WaferProgram,
@@ -162,35 +43,78 @@ pub struct Engine<'a> {
     pub(crate) streams: Streams<'a>,
     pub(super) queue: VecDeque<u32>,
     works: &'a [Works],
+    /// PEs that wait for the words of a whole iteration.
+    patient: VecDeque<u32>,
+    /// Instructions executed, and how many there may be.
+    pub(super) steps: u64,
+    pub(super) most_steps: u64,
 }
 
 impl<'a> Engine<'a> {
-    fn new(
+    /// All PEs at their beginning; those behind what is foretold do not run yet.
+    pub fn new(
         program: &'a WaferProgram,
         spec: &'a FabricSpec,
         net: &'a Network,
         classes: &'a [LoweredClass],
         works: &'a [Works],
         leaders: &Leaders,
+        skips: &[Skip],
     ) -> Self {
         let mut pes: Vec<Option<Box<Pe>>> = Vec::new();
         let mut queue = VecDeque::new();
         pes.resize(net.class_of.len(), None);
-        let following: Vec<bool> = (0..net.height).map(|y| leaders.follows(y)).collect();
-        for (index, class) in net.traced_pes() {
+        let waits = |y: u32| leaders.follows(y) || skips.iter().any(|skip| skip.is_behind(y));
+        let waits: Vec<bool> = (0..net.height).map(waits).collect();
+        let foretold = |y: u32| skips.iter().any(|skip| skip.foretold().contains(&y));
+        for (index, class) in net.traced_pes().filter(|(pe, _)| !foretold(pe / net.width)) {
             let runs = vec![(0, 0); classes[usize::from(class)].tasks.len()];
             let stop = leaders.stop(net, index);
             pes[index as usize] = Some(Box::new(Pe { runs, stop, ..Pe::default() }));
-            if !following[(index / net.width) as usize] {
+            if !waits[(index / net.width) as usize] {
                 queue.push_back(index);
             }
         }
-        Engine { program, spec, net, classes, pes, streams: Streams::new(net), queue, works }
+        let mut streams = Streams::new(net);
+        streams.keeps = !skips.is_empty();
+        Engine {
+            program,
+            spec,
+            net,
+            classes,
+            pes,
+            streams,
+            queue,
+            works,
+            patient: VecDeque::new(),
+            steps: 0,
+            most_steps: u64::MAX,
+        }
+    }
+
+    /// The next PE that waits for the words of a whole iteration.
+    fn hurry(&mut self) -> Option<u32> {
+        while let Some(index) = self.patient.pop_front() {
+            if let Some(pe) = self.pes[index as usize].as_deref_mut().filter(|pe| pe.looping.is_some()) {
+                pe.hurried = true;
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// Lets the rows behind those that are foretold begin.
+    pub(super) fn queue_behind(&mut self, skips: &[Skip]) {
+        let width = self.net.width;
+        let behind = |pe: &u32| skips.iter().any(|skip| skip.is_behind(pe / width));
+        let members = (0..).zip(&self.pes).filter(|(_, pe)| pe.is_some()).map(|(pe, _)| pe);
+        self.queue.extend(members.filter(behind));
     }
 
     /// All words of the host, at the pace of their intervals.
-    fn feed(&mut self) {
-        for lane in &self.net.host_in {
+    pub(super) fn feed(&mut self) {
+        let net = self.net;
+        for lane in &net.host_in {
             let mut start = 0.0;
             for &part in &lane.parts {
                 let host = &self.program.host[part as usize];
@@ -200,14 +124,35 @@ impl<'a> Engine<'a> {
                 let elements: u64 = host.dims.iter().map(|d| at(d) as u64).product();
                 let words = elements / u64::from(host.wire.lanes());
                 let gap = f64::from(host.interval.max(1));
-                self.streams.write(lane.link, Burst::even(1, start, 0.0, words, gap));
-                start += (words + u64::from(host.then.is_some())) as f64 * gap;
+                start = self.send(lane.link, start, words, gap);
+                start += if host.then.is_some() { gap } else { 0.0 };
             }
         }
     }
 
-    fn run(&mut self) {
-        while let Some(index) = self.queue.pop_front() {
+    /// Sends words of the host from `start` on, `gap` apart where there is room; returns when the next may follow.
+    fn send(&mut self, stream: u32, mut start: f64, words: u64, gap: f64) -> f64 {
+        let mut left = words;
+        while left > 0 {
+            let mut lines = Lines::new(start, gap, left);
+            if let Some(room) = self.streams.room(stream, 1) {
+                lines.add(0.0, room.last, &room);
+            }
+            let pace = lines.pace();
+            self.streams.write(stream, Burst::even(1, pace.start, 0.0, pace.runs, pace.period));
+            start = pace.start + (pace.runs - 1) as f64 * pace.period + gap;
+            left -= pace.runs;
+        }
+        start
+    }
+
+    /// Lets PEs run as far as they can; those that wait for the words of a whole iteration do without, one after the
+    /// other, only when nobody else can go on.
+    pub(super) fn run(&mut self) {
+        while let Some(index) = self.queue.pop_front().or_else(|| self.hurry()) {
+            if self.steps > self.most_steps {
+                return;
+            }
             let Some(mut pe) = self.pes[index as usize].take() else { continue };
             let class = &self.classes[self.net.class_of[index as usize] as usize];
             let mut actor = Actor {
@@ -219,18 +164,22 @@ impl<'a> Engine<'a> {
                 activation: f64::from(self.spec.task_activation),
                 streams: &mut self.streams,
                 pe: &mut pe,
+                steps: &mut self.steps,
             };
             actor.run();
+            if pe.looping.is_some() {
+                self.patient.push_back(index);
+            }
             self.pes[index as usize] = Some(pe);
             self.queue.extend(self.streams.woken.drain(..));
         }
     }
 
-    fn first_stuck(&self) -> Option<u32> {
+    pub(super) fn first_stuck(&self) -> Option<u32> {
         self.pes.iter().position(|pe| pe.as_ref().is_some_and(|pe| !pe.finished)).map(|p| p as u32)
     }
 
-    fn explain(&self, first: u32) -> Vec<String> {
+    pub(super) fn explain(&self, first: u32) -> Vec<String> {
         let (mut chain, mut seen, mut next) = (Vec::new(), Vec::new(), first);
         while !seen.contains(&next) {
             seen.push(next);

@@ -5,7 +5,7 @@
 //! by one delay everywhere in a row, and no PE does anything before its first word, all times are later by that delay.
 
 use super::engine::Engine;
-use super::pe::{Pe, Record};
+use super::pe::{Pe, counterpart};
 use crate::lower::{Instr, Linear, LoweredClass, LoweredOp, Sink, Source};
 use crate::network::{NOBODY, NONE, Network, Origin, Target};
 use std::collections::BTreeMap;
@@ -230,14 +230,8 @@ impl Engine<'_> {
         let outputs: Vec<(u32, u32)> = (0..common)
             .map(|slot| (net.output(from as usize, slot), net.output(to as usize, slot)))
             .collect();
-        inputs.iter().filter(|(a, _)| *a != NONE).for_each(|(a, b)| self.streams.copy_cursor(*a, *b));
+        inputs.iter().filter(|(a, _)| *a != NONE).for_each(|(a, b)| self.streams.copy_cursor(*a, *b, delay));
         outputs.iter().for_each(|(a, b)| self.streams.copy_words(*a, *b, delay));
-        let other = |pairs: &[(u32, u32)], own: u32| pairs.iter().find(|p| p.0 == own).map_or(NONE, |p| p.1);
-        let record = |record: &mut Box<Record>| {
-            record.start += delay;
-            record.writes.iter_mut().for_each(|w| w.0 = other(&outputs, w.0));
-            record.reads.iter_mut().for_each(|r| r.0 = other(&inputs, r.0));
-        };
         if let Some(state) = &self.pes[from as usize] {
             let mut pe: Box<Pe> = state.clone();
             if pe.bound {
@@ -245,8 +239,11 @@ impl Engine<'_> {
             }
             pe.phases.iter_mut().filter(|p| p.1 > 0.0).for_each(|p| p.1 += delay);
             pe.ops.iter_mut().for_each(|op| op.ready += delay);
-            pe.record.iter_mut().chain(&mut pe.previous).for_each(record);
-            pe.credit.iter_mut().for_each(|end| *end = other(&inputs, *end));
+            let last = pe.looping.as_mut().and_then(|looping| looping.last.as_deref_mut());
+            let records = pe.records.iter_mut().chain(last);
+            records.for_each(|record| record.passed_on(delay, &inputs, &outputs));
+            pe.credit.iter_mut().for_each(|end| *end = counterpart(&inputs, *end));
+            pe.beats.clear();
             self.pes[to as usize] = Some(pe);
         }
     }

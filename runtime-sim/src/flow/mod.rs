@@ -2,26 +2,43 @@
 //! and one row of PEs for all rows that do the same.
 //!
 //! A loop runs in one step for as many iterations as its inputs keep one rhythm: the time of iteration i is the
-//! largest of a few lines in i. Where PEs answer each other in every iteration, a PE that saw two iterations alike does
-//! the rest like them and reads on credit; what it read must have come before it ends. Left out: full queues (a sender never waits for room), contention on shared links,
-//! routers with switch positions and control tasks; programs with the latter two kinds are refused.
+//! largest of a few lines in i. Words leave when the words that are needed for them have come, also where the iteration
+//! waits for others later. Where PEs answer each other in every iteration, a PE that saw two iterations alike does the rest
+//! like them and reads on credit, loops within loops alike. In large programs a loop whose last two pieces had one rhythm
+//! goes on in it, for as many iterations as are done, before its words are sent; then it waits for them. What was read on
+//! credit must have come before a PE ends, and where it came later than it was needed, the report says by how much. Rows
+//! in a line, which only hand words on to the south, are foretold from two periods of them.
+//!
+//! A small program runs again with the room that queues had and the turns that words took on shared links, until both
+//! settle; a large one runs once, as if queues never filled, and its report says so. Routers with switch positions and
+//! control tasks are left out: programs with them are refused.
 
 mod actor;
 mod bursts;
 mod engine;
+mod exact;
 mod leaders;
+mod links;
+mod loops;
 mod outcome;
 mod pace;
 mod pe;
 mod profile;
+mod room;
 mod rows;
+mod skip;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod timing;
+mod trace;
+mod words;
 mod work;
 
 pub(crate) use bursts::Burst;
-pub(crate) use engine::{Engine, finishes, timed_by};
-pub use engine::{FlowError, time, time_traced};
+pub(crate) use engine::Engine;
+pub use engine::FlowError;
 pub(crate) use pe::Pe;
 pub(crate) use profile::{Access, Profile};
+pub(crate) use timing::{finishes, timed_by};
+pub use timing::{time, time_traced};

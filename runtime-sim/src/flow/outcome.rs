@@ -5,10 +5,8 @@ use super::pe::Pe;
 use super::rows::Rows;
 use crate::event::memory_peak;
 use crate::heat::{Heat, HeatMap};
-use crate::network::{NONE, Origin};
-use crate::program::Port;
+use crate::network::{NONE, Origin, PORTS};
 use crate::report::{ClassReport, HotLink, PhaseReport, Report, assumptions};
-use crate::trace::{Span, Trace, Track};
 use std::collections::BTreeMap;
 
 /// Writes the report.
@@ -49,11 +47,17 @@ pub fn report(engine: &Engine, rows: &Rows) -> Report {
         classes: classes(engine, rows, exact, &weight),
         phases: phases(engine),
         assumptions: assumptions(engine.spec),
+        limits: Vec::new(),
     }
 }
 
 fn percent(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { 100.0 * part / whole } else { 0.0 }
+}
+
+/// The load of all links of timed rows.
+pub fn load(engine: &Engine) -> Load {
+    traffic(engine, 0, &|_| 1.0).3
 }
 
 fn host_words(engine: &Engine) -> (u64, u64) {
@@ -63,12 +67,12 @@ fn host_words(engine: &Engine) -> (u64, u64) {
     (fed, drained)
 }
 
-/// Words over links, by the router that they leave and the port.
-type Load = BTreeMap<(u32, Port), u64>;
+/// Words over the links that leave each router, by port.
+pub type Load = Vec<[u64; 5]>;
 
 /// Words, word-hops, the link with the most words, and the load of all links of timed rows.
 fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u64, Option<HotLink>, Load) {
-    let mut load: Load = BTreeMap::new();
+    let mut load = vec![[0u64; 5]; engine.net.class_of.len()];
     let (mut words, mut hops) = (0.0, 0.0);
     for stream in 0..engine.net.streams.len() as u32 {
         let sent = engine.streams.sent(stream);
@@ -79,11 +83,13 @@ fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u
         words += sent as f64 * share;
         engine.net.links(engine.program, stream, &mut |pe, port| {
             hops += sent as f64 * share;
-            *load.entry((pe, port)).or_default() += sent;
+            load[pe as usize][port as usize] += sent;
         });
     }
     let mut best: Option<HotLink> = None;
-    for (&(pe, port), &sent) in &load {
+    let all =
+        (0u32..).zip(&load).flat_map(|(pe, load)| load.iter().zip(PORTS).map(move |(n, port)| (pe, n, port)));
+    for (pe, &sent, port) in all {
         if sent > best.as_ref().map_or(0, |b| b.words) {
             let load_pct = percent(sent as f64, cycles as f64);
             best = Some(HotLink { at: engine.net.coord(pe), port, words: sent, load_pct });
@@ -158,11 +164,6 @@ fn phases(engine: &Engine) -> Vec<PhaseReport> {
 fn heat(engine: &Engine, rows: &Rows, cycles: u64, load: &Load) -> HeatMap {
     let net = engine.net;
     let mut heat = Heat::new(net.width, net.height, cycles as f64);
-    let mut fullest: BTreeMap<u32, u64> = BTreeMap::new();
-    for (&(pe, _), &words) in load {
-        let most = fullest.entry(pe).or_default();
-        *most = words.max(*most);
-    }
     for y in 0..net.height {
         let like = rows.like.get(&y).copied().unwrap_or(y);
         for x in 0..net.width {
@@ -172,40 +173,9 @@ fn heat(engine: &Engine, rows: &Rows, cycles: u64, load: &Load) -> HeatMap {
             {
                 heat.pe(x, y, pe.busy, u64::from(class.memory));
             }
-            if let Some(words) = fullest.get(&there) {
-                heat.link(x, y, *words as f64);
-            }
+            let fullest = load[there as usize].iter().max().copied().unwrap_or(0);
+            heat.link(x, y, fullest as f64);
         }
     }
     heat.finish()
-}
-
-/// The phases, also of one PE of each class.
-pub fn trace(engine: &Engine, report: &Report) -> Trace {
-    let mut tracks: BTreeMap<u16, Track> = BTreeMap::new();
-    for (pe, class) in (0..).zip(&engine.net.class_of) {
-        let Some(state) = &engine.pes[pe as usize] else { continue };
-        let name = |phase: u16| engine.program.phases[usize::from(phase)].clone();
-        let spans = || {
-            let ends = state.phases.iter().skip(1).map(|(_, start)| *start).chain([state.time]);
-            let span = |((phase, start), end): (&(u16, f64), f64)| Span {
-                name: name(*phase),
-                start: *start as u64,
-                cycles: (end - start) as u64,
-            };
-            state.phases.iter().zip(ends).map(span).collect()
-        };
-        tracks.entry(*class).or_insert_with(|| Track {
-            class: engine.classes[usize::from(*class)].name.clone(),
-            at: engine.net.coord(pe),
-            spans: spans(),
-        });
-    }
-    let span = |p: &PhaseReport| Span { name: p.name.clone(), start: p.start, cycles: p.end - p.start };
-    Trace {
-        clock_hz: report.clock_hz,
-        phases: report.phases.iter().map(span).collect(),
-        tracks: tracks.into_values().collect(),
-        ..Trace::default()
-    }
 }

@@ -1,7 +1,11 @@
 //! A PE of a flow run: its clock, where it is in its code, and what it remembers of the last iterations.
 
-use super::bursts::{Part, SAME};
+use super::bursts::{Burst, close};
+use super::pace::Pace;
+use super::profile::Profile;
 use crate::lower::MAX_DEPTH;
+use crate::network::NONE;
+use std::rc::Rc;
 
 /// State of a PE.
 #[derive(Clone, Debug, Default)]
@@ -32,10 +36,16 @@ pub struct Pe {
     pub runs: Vec<(u64, u64)>,
     /// The end whose words it waits for.
     pub waits_for: u32,
-    /// The running iteration of the innermost loop that runs step by step.
-    pub record: Option<Box<Record>>,
-    /// The iteration before.
-    pub previous: Option<Box<Record>>,
+    /// The loop that goes on as soon as words are there.
+    pub looping: Option<Looping>,
+    /// What an iteration does undisturbed, by head of the loops that run.
+    pub profiles: Vec<(usize, Rc<Profile>)>,
+    /// The rhythm of loops that run in bulk, by head.
+    pub beats: Vec<Beat>,
+    /// It does without the words of a whole iteration.
+    pub hurried: bool,
+    /// The running iterations of the loops that run step by step, outermost first.
+    pub records: Vec<Record>,
     /// Ends that were read on credit.
     pub credit: Vec<u32>,
     /// Where it stops for now.
@@ -47,11 +57,46 @@ pub struct Pe {
 }
 
 impl Pe {
+    /// Notes words written, in all iterations that run.
+    pub fn note_write(&mut self, stream: u32, burst: &Burst) {
+        self.records.iter_mut().for_each(|record| record.write(stream, burst));
+    }
+
+    /// Notes words read, in all iterations that run.
+    pub fn note_read(&mut self, end: u32, words: u64) {
+        self.records.iter_mut().for_each(|record| record.read(end, words));
+    }
+
     /// Notes that work ready at `ready` begins at `start`.
     pub fn begin_at(&mut self, ready: f64, start: f64) {
         self.bound |= start > ready;
         self.early |= !self.bound;
     }
+}
+
+/// A loop between two of its iterations.
+#[derive(Clone, Debug)]
+pub struct Looping {
+    /// Head of the loop.
+    pub head: usize,
+    /// The iteration that ran last, if it ran step by step.
+    pub last: Option<Box<Record>>,
+}
+
+/// The rhythm of a loop that runs in bulk, a piece at a time as its words come.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    /// Head of the loop.
+    pub head: usize,
+    /// The last piece.
+    pub pace: Pace,
+    /// From one iteration to the next.
+    pub period: f64,
+    /// By wait of the piece: how much later its words come from one iteration to the next, whether or not they are waited
+    /// for; empty while that is not known.
+    pub slopes: Vec<f64>,
+    /// Whether the piece before went on in this piece without a break.
+    pub sure: bool,
 }
 
 /// Progress of an op.
@@ -67,7 +112,7 @@ pub struct OpState {
     pub done: bool,
 }
 
-/// What one iteration did.
+/// What one iteration of a loop did.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// Head of the loop.
@@ -78,37 +123,70 @@ pub struct Record {
     pub start: f64,
     /// Busy and issue cycles of the PE at that time.
     pub spent: (f64, f64),
-    /// Streams written, in order, timed from `start`.
-    pub writes: Vec<(u32, Part)>,
+    /// Streams written, with what was written in order, timed from `start`.
+    pub writes: Vec<(u32, Vec<Burst>)>,
     /// Ends read and how many words.
     pub reads: Vec<(u32, u64)>,
     /// How long it took; set at its end.
     pub length: f64,
+    /// Whether it did more than is worth remembering.
+    pub is_long: bool,
+    /// The iteration before.
+    pub before: Option<Box<Record>>,
 }
 
+/// Most bursts of a stream that one iteration is remembered with.
+const MOST: usize = 96;
+
 impl Record {
-    /// Notes words written.
-    pub fn write(&mut self, stream: u32, words: u64, first: f64, last: f64) {
-        let gap = if words > 1 { (last - first) / (words - 1) as f64 } else { 0.0 };
-        self.writes.push((stream, Part { words, at: first - self.start, gap }));
+    fn write(&mut self, stream: u32, burst: &Burst) {
+        if self.is_long {
+            return;
+        }
+        let burst = Burst { start: burst.start - self.start, ..burst.clone() };
+        match self.writes.iter_mut().find(|w| w.0 == stream) {
+            Some((_, list)) => {
+                if !list.last_mut().is_some_and(|last| last.takes(&burst)) {
+                    self.is_long = list.len() == MOST;
+                    list.push(burst);
+                }
+            }
+            None => self.writes.push((stream, vec![burst])),
+        }
     }
 
-    /// Notes words read.
-    pub fn read(&mut self, end: u32, words: u64) {
+    fn read(&mut self, end: u32, words: u64) {
         match self.reads.iter_mut().find(|r| r.0 == end) {
             Some(read) => read.1 += words,
             None => self.reads.push((end, words)),
         }
     }
 
-    /// Whether this iteration follows `before` and did the same at the same times.
-    pub fn repeats(&self, before: &Record) -> bool {
-        let close = |a: f64, b: f64| (a - b).abs() < SAME;
-        let follows = self.head == before.head && self.iteration == before.iteration + 1;
-        let written = self.writes.len() == before.writes.len()
-            && self.writes.iter().zip(&before.writes).all(|((s, a), (t, b))| {
-                s == t && a.words == b.words && close(a.at, b.at) && close(a.gap, b.gap)
-            });
-        follows && close(self.length, before.length) && written && self.reads == before.reads
+    /// Makes it the record of another PE, which uses the second of each pair of ends and of streams, `delay` later.
+    pub fn passed_on(&mut self, delay: f64, ends: &[(u32, u32)], streams: &[(u32, u32)]) {
+        self.start += delay;
+        self.writes.iter_mut().for_each(|write| write.0 = counterpart(streams, write.0));
+        self.reads.iter_mut().for_each(|read| read.0 = counterpart(ends, read.0));
+        if let Some(before) = &mut self.before {
+            before.passed_on(delay, ends, streams);
+        }
     }
+
+    /// Whether this iteration follows the one before and did the same at the same times.
+    pub fn repeats(&self) -> bool {
+        let Some(before) = &self.before else { return false };
+        let alike =
+            |a: &[Burst], b: &[Burst]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is_like(b));
+        !self.is_long
+            && self.iteration == before.iteration + 1
+            && close(self.length, before.length)
+            && self.reads == before.reads
+            && self.writes.len() == before.writes.len()
+            && self.writes.iter().zip(&before.writes).all(|((s, a), (t, b))| s == t && alike(a, b))
+    }
+}
+
+/// The second of the pair that begins with `own`.
+pub fn counterpart(pairs: &[(u32, u32)], own: u32) -> u32 {
+    pairs.iter().find(|pair| pair.0 == own).map_or(NONE, |pair| pair.1)
 }

@@ -1,15 +1,16 @@
 //! Which rows stand for all: rows joined by traffic between their PEs form a group, and groups that look the same take
 //! the same time, except for how far the host is.
 
+use super::skip::Skip;
 use crate::lower::LoweredClass;
-use crate::network::{Alike, Likeness};
+use crate::network::{Alike, Likeness, Line};
 use crate::program::{Direction, Port, WaferProgram};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows to be timed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
-    /// Ascending.
+    /// Rows that are looked at, ascending.
     pub chosen: BTreeSet<u32>,
     /// How many rows each chosen one stands for, by row.
     pub weight: BTreeMap<u32, Weight>,
@@ -17,32 +18,69 @@ pub struct Rows {
     pub like: BTreeMap<u32, u32>,
     /// Shape of each class: classes of one shape take the same time.
     pub shape_of: Vec<u16>,
+    /// What is skipped of rows in a line.
+    pub skips: Vec<Skip>,
 }
 
 /// A weight as a fraction: rows stood for, over rows chosen for them.
 pub type Weight = (u32, u32);
 
-/// Chooses, for each kind of group, the one farthest from the north edge, and also the nearest one where the host
-/// feeds other edges too.
-pub fn choose(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]) -> Rows {
-    let alike = Alike::of(program, class_of, classes, Likeness::Time);
-    let mut inputs = program.host.iter().filter(|h| h.direction == Direction::In);
-    let both = inputs.any(|h| h.edge != Port::North);
-    let (chosen, weight, like) = Default::default();
-    let mut rows = Rows { chosen, weight, like, shape_of: alike.shape_of };
-    for groups in &alike.kinds {
-        let mut picked: Vec<&Vec<u32>> = groups.last().into_iter().collect();
-        picked.extend(groups.first().filter(|_| both && groups.len() > 1));
-        let weight = (groups.len() as u32, picked.len() as u32);
-        for (group, last) in groups.iter().flat_map(|group| Some((group, groups.last()?))) {
-            rows.like.extend(group.iter().copied().zip(last.iter().copied()));
+impl Rows {
+    /// Chooses, for each kind of group, the one farthest from the north edge, and also the nearest one where the host
+    /// feeds other edges too. Of rows in a line, only the first `known` periods and the last ones are chosen.
+    pub fn choose(
+        program: &WaferProgram,
+        class_of: &[u16],
+        classes: &[LoweredClass],
+        known: Option<u32>,
+    ) -> Rows {
+        let Alike { shape_of, kinds, looks } = Alike::of(program, class_of, classes, Likeness::Time);
+        let mut inputs = program.host.iter().filter(|h| h.direction == Direction::In);
+        let both = inputs.any(|h| h.edge != Port::North);
+        let mut rows = Rows { shape_of, ..Rows::default() };
+        for groups in &kinds {
+            let mut picked: Vec<&Vec<u32>> = groups.last().into_iter().collect();
+            picked.extend(groups.first().filter(|_| both && groups.len() > 1));
+            let weight = (groups.len() as u32, picked.len() as u32);
+            for group in picked {
+                let line = known.and_then(|_| Line::in_group(program, class_of, &looks, group));
+                let skip = line.zip(known).and_then(|(line, known)| Skip::of(line, known));
+                rows.pick(group, weight, skip);
+            }
+            for (group, last) in groups.iter().flat_map(|group| Some((group, groups.last()?))) {
+                let like = |y: &u32| rows.like.get(y).copied().unwrap_or(*y);
+                let like: Vec<u32> = last.iter().map(like).collect();
+                rows.like.extend(group.iter().copied().zip(like));
+            }
         }
-        for y in picked.into_iter().flatten() {
-            rows.chosen.insert(*y);
-            rows.weight.insert(*y, weight);
-        }
+        rows
     }
-    rows
+
+    /// Chooses the rows of a group, but for what is skipped.
+    fn pick(&mut self, group: &[u32], weight: Weight, skip: Option<Skip>) {
+        for &y in group {
+            let Some(skip) = skip else {
+                self.chosen.insert(y);
+                self.weight.insert(y, weight);
+                continue;
+            };
+            if skip.skipped().contains(&y) || skip.foretold().contains(&y) {
+                self.like.insert(y, skip.like(y));
+            }
+            if !skip.skipped().contains(&y) {
+                self.chosen.insert(y);
+            }
+            // What lies on a line between two rows counts half for each.
+            let half = skip.ends().iter().any(|rows| rows.contains(&y));
+            let share = match half {
+                _ if skip.foretold().contains(&y) => (0, 1),
+                true => (weight.0 * (2 + skip.left_out()), weight.1 * 2),
+                false => weight,
+            };
+            self.weight.insert(y, share);
+        }
+        self.skips.extend(skip);
+    }
 }
 
 #[cfg(test)]
@@ -64,7 +102,7 @@ class end at (0, 5) { buffer v: f32[4] @0 route 0: north -> ramp route 1: north 
   task t start { mov v <- in(0) len 4 mov v <- in(1) len 4 } }";
         let program = parse(text, "groups").unwrap();
         let spec = crate::FabricSpec::wse2();
-        let rows = choose(&program, &cover(&program).unwrap(), &lower(&program, &spec));
+        let rows = Rows::choose(&program, &cover(&program).unwrap(), &lower(&program, &spec), None);
         assert_eq!(rows.chosen, BTreeSet::from([4, 5]), "the last pair stands for all");
         assert_eq!(rows.weight[&4], (3, 1));
         let checked = crate::check(&program, &spec).unwrap();

@@ -1,16 +1,29 @@
 //! What is known of all streams, who has read how far, and who waits for more.
 
-use super::bursts::{Burst, Bursts, Cursor, Rhythm};
+use super::bursts::{Burst, SAME};
+use super::exact::Exact;
+use super::words::{Cursor, Rhythm, Words};
 use crate::network::{NONE, Network, Target};
+use std::collections::BTreeMap;
 
 /// All streams of a run.
 pub struct Streams<'a> {
     net: &'a Network,
-    bursts: Vec<Bursts>,
+    words: Vec<Words>,
     cursors: Vec<Cursor>,
     waiting: Vec<bool>,
     /// PEs that waited for words which have come.
     pub woken: Vec<u32>,
+    /// Whether words may be read on credit.
+    pub credit: bool,
+    /// By how many cycles a word read on credit came too late, at most.
+    pub late: f64,
+    /// By end: words read on credit, counted from the first of all, and when the last of them was needed.
+    promises: BTreeMap<u32, Vec<(u64, f64)>>,
+    /// Whether all words are kept, also those that everybody has read.
+    pub keeps: bool,
+    /// Full queues and shared links, where they are followed.
+    pub exact: Option<Exact>,
 }
 
 impl<'a> Streams<'a> {
@@ -18,17 +31,28 @@ impl<'a> Streams<'a> {
     pub fn new(net: &'a Network) -> Self {
         Streams {
             net,
-            bursts: vec![Bursts::default(); net.streams.len()],
+            words: vec![Words::default(); net.streams.len()],
             cursors: vec![Cursor::default(); net.ends.len()],
             waiting: vec![false; net.ends.len()],
             woken: Vec::new(),
+            credit: true,
+            late: 0.0,
+            promises: BTreeMap::new(),
+            keeps: false,
+            exact: None,
         }
     }
 
     /// Adds words to a stream and wakes those who waited for them.
     pub fn write(&mut self, stream: u32, burst: Burst) {
-        self.bursts[stream as usize].push(burst);
+        if let Some(exact) = &mut self.exact {
+            exact.write(self.net, stream, self.words[stream as usize].total, &burst);
+        }
         let s = &self.net.streams[stream as usize];
+        if !self.promises.is_empty() {
+            (s.first_end..s.first_end + s.ends).for_each(|end| self.keep(end, &burst));
+        }
+        self.words[stream as usize].push(burst);
         for end in s.first_end..s.first_end + s.ends {
             if std::mem::take(&mut self.waiting[end as usize])
                 && let Target::Pe(pe) = self.net.ends[end as usize].target
@@ -38,31 +62,113 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Lets end `to` be read as far as end `from`.
-    pub fn copy_cursor(&mut self, from: u32, to: u32) {
+    /// Compares what was promised at an end with words that come.
+    fn keep(&mut self, end: u32, burst: &Burst) {
+        let Some(promises) = self.promises.get_mut(&end) else { return };
+        let e = self.net.ends[end as usize];
+        let before = self.words[e.stream as usize].total;
+        let (mut late, known) = (self.late, before + burst.total());
+        promises.retain(|(words, needed)| {
+            if *words <= known && *words > before {
+                late = late.max(burst.word(words - 1 - before) + f64::from(e.latency) - needed);
+            }
+            *words > known
+        });
+        if promises.is_empty() {
+            self.promises.remove(&end);
+        }
+        self.late = late;
+    }
+
+    /// Whether the last word read at an end, which is needed at `needed`, has not come by then; if it has not been sent,
+    /// that is looked at again when it is.
+    pub fn lends(&mut self, end: u32, needed: f64) -> bool {
+        match self.settled(end) {
+            Some(arrival) => {
+                self.late = self.late.max(arrival - needed);
+                arrival > needed + SAME
+            }
+            None => {
+                let taken = self.cursors[end as usize].taken;
+                self.promises.entry(end).or_default().push((taken, needed));
+                true
+            }
+        }
+    }
+
+    /// Follows queues and links, as far as the run before tells.
+    pub fn follow(&mut self, exact: Exact) {
+        self.exact = Some(exact);
+        self.keeps = true;
+    }
+
+    /// What this run tells the next of queues and links, and whether that is nothing new.
+    pub fn learn(&mut self, per_cycle: u64) -> (Exact, bool) {
+        let exact = self.exact.take().unwrap_or_else(|| Exact::endless(self.net));
+        exact.next(self.net, &self.words, per_cycle)
+    }
+
+    /// What a stream carries.
+    pub fn words(&self, stream: u32) -> &Words {
+        &self.words[stream as usize]
+    }
+
+    /// Lets a stream carry these words, before anybody reads it.
+    pub fn fill(&mut self, stream: u32, words: Words) {
+        self.words[stream as usize] = words;
+    }
+
+    /// Lets end `to` be read as far as end `from`, `delay` later.
+    pub fn copy_cursor(&mut self, from: u32, to: u32, delay: f64) {
         self.cursors[to as usize] = self.cursors[from as usize];
+        if let Some(promises) = self.promises.get(&from) {
+            let later = promises.iter().map(|(words, needed)| (*words, needed + delay)).collect();
+            self.promises.insert(to, later);
+        }
     }
 
     /// Lets stream `to` carry what stream `from` does, `delay` later.
     pub fn copy_words(&mut self, from: u32, to: u32, delay: f64) {
-        self.bursts[to as usize] = self.bursts[from as usize].later(delay);
+        self.words[to as usize] = self.words[from as usize].later(delay);
     }
 
     /// Words sent on a stream.
     pub fn sent(&self, stream: u32) -> u64 {
-        self.bursts[stream as usize].total
+        self.words[stream as usize].total
     }
 
     /// When the first and the last word of a stream leave.
     pub fn span(&self, stream: u32) -> (f64, f64) {
-        let bursts = &self.bursts[stream as usize];
-        (bursts.first_word(), bursts.last_word())
+        let words = &self.words[stream as usize];
+        (words.first_word(), words.last_word())
     }
 
     /// When the last word of a stream arrives at an end.
     pub fn last_arrival(&self, end: u32) -> f64 {
         let e = self.net.ends[end as usize];
-        self.bursts[e.stream as usize].last_word() + f64::from(e.latency)
+        self.words_at(end).last_word() + f64::from(e.latency)
+    }
+
+    /// What arrives at an end, timed where it left its source: later than that if it waited for a shared link.
+    fn words_at(&self, end: u32) -> &Words {
+        let e = &self.net.ends[end as usize];
+        match &self.exact {
+            Some(exact) if e.column > 0 => exact.behind(self.net, e.stream, e.column),
+            _ => &self.words[e.stream as usize],
+        }
+    }
+
+    /// How the next `words` words of a stream find room, by end, where that is followed.
+    pub fn room(&mut self, stream: u32, words: u64) -> Option<Rhythm> {
+        let exact = self.exact.as_mut()?;
+        exact.room(self.net, stream, words)
+    }
+
+    /// Notes when words were taken at an end, where that is followed.
+    pub fn note_taken(&mut self, end: u32, burst: Burst) {
+        if let Some(exact) = &mut self.exact {
+            exact.take(end, burst);
+        }
     }
 
     /// The rhythm in which the next reads of `words` words arrive at an end.
@@ -71,10 +177,12 @@ impl<'a> Streams<'a> {
             return None;
         }
         let e = self.net.ends[end as usize];
-        let bursts = &self.bursts[e.stream as usize];
-        let cursor = &mut self.cursors[end as usize];
-        bursts.advance(cursor, 0);
-        let rhythm = bursts.rhythm(cursor, words)?;
+        let mut cursor = self.cursors[end as usize];
+        let known = self.words_at(end);
+        known.advance(&mut cursor, 0);
+        let rhythm = known.rhythm(&cursor, words);
+        self.cursors[end as usize] = cursor;
+        let rhythm = rhythm?;
         let latency = f64::from(e.latency);
         Some(Rhythm { first: rhythm.first + latency, last: rhythm.last + latency, ..rhythm })
     }
@@ -83,27 +191,30 @@ impl<'a> Streams<'a> {
     pub fn ahead(&self, end: u32) -> u64 {
         match end {
             NONE => 0,
-            _ => self.bursts[self.net.ends[end as usize].stream as usize].ahead(&self.cursors[end as usize]),
+            _ => self.words_at(end).ahead(&self.cursors[end as usize]),
         }
     }
 
     /// Reads `words` words at an end, possibly on credit.
     pub fn take(&mut self, end: u32, words: u64) {
         let stream = self.net.ends[end as usize].stream as usize;
-        let cursor = &mut self.cursors[end as usize];
-        self.bursts[stream].advance(cursor, words);
-        if self.net.streams[stream].ends == 1 {
-            self.bursts[stream].trim(cursor);
+        let mut cursor = self.cursors[end as usize];
+        self.words_at(end).advance(&mut cursor, words);
+        if self.net.streams[stream].ends == 1 && !self.keeps {
+            self.words[stream].trim(&mut cursor);
         }
+        self.cursors[end as usize] = cursor;
     }
 
     /// When the last word read at an end arrived; none while it is not known.
     pub fn settled(&mut self, end: u32) -> Option<f64> {
         let e = self.net.ends[end as usize];
-        let bursts = &self.bursts[e.stream as usize];
-        let cursor = &mut self.cursors[end as usize];
-        bursts.advance(cursor, 0);
-        (bursts.total >= cursor.taken).then(|| bursts.last_taken(cursor) + f64::from(e.latency))
+        let mut cursor = self.cursors[end as usize];
+        let known = self.words_at(end);
+        known.advance(&mut cursor, 0);
+        let settled = (known.total >= cursor.taken).then(|| known.last_taken(&cursor) + f64::from(e.latency));
+        self.cursors[end as usize] = cursor;
+        settled
     }
 
     /// Wakes the reader of an end when words come.

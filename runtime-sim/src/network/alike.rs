@@ -23,19 +23,21 @@ pub struct Alike {
     pub shape_of: Vec<u16>,
     /// For each kind of group: its groups from north to south, each of rows from north to south.
     pub kinds: Vec<Vec<Vec<u32>>>,
+    /// What distinguishes rows.
+    pub looks: Looks,
 }
 
 impl Alike {
     /// Sorts the rows of a program.
     pub fn of(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass], as_to: Likeness) -> Self {
         let shape_of = shapes(program, classes, as_to);
-        let rows = Rows::of(program, class_of, classes, &shape_of, as_to);
+        let looks = Looks::of(program, class_of, classes, &shape_of, as_to);
         let mut kinds: BTreeMap<Vec<Signature>, Vec<Vec<u32>>> = BTreeMap::new();
         for group in groups(program, class_of) {
-            let signature = group.iter().map(|y| rows.signature(program, *y)).collect();
+            let signature = group.iter().map(|y| looks.signature(program, *y)).collect();
             kinds.entry(signature).or_default().push(group);
         }
-        Alike { shape_of, kinds: kinds.into_values().collect() }
+        Alike { shape_of, kinds: kinds.into_values().collect(), looks }
     }
 }
 
@@ -45,7 +47,8 @@ type Signature = (u32, Vec<i64>);
 /// Numbers classes by shape: the same code and the same routes, however far the host's words travel on.
 fn shapes(program: &WaferProgram, classes: &[LoweredClass], as_to: Likeness) -> Vec<u16> {
     let sent = sent_by_pes(program);
-    let routes: Vec<_> = program.classes.iter().map(|c| local_routes(c, &sent, as_to)).collect();
+    let routes: Vec<_> =
+        program.classes.iter().zip(classes).map(|(c, l)| local_routes(c, l, &sent, as_to)).collect();
     let mut distinct: Vec<usize> = Vec::new();
     let mut shape_of = Vec::new();
     for (index, class) in classes.iter().enumerate() {
@@ -59,21 +62,39 @@ fn shapes(program: &WaferProgram, classes: &[LoweredClass], as_to: Likeness) -> 
     shape_of
 }
 
-/// Routes in order of colours, without the host's words that pass on to other rows.
-fn local_routes(class: &Class, sent: &BTreeSet<Colour>, as_to: Likeness) -> Vec<(Colour, Route)> {
+/// What a route is for: an input slot, an output slot, or words that only pass.
+type Use = (u8, usize);
+
+/// Routes by their use, without the host's words that pass on to other rows. Words that only pass have no order if
+/// colours have no names.
+fn local_routes(
+    class: &Class,
+    lowered: &LoweredClass,
+    sent: &BTreeSet<Colour>,
+    as_to: Likeness,
+) -> Vec<(Use, Route)> {
     let local = |(colour, route): (&Colour, &Route)| {
         let mut route = route.clone();
         if !sent.contains(colour) {
             let vertical = |p: &Port| matches!(p, Port::North | Port::South);
             route.positions.iter_mut().for_each(|p| p.to.retain(|port| !vertical(port)));
         }
-        (if as_to == Likeness::Proof { *colour } else { Colour(0) }, route)
+        let (input, output) = (lowered.inputs.binary_search(colour), lowered.outputs.binary_search(colour));
+        let used = match (input, output) {
+            _ if as_to == Likeness::Proof => (0, usize::from(colour.0)),
+            (Ok(slot), _) => (1, slot),
+            (_, Ok(slot)) => (2, slot),
+            _ => (3, 0),
+        };
+        (used, route)
     };
-    class.routes.iter().map(local).collect()
+    let mut routes: Vec<(Use, Route)> = class.routes.iter().map(local).collect();
+    routes.sort();
+    routes
 }
 
 /// What distinguishes rows.
-struct Rows {
+pub struct Looks {
     height: u32,
     /// Per row: the first one with the same shapes in all columns.
     shape: Vec<u32>,
@@ -83,7 +104,7 @@ struct Rows {
     crossed: BTreeMap<u32, (bool, bool)>,
 }
 
-impl Rows {
+impl Looks {
     fn of(
         program: &WaferProgram,
         class_of: &[u16],
@@ -102,7 +123,7 @@ impl Rows {
         }
         let shape = kinds.iter().map(|kind| by_kind[kind]).collect();
         let mut rows =
-            Rows { height: program.height, shape, counts: BTreeMap::new(), crossed: BTreeMap::new() };
+            Looks { height: program.height, shape, counts: BTreeMap::new(), crossed: BTreeMap::new() };
         let sent = sent_by_pes(program);
         for &y in first.values() {
             let used: BTreeSet<u16> = row(y).iter().copied().filter(|c| *c != NOBODY).collect();
@@ -124,11 +145,21 @@ impl Rows {
     /// What a row consists of: its shapes, what its counts owe to y, what the host does at its ends, and whether it
     /// could send its words over an edge of the grid.
     fn signature(&self, program: &WaferProgram, y: u32) -> Signature {
+        let (shape, rest) = self.but_counts(program, y);
+        (shape, self.counts(y).chain(rest).collect())
+    }
+
+    /// The same without the counts.
+    pub fn but_counts(&self, program: &WaferProgram, y: u32) -> Signature {
         let shape = self.shape[y as usize];
         let (north, south) = self.crossed[&shape];
         let edges = [north && y == 0, south && y + 1 == self.height];
-        let counts = self.counts[&shape].iter().map(|l| l.part(false, i64::from(y)));
-        (shape, counts.chain(edges.map(i64::from)).chain(fed_from_the_side(program, y)).collect())
+        (shape, edges.map(i64::from).into_iter().chain(fed_from_the_side(program, y)).collect())
+    }
+
+    /// What the counts of a row owe to the row.
+    pub fn counts(&self, y: u32) -> impl Iterator<Item = i64> + '_ {
+        self.counts[&self.shape[y as usize]].iter().map(move |l| l.part(false, i64::from(y)))
     }
 }
 

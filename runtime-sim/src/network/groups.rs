@@ -4,6 +4,7 @@
 use crate::lower::output_colours;
 use crate::program::{Affine, Class, Colour, HostStream, Port, WaferProgram};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// Which classes of PEs a row has, column by column, as the number of the first row with the same.
 pub fn kinds_of_rows(program: &WaferProgram, class_of: &[u16]) -> Vec<u32> {
@@ -14,25 +15,23 @@ pub fn kinds_of_rows(program: &WaferProgram, class_of: &[u16]) -> Vec<u32> {
 
 /// Rows joined by words that PEs send from row to row, from north to south.
 pub fn groups(program: &WaferProgram, class_of: &[u16]) -> Vec<Vec<u32>> {
-    let sent = sent_by_pes(program);
-    let crossings: Vec<Crossings> = program.classes.iter().map(|c| Crossings::of(c, &sent)).collect();
-    let kinds = kinds_of_rows(program, class_of);
-    let mut by_kind: BTreeMap<u32, Crossings> = BTreeMap::new();
+    let rows = Crossings::by_row(program, class_of);
     let mut groups: Vec<Vec<u32>> = Vec::new();
     for y in 0..program.height {
-        let kind = kinds[y as usize];
-        by_kind.entry(kind).or_insert_with(|| {
-            let row = &class_of[(y * program.width) as usize..((y + 1) * program.width) as usize];
-            let used: BTreeSet<u16> = row.iter().copied().collect();
-            Crossings::sum(used.iter().filter_map(|c| crossings.get(usize::from(*c))))
-        });
-        let meets = y > 0 && by_kind[&kinds[y as usize - 1]].meets(&by_kind[&kind]);
+        let meets = y > 0 && rows[y as usize - 1].meets(&rows[y as usize]);
         match groups.last_mut() {
             Some(last) if meets => last.push(y),
             _ => groups.push(vec![y]),
         }
     }
     groups
+}
+
+/// By row: whether words of PEs can pass from it to the row above.
+pub fn northward(program: &WaferProgram, class_of: &[u16]) -> Vec<bool> {
+    let rows = Crossings::by_row(program, class_of);
+    let up = |y: usize| y > 0 && !rows[y].out_north.is_disjoint(&rows[y - 1].from_south);
+    (0..rows.len()).map(up).collect()
 }
 
 /// Colours that cross the borders of a row.
@@ -45,6 +44,22 @@ struct Crossings {
 }
 
 impl Crossings {
+    /// Those of every row, from north to south.
+    fn by_row(program: &WaferProgram, class_of: &[u16]) -> Vec<Rc<Crossings>> {
+        let sent = sent_by_pes(program);
+        let crossings: Vec<Crossings> = program.classes.iter().map(|c| Crossings::of(c, &sent)).collect();
+        let mut by_kind: BTreeMap<u32, Rc<Crossings>> = BTreeMap::new();
+        let of_kind = |kind: u32| {
+            let known = by_kind.entry(kind).or_insert_with(|| {
+                let row = &class_of[(kind * program.width) as usize..((kind + 1) * program.width) as usize];
+                let used: BTreeSet<u16> = row.iter().copied().collect();
+                Rc::new(Crossings::sum(used.iter().filter_map(|c| crossings.get(usize::from(*c)))))
+            });
+            Rc::clone(known)
+        };
+        kinds_of_rows(program, class_of).into_iter().map(of_kind).collect()
+    }
+
     fn of(class: &Class, sent: &BTreeSet<Colour>) -> Self {
         let mut out = Crossings::default();
         for (colour, route) in class.routes.iter().filter(|(c, _)| sent.contains(c)) {

@@ -8,10 +8,12 @@ mod alike;
 mod build;
 mod cover;
 mod groups;
+mod line;
 mod thin;
 
 pub use alike::{Alike, Likeness};
 pub use cover::{NOBODY, cover};
+pub use line::Line;
 
 use crate::program::{Colour, Coord, Port, Route, WaferProgram};
 
@@ -238,5 +240,18 @@ impl Network {
             Port::West => (at.x > 0).then(|| pe - 1),
             Port::East => (at.x + 1 < self.width).then(|| pe + 1),
         }
+    }
+}
+
+#[cfg(test)]
+impl Network {
+    /// Bytes that are held.
+    pub fn held_bytes(&self) -> usize {
+        size_of_val(&self.class_of[..])
+            + size_of_val(&self.first_slot[..])
+            + size_of_val(&self.slots[..])
+            + size_of_val(&self.streams[..])
+            + size_of_val(&self.ends[..])
+            + size_of_val(&self.shared[..])
     }
 }

@@ -172,14 +172,14 @@ impl Port {
 }
 
 /// How a router forwards a colour: one position, or up to four that control words switch between.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Route {
     /// The positions; the first is active at the start.
     pub positions: Vec<Position>,
 }
 
 /// Words from one port go to all of the others: multicast costs nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
     /// Where words come from. At the edge of the grid: from a host stream.
     pub from: Port,

@@ -6,6 +6,7 @@ use crate::args::RecomputeSwitch;
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
+use crate::training_step::TrainingStep;
 use crate::wafer_artifact::{Stage, WaferArtifact};
 use lapidary_hardware::{HardwareSpec, Wafer};
 use lapidary_ir::Module;
@@ -53,7 +54,8 @@ pub fn emit(
         report: &stage.generated.report,
     });
     report.placement = Some(account(stages.collect(), machine.wafer(), job.step.as_ref()));
-    let programs = programs(job, machine, placed.stages.into_iter().map(stage).collect());
+    let mut programs = programs(job, machine, placed.stages.into_iter().map(stage).collect());
+    programs.step = report.training.as_ref().and_then(|answer| training_step(answer, job.graph.dims.batch));
     written(&programs, artifact, progress)
 }
 
@@ -72,9 +74,17 @@ fn programs(job: &Job<'_>, machine: &HardwareSpec, stages: Vec<Stage>) -> WaferA
     WaferArtifact {
         model: job.spec.name.clone(),
         tokens: Some(job.graph.dims.tokens()),
+        step: None,
         fabric: machine.wafer().map(FabricSpec::from).unwrap_or_default(),
         stages,
     }
+}
+
+/// The step of a plan in micro-batches of the `batch` sequences that the programs are for.
+fn training_step(answer: &TrainingAnswer, batch: u64) -> Option<TrainingStep> {
+    let Degrees::Wafer(plan) = answer.plan.degrees else { return None };
+    let of_a_system = plan.micro_batch * plan.accumulation;
+    Some(TrainingStep { systems: plan.systems, accumulation: of_a_system.div_ceil(batch.max(1)) })
 }
 
 /// The programs where weights stay: a pipeline of all layers, or those of one token.

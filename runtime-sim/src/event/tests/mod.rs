@@ -1,5 +1,6 @@
 //! The order of work, the number of threads and the size of batches change neither a cycle nor a number.
 
+mod idle;
 pub mod mesh;
 
 use super::{Options, Run, SimError, simulate_with};

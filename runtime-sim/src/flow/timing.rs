@@ -1,0 +1,287 @@
+//! From a program to its times: rows that do the same are timed once; a small program runs again until its queues and
+//! shared links settle.
+
+use super::engine::{Engine, FlowError};
+use super::exact::Exact;
+use super::leaders::Leaders;
+use super::rows::Rows;
+use super::work::{Works, works};
+use crate::check::Checked;
+use crate::fabric::FabricSpec;
+use crate::lower::{LoweredClass, lower};
+use crate::network::{Network, cover};
+use crate::parallel;
+use crate::program::{Trigger, WaferProgram};
+use crate::report::Report;
+use crate::trace::Trace;
+
+/// Times a checked program without computing its numbers.
+pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
+    timed(program, false).map(|(report, _)| report)
+}
+
+/// As [`time`], with the phases of one PE of each class as tracks.
+pub fn time_traced(program: &Checked<WaferProgram>) -> Result<(Report, Trace), FlowError> {
+    timed(program, true)
+}
+
+fn timed(program: &Checked<WaferProgram>, traced: bool) -> Result<Timed, FlowError> {
+    let job = Job { traced, ..Job::new(program)? };
+    let (steps, mut endless) = job.with_endless_queues(Sharing::Rows)?;
+    if steps <= SMALL
+        && let Some(settled) = job.settled()?
+    {
+        return Ok(settled);
+    }
+    endless.0.limits.push(ENDLESS.into());
+    Ok(endless)
+}
+
+/// A program of more instructions, as they are executed with endless queues, runs only once.
+const SMALL: u64 = 100_000;
+
+/// Most instructions of all runs of a program.
+const MOST_STEPS: u64 = 4_000_000;
+
+/// A run of more instructions reads words on credit.
+const UNTRUSTING: u64 = 1_000_000;
+
+/// Words read on credit may be later than they were needed by this share of all cycles before the report says so.
+const ON_TIME: f64 = 1e-3;
+
+/// Most runs of a program.
+const MOST_RUNS: usize = 64;
+
+/// What a single run leaves out.
+pub const ENDLESS: &str = "queues never fill and words of different colours never wait for a link: \
+    level event follows both, and level flow does in programs small enough to run until they settle";
+
+/// What rows of PEs that do the same have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// They are timed once, for as long as they do the same.
+    Rows,
+    /// Each is timed alone.
+    #[cfg(test)]
+    Nothing,
+}
+
+/// A program to be timed.
+pub(super) struct Job<'a> {
+    program: &'a WaferProgram,
+    spec: &'a FabricSpec,
+    classes: Vec<LoweredClass>,
+    /// Whether what happened when is wanted.
+    traced: bool,
+}
+
+/// Times and phases.
+type Timed = (Report, Trace);
+
+impl<'a> Job<'a> {
+    /// A program, unless it has something that this level leaves out.
+    pub fn new(program: &'a Checked<WaferProgram>) -> Result<Self, FlowError> {
+        let (program, spec) = (program.get(), program.fabric());
+        supported(program)?;
+        Ok(Job { program, spec, classes: lower(program, spec), traced: false })
+    }
+
+    /// Times as if queues never filled, and the number of instructions executed.
+    pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
+        let mut trust = Trust { known: (sharing == Sharing::Rows).then_some(2), credit: false };
+        loop {
+            let Some((net, rows)) = self.chosen(trust.known) else { return Ok(Default::default()) };
+            let leaders = match sharing {
+                Sharing::Rows if rows.skips.is_empty() => Leaders::of(&net, &self.classes),
+                _ => Leaders::default(),
+            };
+            match run(self.program, self.spec, &net, &self.classes, &rows, &leaders, (trust, self.traced))? {
+                Ran::Well(steps, timed) => return Ok((steps, *timed)),
+                // The first periods of a line said nothing of the last: more of them are looked at.
+                Ran::Otherwise => trust.known = trust.known.map(|known| 2 * known),
+                Ran::TooLong => trust.credit = true,
+            }
+        }
+    }
+
+    /// Times with the queues and the shared links that there are; none if that takes too many instructions.
+    pub fn settled(&self) -> Result<Option<Timed>, FlowError> {
+        let Some((net, rows)) = self.chosen(None) else { return Ok(None) };
+        let (net, works) = (net.thinned(), all_works(&self.classes));
+        let mut exact = Exact::endless(&net);
+        let mut left = MOST_STEPS;
+        for runs in 1.. {
+            let mut engine =
+                Engine::new(self.program, self.spec, &net, &self.classes, &works, &Leaders::default(), &[]);
+            engine.streams.follow(exact);
+            engine.most_steps = left;
+            engine.feed();
+            engine.run();
+            if engine.steps > left {
+                return Ok(None);
+            }
+            left -= engine.steps;
+            finished(&engine)?;
+            let (next, settled) = engine.streams.learn(u64::from(self.spec.link_words_per_cycle));
+            if settled || runs == MOST_RUNS {
+                let mut timed = outcome(&engine, &rows, self.traced);
+                if !settled {
+                    timed.0.limits.push(format!(
+                        "queues and links had not settled after {runs} runs, as where PEs wait for each other's room: \
+                         level event tells"
+                    ));
+                }
+                return Ok(Some(timed));
+            }
+            exact = next;
+        }
+        Ok(None)
+    }
+
+    /// The streams of the rows that stand for all rows of a program.
+    pub fn chosen(&self, known: Option<u32>) -> Option<(Network, Rows)> {
+        chosen(self.program, self.spec, &self.classes, known)
+    }
+}
+
+fn chosen(
+    program: &WaferProgram,
+    spec: &FabricSpec,
+    classes: &[LoweredClass],
+    known: Option<u32>,
+) -> Option<(Network, Rows)> {
+    let class_of = cover(program).ok()?;
+    let rows = Rows::choose(program, &class_of, classes, known);
+    let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
+    let net = Network::of_rows(program, spec, class_of, traced).ok()?;
+    Some((net, rows))
+}
+
+/// Times a program by something that sets the times of all PEs and sends all their words; the host has sent its own.
+pub fn timed_by(
+    program: &Checked<WaferProgram>,
+    solve: &mut dyn FnMut(&mut Engine),
+) -> Result<Timed, FlowError> {
+    let job = Job::new(program)?;
+    let Some((net, rows)) = job.chosen(None) else { return Ok(Default::default()) };
+    let mut engine =
+        Engine::new(job.program, job.spec, &net, &job.classes, &[], &Leaders::default(), &rows.skips);
+    engine.feed();
+    solve(&mut engine);
+    let mut timed = outcome(&engine, &rows, true);
+    timed.0.limits.push(ENDLESS.into());
+    Ok(timed)
+}
+
+/// Whether the PEs of the traced rows can all finish if queues never fill.
+pub fn finishes(
+    program: &WaferProgram,
+    spec: &FabricSpec,
+    net: &Network,
+    classes: &[LoweredClass],
+) -> Result<(), FlowError> {
+    supported(program)?;
+    let shape_of = (0..classes.len() as u16).collect();
+    let rows = Rows { shape_of, ..Rows::default() };
+    let trust = Trust { known: None, credit: true };
+    run(program, spec, net, classes, &rows, &Leaders::of(net, classes), (trust, false)).map(|_| ())
+}
+
+/// What a run takes for granted.
+#[derive(Clone, Copy, Debug)]
+struct Trust {
+    /// Periods of rows in a line that say what the others do.
+    known: Option<u32>,
+    /// Words that are not there come in the rhythm of those before.
+    credit: bool,
+}
+
+/// How a run ended.
+enum Ran {
+    /// As foretold: instructions executed, and what was timed.
+    Well(u64, Box<Timed>),
+    /// Rows in a line did not do what was foretold.
+    Otherwise,
+    /// It took more instructions than a run without credit may.
+    TooLong,
+}
+
+/// Runs what was chosen.
+fn run(
+    program: &WaferProgram,
+    spec: &FabricSpec,
+    net: &Network,
+    classes: &[LoweredClass],
+    rows: &Rows,
+    leaders: &Leaders,
+    (trust, traced): (Trust, bool),
+) -> Result<Ran, FlowError> {
+    let works = all_works(classes);
+    let mut engine = Engine::new(program, spec, net, classes, &works, leaders, &rows.skips);
+    engine.streams.keeps |= traced;
+    engine.streams.credit = trust.credit;
+    engine.most_steps = if trust.credit { u64::MAX } else { UNTRUSTING };
+    engine.feed();
+    engine.run();
+    if !leaders.followers.is_empty() {
+        engine.spread(leaders);
+        engine.run();
+    }
+    if engine.steps > engine.most_steps {
+        return Ok(Ran::TooLong);
+    }
+    for skip in &rows.skips {
+        if !engine.foretell(skip) {
+            return Ok(Ran::Otherwise);
+        }
+    }
+    engine.queue_behind(&rows.skips);
+    engine.run();
+    if engine.steps > engine.most_steps {
+        return Ok(Ran::TooLong);
+    }
+    finished(&engine)?;
+    if !rows.skips.iter().all(|skip| engine.came_true(skip)) {
+        return Ok(Ran::Otherwise);
+    }
+    let mut timed = outcome(&engine, rows, traced);
+    let (late, cycles) = (engine.streams.late, timed.0.cycles as f64);
+    if late > ON_TIME * cycles {
+        timed.0.limits.push(format!(
+            "words were taken to come in the rhythm of those before, and some came up to {late:.0} cycles later: {:.1} % of all",
+            100.0 * late / cycles
+        ));
+    }
+    Ok(Ran::Well(engine.steps, Box::new(timed)))
+}
+
+fn all_works(classes: &[LoweredClass]) -> Vec<Works> {
+    parallel::map(classes, works)
+}
+
+fn finished(engine: &Engine) -> Result<(), FlowError> {
+    match engine.first_stuck() {
+        Some(pe) => Err(FlowError::Deadlock { chain: engine.explain(pe) }),
+        None => Ok(()),
+    }
+}
+
+fn outcome(engine: &Engine, rows: &Rows, traced: bool) -> Timed {
+    let report = super::outcome::report(engine, rows);
+    let trace = if traced { super::trace::trace(engine, &report) } else { Trace::default() };
+    (report, trace)
+}
+
+fn supported(program: &WaferProgram) -> Result<(), FlowError> {
+    for class in &program.classes {
+        let switches = class.routes.values().any(|r| r.positions.len() > 1);
+        let control = class.tasks.iter().any(|t| matches!(t.trigger, Trigger::Control { .. }));
+        let what = match (switches, control) {
+            (true, _) => "routes with switch positions",
+            (_, true) => "a control task",
+            _ => continue,
+        };
+        return Err(FlowError::LeftOut { class: class.name.clone(), what });
+    }
+    Ok(())
+}
