@@ -201,7 +201,7 @@ fn devices_and_switches_that_are_none_are_refused() {
     for what in ["--grads", "--bisect"] {
         refused(&["verify", text(&amber), "--device", "wafer-sim", what], 5, &["wafer-sim", what]);
     }
-    refused(&["verify", text(&amber), "--precision", "f16"], 2, &["f16", "cpu: f32, bf16"]);
+    refused(&["verify", text(&amber), "--precision", "f16"], 2, &["f16", "cpu, cuda: f32, bf16"]);
     refused(&["verify", text(&amber), "--device", "wafer-sim", "--precision", "f64"], 2, &["f64"]);
     refused(&["verify", text(&amber), "--device", "wafer-sim", "--grid", "0x8"], 2, &["0x8"]);
     refused(&["verify", text(&amber), "--fuse", "magic"], 2, &["magic", "epilogue"]);
