@@ -134,6 +134,21 @@ fn a_cut_run_goes_on_to_the_same_bytes() {
     refused(&[&args[..], &["--resume"]].concat(), 3, &["out.jsonl.run"]);
 }
 
+/// A model that cannot be loaded leaves nothing that a second try would stumble over.
+#[test]
+fn a_model_without_weights_leaves_no_results() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = data("amber-tiny", folder.path());
+    let model = crate::copy("amber-tiny");
+    std::fs::remove_file(model.path().join("model.safetensors")).expect("weights");
+    let out = folder.path().join("out.jsonl");
+    let args = ["memorization", text(model.path()), "--data", &data, "--out", text(&out)];
+    refused(&args, 3, &[]);
+    let names =
+        std::fs::read_dir(folder.path()).expect("a folder").map(|file| file.expect("a file").file_name());
+    assert_eq!(names.collect::<Vec<_>>(), ["data.jsonl"]);
+}
+
 #[test]
 fn bad_data_are_exit_3() {
     let folder = tempfile::tempdir().expect("a temporary folder");

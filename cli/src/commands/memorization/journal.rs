@@ -104,33 +104,50 @@ pub struct Journal {
     file: File,
 }
 
-impl Journal {
-    /// Begins a file, or goes on with one; returns the results that are there already, whole batches only.
+/// What an earlier run left.
+#[derive(Default)]
+pub struct Earlier {
+    /// Its whole batches, as text.
+    text: String,
+    /// The same, read.
+    pub entries: Vec<Entry>,
+}
+
+impl Earlier {
+    /// Looks for a run to go on with. Writes nothing.
     ///
     /// # Errors
-    /// Exit 3 when the file cannot be written, is there and was not asked for, or belongs to another run.
-    pub fn open(place: &Path, header: &Header, resume: bool) -> Result<(Journal, Vec<Entry>), Failure> {
-        let (part, run) = (beside(place, ".part"), beside(place, ".run"));
+    /// Exit 3 when the file is there and was not asked for, or belongs to another run.
+    pub fn find(place: &Path, header: &Header, resume: bool) -> Result<Earlier, Failure> {
+        let part = beside(place, ".part");
         let found = [place, &part].into_iter().find(|file| file.exists());
-        let (text, entries) = match (found, resume) {
-            (None, _) => {
-                crate::output::file(&run, &line(header)?)?;
-                (String::new(), Vec::new())
-            }
+        match (found, resume) {
+            (None, _) => Ok(Earlier::default()),
             (Some(file), false) => {
-                return Err(
-                    refused(file, "is there already").help("go on with --resume, or name another --out")
-                );
+                Err(refused(file, "is there already").help("go on with --resume, or name another --out"))
             }
             (Some(file), true) => {
-                same_run(&run, header)?;
-                earlier(file, header)?
+                same_run(&beside(place, ".run"), header)?;
+                earlier(file, header)
             }
-        };
-        let cannot = |error: std::io::Error| refused(&part, format!("cannot write: {error}"));
-        crate::output::file(&part, &text)?;
-        let file = OpenOptions::new().append(true).open(&part).map_err(cannot)?;
-        Ok((Journal { place: place.to_path_buf(), part: part.clone(), file }, entries))
+        }
+    }
+}
+
+impl Journal {
+    /// Begins a file with what an earlier run left.
+    ///
+    /// # Errors
+    /// Exit 3 when it cannot be written.
+    pub fn begin(place: &Path, header: &Header, earlier: &Earlier) -> Result<Journal, Failure> {
+        let part = beside(place, ".part");
+        crate::output::file(&beside(place, ".run"), &line(header)?)?;
+        crate::output::file(&part, &earlier.text)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&part)
+            .map_err(|error| refused(&part, format!("cannot write: {error}")))?;
+        Ok(Journal { place: place.to_path_buf(), part, file })
     }
 
     /// Adds the results of one batch.
@@ -182,8 +199,8 @@ fn same_run(run: &Path, header: &Header) -> Result<(), Failure> {
     }
 }
 
-/// The whole batches of an earlier run, as text and read.
-fn earlier(file: &Path, header: &Header) -> Result<(String, Vec<Entry>), Failure> {
+/// The whole batches of an earlier run.
+fn earlier(file: &Path, header: &Header) -> Result<Earlier, Failure> {
     let text = crate::input::read(file)?;
     let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
     let entry = |(i, text): (usize, &str)| {
@@ -193,5 +210,5 @@ fn earlier(file: &Path, header: &Header) -> Result<(String, Vec<Entry>), Failure
     let done = entries.len() >= header.sequences;
     let kept = if done { header.sequences } else { entries.len() / header.batch * header.batch };
     entries.truncate(kept);
-    Ok((whole.split_inclusive('\n').take(kept).collect(), entries))
+    Ok(Earlier { text: whole.split_inclusive('\n').take(kept).collect(), entries })
 }

@@ -15,7 +15,7 @@ use crate::memory::Needs;
 use crate::progress::Counter;
 use crate::{input, show};
 use data::{Cut, Sample, read};
-use journal::{Asked, Entry, Header, Journal};
+use journal::{Asked, Earlier, Entry, Header, Journal};
 use lapidary_models::ModelSpec;
 use lapidary_runtime_cpu::{Generation, Model, Sampling, generate};
 use score::{Score, Summary, distribution, summary};
@@ -62,21 +62,23 @@ pub fn run(args: &Memorization, global: &Global) -> Result<(), Failure> {
         data: &text,
         sequences: samples.len(),
     };
-    let mut journal = None;
-    let mut entries = Vec::new();
-    if let Some(place) = &args.out {
-        let (opened, earlier) = Journal::open(place, &Header::new(&asked), args.resume)?;
-        journal = Some(opened);
-        entries = earlier;
-    }
-    if entries.len() < samples.len() {
-        let sequences = batch.min(samples.len()) as u64;
-        let needs = Needs { sequences, positions: (k + l) as u64, tokens: sequences * k as u64 };
-        let positions = Needs { positions: needs.positions.min(spec.max_seq), ..needs };
-        let model = load(&spec, &folder, args.dtype, &positions, global)?;
+    let header = Header::new(&asked);
+    let out = args.out.as_deref();
+    let earlier =
+        out.map(|place| Earlier::find(place, &header, args.resume)).transpose()?.unwrap_or_default();
+    let left = &samples[earlier.entries.len()..];
+    let sequences = batch.min(samples.len()) as u64;
+    let needs = Needs { sequences, positions: (k + l) as u64, tokens: sequences * k as u64 };
+    let positions = Needs { positions: needs.positions.min(spec.max_seq), ..needs };
+    let load = || load(&spec, &folder, args.dtype, &positions, global);
+    let model = if left.is_empty() { None } else { Some(load()?) };
+    // Nothing is written before the model is there.
+    let mut journal = out.map(|place| Journal::begin(place, &header, &earlier)).transpose()?;
+    let mut entries = earlier.entries;
+    if let Some(model) = &model {
         let mut counter = Counter::new(global, samples.len(), entries.len(), "sequences");
-        for part in samples[entries.len()..].chunks(batch) {
-            let made = continue_all(&model, part, positions.positions as usize, l)?;
+        for part in left.chunks(batch) {
+            let made = continue_all(model, part, positions.positions as usize, l)?;
             if let Some(journal) = &mut journal {
                 journal.add(&made)?;
             }
