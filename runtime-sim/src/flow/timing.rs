@@ -88,7 +88,8 @@ impl<'a> Job<'a> {
 
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
-        let mut trust = Trust { known: (sharing == Sharing::Rows).then_some(2), credit: false };
+        let known = (sharing == Sharing::Rows).then_some(2);
+        let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING };
         loop {
             let Some((net, rows)) = self.chosen(trust.known) else { return Ok(Default::default()) };
             let leaders = match sharing {
@@ -99,7 +100,7 @@ impl<'a> Job<'a> {
                 Ran::Well(steps, timed) => return Ok((steps, *timed)),
                 // The first periods of a line said nothing of the last: more of them are looked at.
                 Ran::Otherwise => trust.known = trust.known.map(|known| 2 * known),
-                Ran::TooLong => trust.credit = true,
+                Ran::TooLong => trust = Trust { credit: true, most_steps: u64::MAX, ..trust },
             }
         }
     }
@@ -173,7 +174,8 @@ pub fn timed_by(
     Ok(timed)
 }
 
-/// Whether the PEs of the traced rows can all finish if queues never fill.
+/// Whether the PEs of the traced rows can all finish if queues never fill. No word is read before it was sent: a wait in a
+/// circle may come in any iteration.
 pub fn finishes(
     program: &WaferProgram,
     spec: &FabricSpec,
@@ -183,7 +185,7 @@ pub fn finishes(
     supported(program)?;
     let shape_of = (0..classes.len() as u16).collect();
     let rows = Rows { shape_of, ..Rows::default() };
-    let trust = Trust { known: None, credit: true };
+    let trust = Trust { known: None, credit: false, most_steps: u64::MAX };
     run(program, spec, net, classes, &rows, &Leaders::of(net, classes), (trust, false)).map(|_| ())
 }
 
@@ -194,6 +196,8 @@ struct Trust {
     known: Option<u32>,
     /// Words that are not there come in the rhythm of those before.
     credit: bool,
+    /// Most instructions.
+    most_steps: u64,
 }
 
 /// How a run ended.
@@ -202,7 +206,7 @@ enum Ran {
     Well(u64, Box<Timed>),
     /// Rows in a line did not do what was foretold.
     Otherwise,
-    /// It took more instructions than a run without credit may.
+    /// It took more instructions than it may.
     TooLong,
 }
 
@@ -220,7 +224,7 @@ fn run(
     let mut engine = Engine::new(program, spec, net, classes, &works, leaders, &rows.skips);
     engine.streams.keeps |= traced;
     engine.streams.credit = trust.credit;
-    engine.most_steps = if trust.credit { u64::MAX } else { UNTRUSTING };
+    engine.most_steps = trust.most_steps;
     engine.feed();
     engine.run();
     if !leaders.followers.is_empty() {
