@@ -1,5 +1,7 @@
 //! The command line from outside: exit codes, messages, and that nothing half-written stays behind.
 
+mod accuracy;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
