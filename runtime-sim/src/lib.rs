@@ -6,6 +6,7 @@
 //! [`trace::Trace`] and the critical path; [`flow::time`] times it by classes and bursts, [`analytic::time`] in closed form.
 
 pub mod analytic;
+mod canonical;
 pub mod check;
 pub mod collectives;
 pub mod event;

@@ -68,6 +68,26 @@ impl Linear {
         })
     }
 
+    /// Its terms, as numbers; without the constant and what the place contributes if only those of time are wanted.
+    pub fn encode(&self, of_time: bool, out: &mut Vec<i64>) {
+        let of_place = |var: &Var| matches!(var, Var::X | Var::XOver(_) | Var::Y | Var::YOver(_));
+        let terms = || self.terms.iter().filter(|(var, _)| !of_time || !of_place(var));
+        out.push(terms().count() as i64);
+        out.push(if of_time { 0 } else { self.base });
+        for (var, coefficient) in terms() {
+            let (kind, number) = match *var {
+                Var::X => (0, 0),
+                Var::Y => (1, 0),
+                Var::XOver(n) => (2, i64::from(n)),
+                Var::YOver(n) => (3, i64::from(n)),
+                Var::Turn => (4, 0),
+                Var::Loop(depth) => (5, i64::from(depth)),
+                Var::Dim(k) => (6, i64::from(k)),
+            };
+            out.extend([kind, number, *coefficient]);
+        }
+    }
+
     /// What the value gains with each step of the counter of the loop at `depth`.
     pub fn per_loop(&self, depth: usize) -> i64 {
         let own = |var: Var| matches!(var, Var::Loop(d) if usize::from(d) == depth);

@@ -169,6 +169,11 @@ fn a_deadlock_by_full_queues_is_found_by_the_simulator() {
         error.contains("in a circle") && error.contains("PE (0, 0) of class `a` waits for room for word"),
         "{error}"
     );
+    let flow = lapidary_runtime_sim::flow::time(&checked).unwrap_err().to_string();
+    assert!(
+        flow.starts_with("deadlock, 2 PEs are stuck: PE (0, 0) of class `a` waits for room for word"),
+        "{flow}"
+    );
     let beside = text.replace("mov out", "par { mov out").replace("len 64 }", "len 64 } }");
     let checked = check(&parse(&beside, "beside").unwrap(), &FabricSpec::wse2()).unwrap();
     let cycles = simulate(&checked, BTreeMap::new()).unwrap().report.cycles;

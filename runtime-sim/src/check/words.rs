@@ -6,7 +6,7 @@ use super::tallies::Tallies;
 use super::tally::place;
 use crate::lower::LoweredClass;
 use crate::network::{HostLane, NONE, Network, Origin, Target};
-use crate::program::{Affine, Colour, Coord, Trigger, WaferProgram};
+use crate::program::{Colour, Coord, Trigger, WaferProgram};
 use std::collections::BTreeSet;
 
 /// At most this many faults of words are reported.
@@ -256,11 +256,6 @@ impl<'a> Words<'a> {
 
 /// Words that pass a host lane.
 pub fn host_words(program: &WaferProgram, lane: &HostLane) -> u64 {
-    let at = |a: &Affine| a.eval(|v| v.at_place(lane.at.x, lane.at.y).unwrap_or(0)).max(0) as u64;
-    let words = |part: &u32| {
-        let host = &program.host[*part as usize];
-        let elements: u64 = host.dims.iter().map(at).fold(1, u64::saturating_mul);
-        elements.div_ceil(u64::from(host.wire.lanes()))
-    };
+    let words = |part: &u32| program.host[*part as usize].words_at(lane.at);
     lane.parts.iter().map(words).fold(0, u64::saturating_add)
 }

@@ -96,6 +96,12 @@ impl Actor<'_, '_> {
 
     /// Ends, once everything that was read on credit has come.
     fn finish(&mut self) -> bool {
+        self.pe.finished = self.settle();
+        false
+    }
+
+    /// Takes over when everything that was read on credit came; false if some of it has not.
+    fn settle(&mut self) -> bool {
         while let Some(&end) = self.pe.credit.last() {
             let Some(arrival) = self.streams.settled(end) else {
                 self.pe.waits_for = end;
@@ -105,8 +111,7 @@ impl Actor<'_, '_> {
             self.pe.time = self.pe.time.max(arrival);
             self.pe.credit.pop();
         }
-        self.pe.finished = true;
-        false
+        true
     }
 
     /// Waits for words on an input.
@@ -181,6 +186,7 @@ impl Actor<'_, '_> {
             return self.go_on(code, looping);
         }
         if self.pe.pc >= self.pe.stop {
+            self.settle();
             return false;
         }
         if let Some(work) = self.works[task][self.pe.pc].filter(|w| w.next <= self.pe.stop) {
@@ -215,14 +221,12 @@ impl Actor<'_, '_> {
                 return true;
             }
             Instr::Control { .. } => {
-                self.pe.begin_at(self.pe.time, self.pe.time);
                 self.pe.time += 1.0;
                 self.pe.busy += 1.0;
             }
             Instr::Activate(other) => self.pe.runs[*other].1 += 1,
             Instr::Serial { cycles, times, .. } => {
                 let cycles = (cycles * times.at(&self.env()).max(0) as u64) as f64;
-                self.pe.begin_at(self.pe.time, self.pe.time);
                 self.pe.time += cycles;
                 self.pe.issue += cycles;
             }
@@ -238,7 +242,6 @@ impl Actor<'_, '_> {
     }
 
     fn compute(&mut self, work: Work) {
-        self.pe.begin_at(self.pe.time, self.pe.time);
         self.pe.time += work.busy + work.issue;
         self.pe.busy += work.busy;
         self.pe.issue += work.issue;
@@ -248,7 +251,6 @@ impl Actor<'_, '_> {
     fn memory_op(&mut self, op: &LoweredOp) {
         let elements = op.elements(&self.env());
         if elements > 0 {
-            self.pe.begin_at(self.pe.time, self.pe.time);
             let cycles = op.memory_cycles(&self.env()) as f64;
             let issue = op.price.issue as f64;
             self.pe.time += cycles + issue;

@@ -176,28 +176,39 @@ impl Burst {
     }
 
     /// What comes `steps` periods after this, which is one after `earlier`: times and numbers of words go on as they
-    /// did. None if they differ in more.
-    pub fn ahead_of(&self, earlier: &Burst, steps: u64) -> Option<Burst> {
-        let more = |a: u64, b: u64| {
-            let all = i128::from(b) + (i128::from(b) - i128::from(a)) * i128::from(steps);
-            u64::try_from(all).ok()
-        };
+    /// did. Where they would run out, what is left is nothing, and so many words are missing. None if they differ in more.
+    pub fn ahead_of(&self, earlier: &Burst, steps: u64) -> Option<(Burst, u64)> {
+        let more = |a: u64, b: u64| i128::from(b) + (i128::from(b) - i128::from(a)) * i128::from(steps);
         let single = self.count <= 1 && earlier.count <= 1;
+        let mut missing = 0;
         let pattern = match (&earlier.pattern, &self.pattern) {
             (Pattern::Even { words: a, gap: g }, Pattern::Even { words: b, gap: h }) => {
-                let same_gap = close(*g, *h) || (*a < 2 && *b < 2);
-                same_gap.then(|| more(*a, *b)).flatten().map(|words| Pattern::Even { words, gap: *h })
+                let words = more(*a, *b);
+                missing = u64::try_from(-words).unwrap_or(0);
+                (close(*g, *h) || (*a < 2 && *b < 2)).then_some(())?;
+                Pattern::Even { words: u64::try_from(words).unwrap_or(0), gap: *h }
             }
             (Pattern::Parts(a), Pattern::Parts(b)) => {
                 let alike = a.ends == b.ends && a.list.iter().zip(&b.list).all(|(a, b)| a.is_like(b));
-                alike.then(|| self.pattern.clone())
+                alike.then(|| self.pattern.clone())?
             }
-            _ => None,
+            _ => return None,
         };
         let start = self.start + (self.start - earlier.start) * steps as f64;
-        let count = more(earlier.count, self.count)?;
-        (single || close(self.period, earlier.period)).then_some(())?;
-        Some(Burst { count, start, period: self.period, pattern: pattern? })
+        let count = u64::try_from(more(earlier.count, self.count)).ok()?;
+        (single || (missing == 0 && close(self.period, earlier.period))).then_some(())?;
+        Some((Burst { count, start, period: self.period, pattern }, missing))
+    }
+
+    /// This without its first `words` words, of which there are more; none if that is no burst.
+    pub fn without(&self, words: u64) -> Option<Burst> {
+        match (&self.pattern, self.count) {
+            _ if words == 0 => Some(self.clone()),
+            (Pattern::Even { words: all, gap }, 1) => {
+                Some(Burst::even(1, self.word(words), 0.0, all - words, *gap))
+            }
+            _ => None,
+        }
     }
 
     /// Whether `other` has the same words at the same times.

@@ -2,7 +2,6 @@
 
 use super::actor::Actor;
 use super::bursts::Burst;
-use super::leaders::Leaders;
 use super::pace::Lines;
 use super::pe::Pe;
 use super::skip::Skip;
@@ -24,6 +23,14 @@ pub enum FlowError {
         class: String,
         /// What it has.
         what: &'static str,
+    },
+    /// PEs wait for each other's words and for room in queues.
+    #[error("deadlock, {stuck} PEs are stuck: {}", .chain.join("; "))]
+    Standstill {
+        /// PEs that have not finished.
+        stuck: usize,
+        /// Each waits for the next.
+        chain: Vec<String>,
     },
     /// PEs wait for each other, whatever the queues hold.
     #[error("cyclic wait: {}", .chain.join("; "))]
@@ -48,47 +55,40 @@ pub struct Engine<'a> {
     /// Instructions executed, and how many there may be.
     pub(super) steps: u64,
     pub(super) most_steps: u64,
+    /// Cycles by which PEs that followed others may be off, at most.
+    pub(super) strayed: f64,
 }
 
 impl<'a> Engine<'a> {
-    /// All PEs at their beginning; those behind what is foretold do not run yet.
+    /// All PEs at their beginning; none runs yet.
     pub fn new(
         program: &'a WaferProgram,
         spec: &'a FabricSpec,
         net: &'a Network,
         classes: &'a [LoweredClass],
         works: &'a [Works],
-        leaders: &Leaders,
         skips: &[Skip],
     ) -> Self {
         let mut pes: Vec<Option<Box<Pe>>> = Vec::new();
-        let mut queue = VecDeque::new();
         pes.resize(net.class_of.len(), None);
-        let waits = |y: u32| leaders.follows(y) || skips.iter().any(|skip| skip.is_behind(y));
-        let waits: Vec<bool> = (0..net.height).map(waits).collect();
         let foretold = |y: u32| skips.iter().any(|skip| skip.foretold().contains(&y));
         for (index, class) in net.traced_pes().filter(|(pe, _)| !foretold(pe / net.width)) {
             let runs = vec![(0, 0); classes[usize::from(class)].tasks.len()];
-            let stop = leaders.stop(net, index);
-            pes[index as usize] = Some(Box::new(Pe { runs, stop, ..Pe::default() }));
-            if !waits[(index / net.width) as usize] {
-                queue.push_back(index);
-            }
+            pes[index as usize] = Some(Box::new(Pe { runs, stop: usize::MAX, ..Pe::default() }));
         }
-        let mut streams = Streams::new(net);
-        streams.keeps = !skips.is_empty();
         Engine {
             program,
             spec,
             net,
             classes,
             pes,
-            streams,
-            queue,
+            streams: Streams::new(net),
+            queue: VecDeque::new(),
             works,
             patient: VecDeque::new(),
             steps: 0,
             most_steps: u64::MAX,
+            strayed: 0.0,
         }
     }
 
@@ -103,12 +103,19 @@ impl<'a> Engine<'a> {
         None
     }
 
-    /// Lets the rows behind those that are foretold begin.
-    pub(super) fn queue_behind(&mut self, skips: &[Skip]) {
+    /// The PEs in rows behind those that are foretold, or the others, ascending.
+    pub(super) fn members(&self, skips: &[Skip], behind: bool) -> Vec<u32> {
         let width = self.net.width;
-        let behind = |pe: &u32| skips.iter().any(|skip| skip.is_behind(pe / width));
-        let members = (0..).zip(&self.pes).filter(|(_, pe)| pe.is_some()).map(|(pe, _)| pe);
-        self.queue.extend(members.filter(behind));
+        let is_behind = |pe: &u32| skips.iter().any(|skip| skip.is_behind(pe / width));
+        let all = (0..).zip(&self.pes).filter(|(_, pe)| pe.is_some()).map(|(pe, _)| pe);
+        all.filter(|pe| is_behind(pe) == behind).collect()
+    }
+
+    /// Runs all PEs that there are, none by another.
+    pub(super) fn run_all(&mut self) {
+        let all = self.members(&[], false);
+        self.queue.extend(all);
+        self.run();
     }
 
     /// All words of the host, at the pace of their intervals.
@@ -118,11 +125,7 @@ impl<'a> Engine<'a> {
             let mut start = 0.0;
             for &part in &lane.parts {
                 let host = &self.program.host[part as usize];
-                let at = |a: &crate::program::Affine| {
-                    a.eval(|v| v.at_place(lane.at.x, lane.at.y).unwrap_or(0)).max(0)
-                };
-                let elements: u64 = host.dims.iter().map(|d| at(d) as u64).product();
-                let words = elements / u64::from(host.wire.lanes());
+                let words = host.words_at(lane.at);
                 let gap = f64::from(host.interval.max(1));
                 start = self.send(lane.link, start, words, gap);
                 start += if host.then.is_some() { gap } else { 0.0 };

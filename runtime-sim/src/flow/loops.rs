@@ -32,7 +32,13 @@ impl Actor<'_, '_> {
             }
             self.repeat_or_record(looping, n, depth);
         }
-        self.pe.pc = if self.pe.loops[depth] < n { head + 1 } else { end + 1 };
+        if self.pe.loops[depth] < n {
+            self.pe.pc = head + 1;
+        } else {
+            self.pe.pc = end + 1;
+            self.pe.profiles.retain(|(of, _)| *of != head);
+            self.pe.beats.retain(|beat| beat.head != head);
+        }
         true
     }
 

@@ -30,6 +30,8 @@ struct Wait {
     at: f64,
     start: f64,
     period: f64,
+    /// Whether the host sends these words.
+    of_host: bool,
 }
 
 /// The places where an iteration waits; few, so they live on the stack.
@@ -67,6 +69,16 @@ impl Pace {
         };
         let waits = self.waits.iter().filter(|wait| wait.at <= at + SAME);
         at + waits.map(|wait| wait.start + n as f64 * wait.period).fold(begin, f64::max)
+    }
+
+    /// By how much words of the host came before they were needed, at least.
+    fn slack(&self) -> f64 {
+        let last = (self.runs - 1) as f64;
+        let ahead = |wait: &Wait| {
+            let first = self.start - wait.start;
+            first.min(first + last * (self.period - wait.period))
+        };
+        self.waits.iter().filter(|wait| wait.of_host).map(ahead).fold(f64::INFINITY, f64::min)
     }
 
     /// The words of an access in iterations `first..first + count`, which have one rhythm.
@@ -108,20 +120,22 @@ impl Lines {
 
     /// The code must also wait, `at` cycles after its begin, for a rhythm, which lets it begin at `start`.
     pub fn add(&mut self, at: f64, start: f64, rhythm: &Rhythm) {
+        self.wait(Wait { at, start, period: rhythm.period, of_host: false }, rhythm.reads);
+    }
+
+    fn wait(&mut self, wait: Wait, reads: u64) {
         let pace = &mut self.pace;
-        pace.runs = pace.runs.min(rhythm.reads);
-        let line = (start, rhythm.period.max(pace.work));
+        pace.runs = pace.runs.min(reads);
+        let line = (wait.start, wait.period.max(pace.work));
         if line.0 > pace.start + 1e-9 || (line.0 > pace.start - 1e-9 && line.1 > pace.period) {
             (pace.start, pace.period) = line;
         }
-        pace.waits.push(Wait { at, start, period: rhythm.period });
+        pace.waits.push(wait);
     }
 
     /// Words that nobody has sent yet are trusted to come as they did.
     fn trust(&mut self, wait: Wait) {
-        let reads = self.pace.runs;
-        let rhythm = Rhythm { reads, first: wait.start, last: wait.start, period: wait.period };
-        self.add(wait.at, wait.start, &rhythm);
+        self.wait(wait, self.pace.runs);
     }
 
     /// The line on top, for as long as it is.
@@ -190,7 +204,6 @@ impl Actor<'_, '_> {
 
     /// Does iterations at a pace.
     fn go(&mut self, profile: &Profile, pace: &Pace) {
-        self.pe.begin_at(self.pe.time, pace.start);
         self.apply(profile, pace);
         let runs = pace.runs as f64;
         self.pe.time = pace.start + (runs - 1.0) * pace.period + profile.work;
@@ -212,9 +225,13 @@ impl Actor<'_, '_> {
             let end = self.net.input(self.index, access.slot);
             match (self.streams.rhythm(end, access.words), beat) {
                 (Some(rhythm), _) => {
-                    lines.add(access.first, rhythm.first - access.first, &rhythm);
+                    let of_host = self.streams.is_of_host(end);
+                    let mut wait = |at: f64, start: f64| {
+                        lines.wait(Wait { at, start, period: rhythm.period, of_host }, rhythm.reads);
+                    };
+                    wait(access.first, rhythm.first - access.first);
                     if places > 1 {
-                        lines.add(access.last, rhythm.last - access.last, &rhythm);
+                        wait(access.last, rhythm.last - access.last);
                     }
                 }
                 (None, Some(beat)) => {
@@ -239,6 +256,7 @@ impl Actor<'_, '_> {
 
     /// Takes the words read and publishes those written.
     fn apply(&mut self, profile: &Profile, pace: &Pace) {
+        self.pe.slack = self.pe.slack.min(pace.slack());
         for access in &profile.reads {
             let end = self.net.input(self.index, access.slot);
             let needed = pace.reaches(access.last, pace.runs - 1);
@@ -308,7 +326,9 @@ impl Actor<'_, '_> {
             };
             self.streams.take(end, 1);
             self.pe.note_read(end, 1);
-            self.pe.begin_at(self.pe.ops[k].ready, rhythm.first);
+            if self.streams.is_of_host(end) {
+                self.pe.slack = self.pe.slack.min(self.pe.ops[k].ready - rhythm.first);
+            }
             self.pe.ops[k].ready = self.pe.ops[k].ready.max(rhythm.first);
             self.streams.note_taken(end, Burst::even(1, self.pe.ops[k].ready, 0.0, 1, 0.0));
         }
@@ -326,7 +346,6 @@ impl Actor<'_, '_> {
                 self.wait_for_any(profile);
                 return false;
             };
-            self.pe.begin_at(self.pe.ops[k].ready, pace.start);
             self.apply(profile, &pace);
             let runs = pace.runs as f64;
             let state = &mut self.pe.ops[k];

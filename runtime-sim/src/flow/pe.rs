@@ -4,7 +4,6 @@ use super::bursts::{Burst, close};
 use super::pace::Pace;
 use super::profile::Profile;
 use crate::lower::MAX_DEPTH;
-use crate::network::NONE;
 use std::rc::Rc;
 
 /// State of a PE.
@@ -50,10 +49,8 @@ pub struct Pe {
     pub credit: Vec<u32>,
     /// Where it stops for now.
     pub stop: usize,
-    /// Some word made it wait.
-    pub bound: bool,
-    /// It did something before any word made it wait.
-    pub early: bool,
+    /// By how much words of the host came before they were needed, at least.
+    pub slack: f64,
 }
 
 impl Pe {
@@ -65,12 +62,6 @@ impl Pe {
     /// Notes words read, in all iterations that run.
     pub fn note_read(&mut self, end: u32, words: u64) {
         self.records.iter_mut().for_each(|record| record.read(end, words));
-    }
-
-    /// Notes that work ready at `ready` begins at `start`.
-    pub fn begin_at(&mut self, ready: f64, start: f64) {
-        self.bound |= start > ready;
-        self.early |= !self.bound;
     }
 }
 
@@ -162,16 +153,6 @@ impl Record {
         }
     }
 
-    /// Makes it the record of another PE, which uses the second of each pair of ends and of streams, `delay` later.
-    pub fn passed_on(&mut self, delay: f64, ends: &[(u32, u32)], streams: &[(u32, u32)]) {
-        self.start += delay;
-        self.writes.iter_mut().for_each(|write| write.0 = counterpart(streams, write.0));
-        self.reads.iter_mut().for_each(|read| read.0 = counterpart(ends, read.0));
-        if let Some(before) = &mut self.before {
-            before.passed_on(delay, ends, streams);
-        }
-    }
-
     /// Whether this iteration follows the one before and did the same at the same times.
     pub fn repeats(&self) -> bool {
         let Some(before) = &self.before else { return false };
@@ -184,9 +165,4 @@ impl Record {
             && self.writes.len() == before.writes.len()
             && self.writes.iter().zip(&before.writes).all(|((s, a), (t, b))| s == t && alike(a, b))
     }
-}
-
-/// The second of the pair that begins with `own`.
-pub fn counterpart(pairs: &[(u32, u32)], own: u32) -> u32 {
-    pairs.iter().find(|pair| pair.0 == own).map_or(NONE, |pair| pair.1)
 }

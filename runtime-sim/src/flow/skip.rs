@@ -94,7 +94,7 @@ impl Engine<'_> {
             match (time(pe), known(steps), known(steps + 1)) {
                 (Some(time), Some(later), Some(earlier)) => {
                     let said = later + (later - earlier) * f64::from(steps);
-                    (time - said).abs() <= f64::max(FEW, SHARE * time)
+                    (time - said).abs() <= f64::max(FEW, SHARE * time) + self.strayed
                 }
                 (None, None, None) => true,
                 _ => false,
@@ -107,12 +107,19 @@ impl Engine<'_> {
 const FEW: f64 = 2.0;
 const SHARE: f64 = 1e-4;
 
-/// What a stream carries `steps` periods after `later`, which is one after `earlier`.
+/// What a stream carries `steps` periods after `later`, which is one after `earlier`. Rows keep the first words of what they
+/// pass on, so where a piece runs out the next one loses what it is short of.
 fn foretold(earlier: &Words, later: &Words, steps: u64) -> Option<Words> {
-    let mut words = Words::default();
+    let (mut words, mut missing) = (Words::default(), 0);
     let pairs = earlier.pieces().iter().zip(later.pieces());
     for (a, b) in pairs {
-        words.push(b.ahead_of(a, steps)?);
+        let (next, short) = b.ahead_of(a, steps)?;
+        missing += short;
+        let gone = missing.min(next.total());
+        missing -= gone;
+        if gone < next.total() {
+            words.push(next.without(gone)?);
+        }
     }
-    (earlier.pieces().len() == later.pieces().len()).then_some(words)
+    (missing == 0 && earlier.pieces().len() == later.pieces().len()).then_some(words)
 }

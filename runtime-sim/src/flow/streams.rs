@@ -3,8 +3,15 @@
 use super::bursts::{Burst, SAME};
 use super::exact::Exact;
 use super::words::{Cursor, Rhythm, Words};
-use crate::network::{NONE, Network, Target};
+use crate::network::{NONE, Network, Origin, Target};
 use std::collections::BTreeMap;
+
+/// What a stream had sent at some moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    words: u64,
+    pieces: usize,
+}
 
 /// All streams of a run.
 pub struct Streams<'a> {
@@ -118,18 +125,51 @@ impl<'a> Streams<'a> {
         self.words[stream as usize] = words;
     }
 
-    /// Lets end `to` be read as far as end `from`, `delay` later.
-    pub fn copy_cursor(&mut self, from: u32, to: u32, delay: f64) {
-        self.cursors[to as usize] = self.cursors[from as usize];
-        if let Some(promises) = self.promises.get(&from) {
-            let later = promises.iter().map(|(words, needed)| (*words, needed + delay)).collect();
-            self.promises.insert(to, later);
+    /// Whether the host sends what arrives at an end.
+    pub fn is_of_host(&self, end: u32) -> bool {
+        end != NONE && {
+            let stream = self.net.ends[end as usize].stream;
+            matches!(self.net.streams[stream as usize].origin, Origin::Host(_))
         }
     }
 
-    /// Lets stream `to` carry what stream `from` does, `delay` later.
-    pub fn copy_words(&mut self, from: u32, to: u32, delay: f64) {
-        self.words[to as usize] = self.words[from as usize].later(delay);
+    /// Words read at an end.
+    pub fn taken(&self, end: u32) -> u64 {
+        if end == NONE { 0 } else { self.cursors[end as usize].taken }
+    }
+
+    /// Begins a new piece of a stream; returns what it has sent before.
+    pub fn mark(&mut self, stream: u32) -> Mark {
+        let words = &mut self.words[stream as usize];
+        Mark { words: words.total, pieces: words.seal() }
+    }
+
+    /// Lets stream `to` carry what stream `from` did since `mark`, `delay` later: piece by piece where that is of interest,
+    /// and at one pace from `begin` on where all that counts is that it was sent.
+    pub fn send_like(&mut self, (from, mark): (u32, &Mark), to: u32, begin: f64, delay: f64) {
+        if self.keeps || !self.stays(from) {
+            let sent = self.words[from as usize].pieces()[mark.pieces..].to_vec();
+            self.words[to as usize].seal();
+            for piece in sent {
+                self.words[to as usize].push(Burst { start: piece.start + delay, ..piece });
+            }
+            return;
+        }
+        let words = self.words[from as usize].total - mark.words;
+        let last = self.words[from as usize].last_word() + delay;
+        let gap = (last - begin).max(0.0) / words.saturating_sub(1).max(1) as f64;
+        let start = last - gap * words.saturating_sub(1) as f64;
+        self.words[to as usize].push(Burst::even(1, start, 0.0, words, gap));
+    }
+
+    /// Whether all words of a stream are for PEs of the sender's row.
+    fn stays(&self, stream: u32) -> bool {
+        let row = |pe: u32| pe / self.net.width;
+        let Origin::Pe(from) = self.net.streams[stream as usize].origin else { return false };
+        let here = |target: Target| matches!(target, Target::Pe(to) if row(to) == row(from));
+        // Rows that are not timed have no ends.
+        let ends = self.net.ends_of(stream);
+        !ends.is_empty() && ends.iter().all(|end| here(end.target))
     }
 
     /// Words sent on a stream.
@@ -200,7 +240,7 @@ impl<'a> Streams<'a> {
         let stream = self.net.ends[end as usize].stream as usize;
         let mut cursor = self.cursors[end as usize];
         self.words_at(end).advance(&mut cursor, words);
-        if self.net.streams[stream].ends == 1 && !self.keeps {
+        if self.net.streams[stream].ends == 1 && !self.keeps && self.stays(stream as u32) {
             self.words[stream].trim(&mut cursor);
         }
         self.cursors[end as usize] = cursor;

@@ -1,6 +1,7 @@
 //! Rows that follow others, and rows in a line, take the time they would take alone, and what level event says where
 //! queues do not fill and links have room for the words of the host and of the PEs.
 
+use super::FlowError;
 use super::timing::{Job, Sharing};
 use crate::check::tests::cases;
 use crate::{FabricSpec, check, event};
@@ -21,6 +22,154 @@ proptest! {
         let event = event::simulate(&checked, Default::default()).unwrap().report;
         let off = shared.cycles.abs_diff(event.cycles);
         prop_assert!(off <= 2 || off as f64 <= 0.05 * event.cycles as f64, "{} {}", shared.cycles, event.cycles);
+    }
+}
+
+/// A PE that answers each message with a word, which the other waits for: quick ones at first, then slow ones.
+fn answers(slow: u32, last: &str) -> String {
+    format!(
+        "wafer 2 x 1
+class ask at (0, 0) {{ buffer v: f32[64] @0 route 0: ramp -> east route 1: east -> ramp route 2: east -> ramp
+  task t start {{ loop 40 {{ mov out(0) <- v len 8 mov v <- in(1) len 1 }}
+    {last}
+    loop 60 {{ loop {slow} {{ mul v <- v, 2.0 len 64 }} mov out(0) <- v len 8 mov v <- in(1) len 1 }} }} }}
+class answer at (1, 0) {{ buffer v: f32[64] @0 route 0: west -> ramp route 1: ramp -> west route 2: ramp -> west
+  task t start {{ loop 100 {{ mov v <- in(0) len 8 mov out(1) <- v len 1 }} mov out(2) <- v len 1 }} }}"
+    )
+}
+
+#[test]
+fn words_read_on_credit_that_come_later_are_waited_for() {
+    let ends = "loop 1 { mul v <- v, 2.0 len 1 }";
+    for slow in [1, 3, 20] {
+        let text =
+            answers(slow, ends).replace("route 2: east -> ramp", "").replace("route 2: ramp -> west", "");
+        let text = text.replace("mov out(2) <- v len 1", "");
+        let checked = check(&crate::text::parse(&text, "answers").unwrap(), &FabricSpec::wse2()).unwrap();
+        let event = event::simulate(&checked, Default::default()).unwrap().report.cycles;
+        let flow = Job::new(&checked).unwrap().on_credit().unwrap().0;
+        let off = flow.cycles.abs_diff(event) as f64 / event as f64;
+        assert!(off <= 0.05, "{slow}: {} {event} {:?}", flow.cycles, flow.limits);
+    }
+}
+
+#[test]
+fn words_read_on_credit_that_never_come_are_a_deadlock() {
+    let program = crate::text::parse(&answers(1, "mov v <- in(2) len 1"), "answers").unwrap();
+    let spec = FabricSpec::wse2();
+    let refused = Job::unchecked(&program, &spec).on_credit().unwrap_err();
+    let told = refused.to_string();
+    assert!(matches!(refused, FlowError::Deadlock { .. }), "{told}");
+    assert!(told.contains("PE (0, 0) waits for words on colour 2 from PE (1, 0)"), "{told}");
+}
+
+/// Two PEs that send each other as many words as they read, in portions of an order of their own.
+fn exchange(portions: [&[(bool, u32)]; 2]) -> String {
+    let code = |portions: &[(bool, u32)], own: u8, other: u8| -> String {
+        let piece = |(sends, words): &(bool, u32)| match sends {
+            true => format!("mov out({own}) <- v len {words} "),
+            false => format!("mov v <- in({other}) len {words} "),
+        };
+        portions.iter().map(piece).collect()
+    };
+    format!(
+        "wafer 3 x 1
+class a at (0, 0) {{ buffer v: f32[64] @0 route 0: ramp -> east route 1: east -> ramp task t start {{ {} }} }}
+class between at (1, 0) {{ route 0: west -> east route 1: east -> west }}
+class b at (2, 0) {{ buffer v: f32[64] @0 route 1: ramp -> west route 0: west -> ramp task t start {{ {} }} }}",
+        code(portions[0], 0, 1),
+        code(portions[1], 1, 0)
+    )
+}
+
+/// Portions of both PEs: `a` sends the sizes of the first list and `b` those of the second, each before or after it reads.
+fn portions() -> impl Strategy<Value = [Vec<(bool, u32)>; 2]> {
+    proptest::collection::vec((1u32..40, 1u32..40, any::<bool>(), any::<bool>()), 1..5).prop_map(|rounds| {
+        let order = |first: bool, sent: u32, read: u32| match first {
+            true => [(true, sent), (false, read)],
+            false => [(false, read), (true, sent)],
+        };
+        let own = |(to, from, a, _): &(u32, u32, bool, bool)| order(*a, *to, *from);
+        let other = |(to, from, _, b): &(u32, u32, bool, bool)| order(*b, *from, *to);
+        [rounds.iter().flat_map(own).collect(), rounds.iter().flat_map(other).collect()]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn a_program_without_room_is_refused_where_level_event_refuses_it(portions in portions()) {
+        let program = crate::text::parse(&exchange([&portions[0], &portions[1]]), "exchange").unwrap();
+        // Both wait for each other's words: the checker refuses it.
+        if let Ok(checked) = check(&program, &FabricSpec::wse2()) {
+            let event = event::simulate(&checked, Default::default());
+            let flow = super::time(&checked);
+            match (event, flow) {
+                (Ok(event), Ok(flow)) => {
+                    let off = flow.cycles.abs_diff(event.report.cycles);
+                    prop_assert!(off <= 2 || off as f64 <= 0.05 * event.report.cycles as f64);
+                }
+                (Err(event), Err(flow)) => {
+                    let (event, flow) = (event.to_string(), flow.to_string());
+                    let chain = |text: &str| text.split_once(": ").map(|(_, chain)| chain.to_string());
+                    prop_assert!(chain(&event).is_some() && chain(&event) == chain(&flow), "{} // {}", event, flow);
+                }
+                (event, flow) => prop_assert!(false, "{:?} {:?}", event.map(|e| e.report.cycles), flow.map(|f| f.cycles)),
+            }
+        }
+    }
+}
+
+/// 24 rows of chains that begin as the host's words come, in phases.
+fn phases() -> String {
+    let class = |name: &str, columns: &str, rows: &str, on: &str, routes: &str, code: [&str; 3]| {
+        format!(
+            "class {name} at {columns} x {rows} step 2 x 1 {{ buffer v: f32[40] @0 route 0: north -> ramp{on} {routes}
+  task t start {{ phase one loop 300 {{ mul v <- scalar(0), v len 40 {} }} phase two {} phase three
+    loop 300 {{ mul v <- scalar(0), v len 40 {} }} }} }}\n",
+            code[0], code[1], code[2]
+        )
+    };
+    let mut text = String::from(
+        "wafer 6 x 24 tensor w[3600] tensor s[432000] phase one phase two phase three
+host w in north lanes 0 .. 6 colour 0 tensor w dims 600 at d0 + 600*x interval 3
+host s out east lanes 0 .. 24 colour 2 tensor s dims 18000 at d0 + 18000*y\n",
+    );
+    let busy = "loop 10*x + 20 { mul v <- v, 2.0 len 30 }";
+    for (part, y, rows, on) in [("upper", 0, 23, ", south"), ("last", 23, 1, "")] {
+        let mut add = |name: &str, x: u32, columns: u32, routes: &str, code: [&str; 3]| {
+            let (name, columns) = (format!("{name}.{part}"), format!("({x}, {y}) {columns}"));
+            text += &class(&format!("\"{name}\""), &columns, &rows.to_string(), on, routes, code);
+        };
+        add(
+            "first",
+            0,
+            1,
+            "route 1: ramp -> east",
+            ["mov out(1) <- v len 40", busy, "mov out(1) <- v len 20"],
+        );
+        let code = ["add out(2) <- v, in(1) len 40", busy, "add out(2) <- v, in(1) len 20"];
+        add("odd", 1, 3, "route 1: west -> ramp route 2: ramp -> east", code);
+        let code = ["add out(1) <- v, in(2) len 40", busy, "add out(1) <- v, in(2) len 20"];
+        add("even", 2, 2, "route 2: west -> ramp route 1: ramp -> east", code);
+    }
+    text
+}
+
+#[test]
+fn groups_that_begin_alike_take_one_run_and_are_off_by_no_more_than_they_say() {
+    let program = crate::text::parse(&phases(), "phases").unwrap();
+    let spec = FabricSpec::wse2();
+    let checked = check(&program, &spec).unwrap_or_else(|faults| panic!("{}", faults[0]));
+    let job = Job::new(&checked).unwrap();
+    let net = crate::network::Network::build(&program, &spec).unwrap();
+    let alone = job.followed(&net, None);
+    for most in [0.0, 30.0, 1e9] {
+        let (steps, last, said) = job.followed(&net, Some(most));
+        assert!(steps * 2 < alone.0 || most == 0.0, "{most}: {steps} of {} instructions", alone.0);
+        assert!((last - alone.1).abs() <= said + 1e-6, "{most}: {last} {} but {said}", alone.1);
+        assert!(said <= 3.0 * f64::min(most, 50.0), "{most} {said}");
     }
 }
 

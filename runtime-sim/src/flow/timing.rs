@@ -3,12 +3,14 @@
 
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
-use super::leaders::Leaders;
+use super::profile::Profile;
 use super::rows::Rows;
+use super::standstill::{Ending, ending};
+use super::stretches::Stretches;
 use super::work::{Works, works};
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
-use crate::lower::{LoweredClass, lower};
+use crate::lower::{Env, Instr, LoweredClass, lower};
 use crate::network::{Network, cover};
 use crate::parallel;
 use crate::program::{Trigger, WaferProgram};
@@ -34,6 +36,7 @@ fn timed(program: &Checked<WaferProgram>, traced: bool) -> Result<Timed, FlowErr
         return Ok(settled);
     }
     endless.0.limits.push(ENDLESS.into());
+    endless.0.limits.extend(job.must_end()?);
     Ok(endless)
 }
 
@@ -44,13 +47,22 @@ const SMALL: u64 = 100_000;
 const MOST_STEPS: u64 = 4_000_000;
 
 /// A run of more instructions reads words on credit.
-const UNTRUSTING: u64 = 1_000_000;
+const UNTRUSTING: u64 = 250_000;
 
 /// Words read on credit may be later than they were needed by this share of all cycles before the report says so.
 const ON_TIME: f64 = 1e-3;
 
+/// PEs begin alike if they do so within this share of the time that the busiest takes if nothing makes it wait.
+const ALIKE: f64 = 1e-4;
+
 /// Most runs of a program.
 const MOST_RUNS: usize = 64;
+
+/// Largest grid, in PEs, on which it is looked whether all find room for their words.
+const LOOKED_AT: usize = 16_384;
+
+/// Said where it is not known whether a program ends.
+const UNKNOWN: &str = "whether queues have room for all to go on is not known: level event tells";
 
 /// What a single run leaves out.
 pub const ENDLESS: &str = "queues never fill and words of different colours never wait for a link: \
@@ -86,17 +98,53 @@ impl<'a> Job<'a> {
         Ok(Job { program, spec, classes: lower(program, spec), traced: false })
     }
 
+    /// A program that the checker has not seen.
+    #[cfg(test)]
+    pub fn unchecked(program: &'a WaferProgram, spec: &'a FabricSpec) -> Self {
+        Job { program, spec, classes: lower(program, spec), traced: false }
+    }
+
+    /// Times with all PEs alone, as if queues never filled, words read on credit from the start.
+    #[cfg(test)]
+    pub fn on_credit(&self) -> Result<Timed, FlowError> {
+        let Some((net, rows)) = self.chosen(None) else { return Ok(Default::default()) };
+        let trust = Trust { known: None, credit: true, most_steps: u64::MAX };
+        match run(self.program, self.spec, &net, &self.classes, &rows, None, (trust, false))? {
+            Ran::Well(_, timed) => Ok(*timed),
+            Ran::Otherwise | Ran::TooLong => {
+                panic!("nothing is foretold, and there is no end of instructions")
+            }
+        }
+    }
+
+    /// All PEs of a network as if queues never filled, those that begin within `most` cycles timed once: instructions, the
+    /// time of the last PE and by how much it may be off.
+    #[cfg(test)]
+    pub fn followed(&self, net: &Network, most: Option<f64>) -> (u64, f64, f64) {
+        let (works, stretches) = (all_works(&self.classes), Stretches::of(net, &self.classes).unwrap());
+        let mut engine = Engine::new(self.program, self.spec, net, &self.classes, &works, &[]);
+        engine.streams.credit = false;
+        engine.feed();
+        engine.run_members(&engine.members(&[], false), most.map(|most| (&stretches, most)));
+        finished(&engine).unwrap();
+        let last = engine.pes.iter().flatten().map(|pe| pe.time).fold(0.0, f64::max);
+        (engine.steps, last, engine.strayed)
+    }
+
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
         let known = (sharing == Sharing::Rows).then_some(2);
         let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING };
         loop {
             let Some((net, rows)) = self.chosen(trust.known) else { return Ok(Default::default()) };
-            let leaders = match sharing {
-                Sharing::Rows if rows.skips.is_empty() => Leaders::of(&net, &self.classes),
-                _ => Leaders::default(),
+            let stretches = match sharing {
+                Sharing::Rows => Stretches::of(&net, &self.classes),
+                #[cfg(test)]
+                Sharing::Nothing => None,
             };
-            match run(self.program, self.spec, &net, &self.classes, &rows, &leaders, (trust, self.traced))? {
+            let most = (ALIKE * least_cycles(&net, &self.classes)).floor();
+            let likeness = stretches.as_ref().map(|stretches| (stretches, most));
+            match run(self.program, self.spec, &net, &self.classes, &rows, likeness, (trust, self.traced))? {
                 Ran::Well(steps, timed) => return Ok((steps, *timed)),
                 // The first periods of a line said nothing of the last: more of them are looked at.
                 Ran::Otherwise => trust.known = trust.known.map(|known| 2 * known),
@@ -112,12 +160,11 @@ impl<'a> Job<'a> {
         let mut exact = Exact::endless(&net);
         let mut left = MOST_STEPS;
         for runs in 1.. {
-            let mut engine =
-                Engine::new(self.program, self.spec, &net, &self.classes, &works, &Leaders::default(), &[]);
+            let mut engine = Engine::new(self.program, self.spec, &net, &self.classes, &works, &[]);
             engine.streams.follow(exact);
             engine.most_steps = left;
             engine.feed();
-            engine.run();
+            engine.run_all();
             if engine.steps > left {
                 return Ok(None);
             }
@@ -127,6 +174,7 @@ impl<'a> Job<'a> {
             if settled || runs == MOST_RUNS {
                 let mut timed = outcome(&engine, &rows, self.traced);
                 if !settled {
+                    timed.0.limits.extend(self.must_end()?);
                     timed.0.limits.push(format!(
                         "queues and links had not settled after {runs} runs, as where PEs wait for each other's room: \
                          level event tells"
@@ -137,6 +185,17 @@ impl<'a> Job<'a> {
             exact = next;
         }
         Ok(None)
+    }
+
+    /// Refuses a program whose PEs wait for room for ever; says so where that is not known.
+    fn must_end(&self) -> Result<Option<String>, FlowError> {
+        let pes = self.program.width as usize * self.program.height as usize;
+        let net = (pes <= LOOKED_AT).then(|| Network::build(self.program, self.spec).ok()).flatten();
+        match net.map(|net| ending(self.program, &net, &self.classes)) {
+            Some(Ending::Reached) => Ok(None),
+            Some(Ending::Stuck(error)) => Err(error),
+            Some(Ending::Unknown) | None => Ok(Some(UNKNOWN.into())),
+        }
     }
 
     /// The streams of the rows that stand for all rows of a program.
@@ -165,8 +224,7 @@ pub fn timed_by(
 ) -> Result<Timed, FlowError> {
     let job = Job::new(program)?;
     let Some((net, rows)) = job.chosen(None) else { return Ok(Default::default()) };
-    let mut engine =
-        Engine::new(job.program, job.spec, &net, &job.classes, &[], &Leaders::default(), &rows.skips);
+    let mut engine = Engine::new(job.program, job.spec, &net, &job.classes, &[], &rows.skips);
     engine.feed();
     solve(&mut engine);
     let mut timed = outcome(&engine, &rows, true);
@@ -185,8 +243,11 @@ pub fn finishes(
     supported(program)?;
     let shape_of = (0..classes.len() as u16).collect();
     let rows = Rows { shape_of, ..Rows::default() };
+    let stretches = Stretches::of(net, classes);
+    // Whether they finish is no matter of time.
+    let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
     let trust = Trust { known: None, credit: false, most_steps: u64::MAX };
-    run(program, spec, net, classes, &rows, &Leaders::of(net, classes), (trust, false)).map(|_| ())
+    run(program, spec, net, classes, &rows, likeness, (trust, false)).map(|_| ())
 }
 
 /// What a run takes for granted.
@@ -217,20 +278,16 @@ fn run(
     net: &Network,
     classes: &[LoweredClass],
     rows: &Rows,
-    leaders: &Leaders,
+    likeness: Option<(&Stretches, f64)>,
     (trust, traced): (Trust, bool),
 ) -> Result<Ran, FlowError> {
     let works = all_works(classes);
-    let mut engine = Engine::new(program, spec, net, classes, &works, leaders, &rows.skips);
+    let mut engine = Engine::new(program, spec, net, classes, &works, &rows.skips);
     engine.streams.keeps |= traced;
     engine.streams.credit = trust.credit;
     engine.most_steps = trust.most_steps;
     engine.feed();
-    engine.run();
-    if !leaders.followers.is_empty() {
-        engine.spread(leaders);
-        engine.run();
-    }
+    engine.run_members(&engine.members(&rows.skips, false), likeness);
     if engine.steps > engine.most_steps {
         return Ok(Ran::TooLong);
     }
@@ -239,8 +296,7 @@ fn run(
             return Ok(Ran::Otherwise);
         }
     }
-    engine.queue_behind(&rows.skips);
-    engine.run();
+    engine.run_members(&engine.members(&rows.skips, true), likeness);
     if engine.steps > engine.most_steps {
         return Ok(Ran::TooLong);
     }
@@ -256,7 +312,28 @@ fn run(
             100.0 * late / cycles
         ));
     }
+    if engine.strayed > ON_TIME * cycles {
+        timed.0.limits.push(format!(
+            "PEs that do the same were timed once where they began alike; some may be off by up to {:.0} cycles: {:.1} % of all",
+            engine.strayed,
+            100.0 * engine.strayed / cycles
+        ));
+    }
     Ok(Ran::Well(engine.steps, Box::new(timed)))
+}
+
+/// Cycles of the PE with most work, if nothing makes it wait.
+fn least_cycles(net: &Network, classes: &[LoweredClass]) -> f64 {
+    let mut seen = vec![false; classes.len()];
+    let firsts =
+        net.traced_pes().filter(|(_, class)| !std::mem::replace(&mut seen[usize::from(*class)], true));
+    let alone = |(pe, class): (u32, u16)| {
+        let at = net.coord(pe);
+        let mut env = Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() };
+        let work = |code: &[Instr], env: &mut Env| Profile::of(code, 0..code.len(), env).work;
+        classes[usize::from(class)].tasks.iter().map(|task| work(&task.code, &mut env)).sum::<f64>()
+    };
+    firsts.map(alone).fold(0.0, f64::max)
 }
 
 fn all_works(classes: &[LoweredClass]) -> Vec<Works> {

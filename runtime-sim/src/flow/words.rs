@@ -6,6 +6,8 @@ use super::bursts::Burst;
 #[derive(Clone, Debug, Default)]
 pub struct Words {
     pieces: Vec<Burst>,
+    /// The next piece is not joined to the last one.
+    sealed: bool,
     /// All words.
     pub total: u64,
 }
@@ -42,9 +44,16 @@ impl Words {
             return;
         }
         self.total += burst.total();
-        if !self.pieces.last_mut().is_some_and(|last| last.takes(&burst)) {
+        let sealed = std::mem::take(&mut self.sealed);
+        if !self.pieces.last_mut().is_some_and(|last| !sealed && last.takes(&burst)) {
             self.pieces.push(burst);
         }
+    }
+
+    /// Begins a new piece with the next words; returns the number of pieces before them.
+    pub fn seal(&mut self) -> usize {
+        self.sealed = true;
+        self.pieces.len()
     }
 
     /// The pieces in order.

@@ -68,3 +68,12 @@ pub struct HostStream {
     /// Least number of cycles between two words of a lane, at least 1.
     pub interval: u32,
 }
+
+impl HostStream {
+    /// Words on the lane of an edge PE.
+    pub fn words_at(&self, at: super::Coord) -> u64 {
+        let length = |d: &Affine| d.eval(|v| v.at_place(at.x, at.y).unwrap_or(0)).max(0) as u64;
+        let elements = self.dims.iter().map(length).fold(1, u64::saturating_mul);
+        elements.div_ceil(u64::from(self.wire.lanes()))
+    }
+}

@@ -1,0 +1,273 @@
+//! Groups of PEs that look the same and begin a stretch of code alike, but for a delay, do the same in it: one is timed,
+//! and the others follow it.
+//!
+//! Times are largest sums of delays, so what a group does changes by no more than what its beginning changes by. Where the
+//! PEs of a group begin within a few cycles of those of another one, shifted, it follows too; by how much it may be off is
+//! counted. Words of the host do not shift: a group follows where they had come in time and still do, or where their delay
+//! is that of the group within the same few cycles.
+
+use super::bursts::SAME;
+use super::engine::Engine;
+use super::groups::{Group, Groups};
+use super::pe::Pe;
+use super::streams::Mark;
+use super::stretches::{Piece, Stretches};
+use crate::network::{NONE, Origin};
+
+/// Groups that are tried as leaders of a group.
+const LEADERS: usize = 8;
+
+/// A group that is timed, and those that follow it by a delay each.
+struct Led {
+    leader: Group,
+    followers: Vec<(Group, f64)>,
+    /// What the leader was before.
+    before: Vec<Before>,
+}
+
+/// A PE at the beginning of a stretch.
+struct Before {
+    time: f64,
+    /// Busy, issue and activation cycles.
+    spent: [f64; 3],
+    phases: usize,
+    /// Words read, by input of its piece.
+    taken: Vec<u64>,
+    /// What was sent, by output.
+    sent: Vec<Mark>,
+}
+
+impl Engine<'_> {
+    /// Runs PEs, given ascending: stretch by stretch where beginnings within so many cycles are the same.
+    pub(super) fn run_members(&mut self, pes: &[u32], likeness: Option<(&Stretches, f64)>) {
+        match likeness {
+            Some((stretches, most)) => self.run_stretches(stretches, pes, most),
+            None => {
+                self.queue.extend(pes);
+                self.run();
+            }
+        }
+    }
+
+    fn run_stretches(&mut self, stretches: &Stretches, pes: &[u32], most: f64) {
+        for stretch in 0..stretches.count {
+            let spent = |end: u32| self.streams.ahead(end) == 0;
+            let groups = Groups::of(self.net, stretches, stretch, pes, &spent);
+            for &pe in pes {
+                let stop = self.piece(stretches, pe, stretch).map_or(usize::MAX, |piece| piece.stop);
+                self.pe_mut(pe).stop = stop;
+            }
+            self.stretch(stretches, stretch, groups, most);
+            if self.steps > self.most_steps {
+                return;
+            }
+        }
+    }
+
+    fn stretch(&mut self, stretches: &Stretches, stretch: usize, groups: Groups, most: f64) {
+        self.queue.extend(groups.others);
+        let mut all = Vec::new();
+        for kind in groups.kinds {
+            all.extend(self.choose(stretches, stretch, kind, most));
+        }
+        self.run();
+        for led in all {
+            let ended = led.followers.is_empty() || self.has_ended(stretches, stretch, &led.leader);
+            let mut strayed: f64 = 0.0;
+            for follower in &led.followers {
+                match self.off_by(stretches, stretch, &led, follower, most) {
+                    Some(off) if ended => {
+                        strayed = strayed.max(off);
+                        self.take_over(stretches, stretch, &led, follower);
+                    }
+                    _ => self.queue.extend(&follower.0),
+                }
+            }
+            self.strayed += strayed;
+        }
+        self.run();
+    }
+
+    /// By how much a PE of a group begins sooner than the delay of the group says, at most.
+    fn behind(&self, led: &Led, group: &Group, delay: f64) -> f64 {
+        let sooner =
+            group.iter().zip(&led.before).map(|(pe, before)| before.time + delay - self.pe(*pe).time);
+        sooner.fold(0.0, f64::max)
+    }
+
+    /// Sorts groups of one kind into leaders, which begin to run, and followers.
+    fn choose(&mut self, stretches: &Stretches, stretch: usize, kind: Vec<Group>, most: f64) -> Vec<Led> {
+        let mut leading: Vec<Led> = Vec::new();
+        for group in kind {
+            if !self.has_begun(stretches, stretch, &group) {
+                self.queue.extend(group);
+                continue;
+            }
+            let near = leading.iter_mut().take(LEADERS).find_map(|led| {
+                let (least, delay) = apart(&self.pes, &led.leader, &group);
+                (delay - least <= most).then_some((led, delay))
+            });
+            match near {
+                Some((led, delay)) => led.followers.push((group, delay)),
+                None => leading.push(Led { leader: group, followers: Vec::new(), before: Vec::new() }),
+            }
+        }
+        for led in &mut leading {
+            if !led.followers.is_empty() {
+                led.before = led.leader.iter().map(|pe| self.before(stretches, stretch, *pe)).collect();
+            }
+            for &pe in &led.leader {
+                self.pe_mut(pe).slack = f64::INFINITY;
+                self.queue.push_back(pe);
+            }
+        }
+        leading
+    }
+
+    fn pe(&self, pe: u32) -> &Pe {
+        match &self.pes[pe as usize] {
+            Some(pe) => pe,
+            None => unreachable!("only PEs that are timed are in a group"),
+        }
+    }
+
+    fn pe_mut(&mut self, pe: u32) -> &mut Pe {
+        match &mut self.pes[pe as usize] {
+            Some(pe) => pe,
+            None => unreachable!("only PEs that are timed are in a group"),
+        }
+    }
+
+    fn piece<'s>(&self, stretches: &'s Stretches, pe: u32, stretch: usize) -> Option<&'s Piece> {
+        stretches.piece(self.net.class_of[pe as usize], stretch)
+    }
+
+    /// Whether all PEs are at the beginning of a stretch, and none has words waiting from others of the group.
+    fn has_begun(&self, stretches: &Stretches, stretch: usize, group: &Group) -> bool {
+        group.iter().all(|&pe| {
+            let Some(piece) = self.piece(stretches, pe, stretch) else { return false };
+            let state = self.pe(pe);
+            let here = (stretch == 0 && state.running.is_none()) || state.pc == piece.start;
+            !state.finished && here && self.is_quiet(stretches, stretch, pe, piece)
+        })
+    }
+
+    /// Whether all PEs are at the end of a stretch.
+    fn has_ended(&self, stretches: &Stretches, stretch: usize, group: &Group) -> bool {
+        group.iter().all(|&pe| {
+            let Some(piece) = self.piece(stretches, pe, stretch) else { return false };
+            let state = self.pe(pe);
+            (state.finished || state.pc == piece.stop) && self.is_quiet(stretches, stretch, pe, piece)
+        })
+    }
+
+    /// Whether nothing is under way: no op, no loop, no credit, no words that other PEs have sent for this stretch.
+    fn is_quiet(&self, stretches: &Stretches, stretch: usize, pe: u32, piece: &Piece) -> bool {
+        let state = self.pe(pe);
+        let still = state.ops.is_empty() && state.looping.is_none() && state.records.is_empty();
+        let mut ends = piece.inputs.iter().map(|slot| self.net.input(pe as usize, *slot));
+        still
+            && state.credit.is_empty()
+            && ends.all(|end| !self.is_fed(stretches, stretch, end) || self.streams.ahead(end) == 0)
+    }
+
+    /// Whether a PE sends to an end in a stretch.
+    fn is_fed(&self, stretches: &Stretches, stretch: usize, end: u32) -> bool {
+        let Some(end) = self.net.ends.get(end as usize) else { return false };
+        let Origin::Pe(from) = self.net.streams[end.stream as usize].origin else { return false };
+        let sends = |piece: &Piece| {
+            piece.outputs.iter().any(|slot| self.net.output(from as usize, *slot) == end.stream)
+        };
+        self.pes[from as usize].is_some() && self.piece(stretches, from, stretch).is_some_and(sends)
+    }
+
+    fn before(&mut self, stretches: &Stretches, stretch: usize, pe: u32) -> Before {
+        let (net, piece) = (self.net, self.piece(stretches, pe, stretch));
+        let slots = |of: fn(&Piece) -> &Vec<usize>| piece.map_or(&[][..], |piece| of(piece));
+        let taken = slots(|piece| &piece.inputs).iter();
+        let taken = taken.map(|slot| self.streams.taken(net.input(pe as usize, *slot))).collect();
+        let sent = slots(|piece| &piece.outputs).iter();
+        let sent = sent.map(|slot| self.streams.mark(net.output(pe as usize, *slot))).collect();
+        let state = self.pe(pe);
+        let spent = [state.busy, state.issue, state.activation];
+        Before { time: state.time, spent, phases: state.phases.len(), taken, sent }
+    }
+
+    /// By how much a group that follows may be off; none if words of the host, or of somebody outside, may make it do
+    /// something else.
+    fn off_by(
+        &self,
+        stretches: &Stretches,
+        stretch: usize,
+        led: &Led,
+        (group, delay): &(Group, f64),
+        most: f64,
+    ) -> Option<f64> {
+        let net = self.net;
+        let mut off = self.behind(led, group, *delay);
+        for ((&a, &b), before) in led.leader.iter().zip(group).zip(&led.before) {
+            let (own, other) = (self.piece(stretches, a, stretch)?, self.piece(stretches, b, stretch)?);
+            let slack = self.pe(a).slack;
+            for ((slot, like), taken) in own.inputs.iter().zip(&other.inputs).zip(&before.taken) {
+                let (from, to) = (net.input(a as usize, *slot), net.input(b as usize, *like));
+                if self.streams.taken(from) == *taken || self.is_fed(stretches, stretch, from) {
+                    continue;
+                }
+                if !self.streams.is_of_host(from) {
+                    return None;
+                }
+                let way = |end: u32| f64::from(net.ends[end as usize].latency);
+                let sooner = delay - (way(to) - way(from));
+                match slack > SAME && slack + sooner >= 0.0 {
+                    true => {}
+                    false if sooner.abs() <= most => off = off.max(sooner.abs()),
+                    false => return None,
+                }
+            }
+        }
+        Some(off)
+    }
+
+    /// A group does what its leader did, `delay` later.
+    fn take_over(&mut self, stretches: &Stretches, stretch: usize, led: &Led, (group, delay): &(Group, f64)) {
+        let (net, delay) = (self.net, *delay);
+        let mut reads = Vec::new();
+        for ((&a, &b), before) in led.leader.iter().zip(group).zip(&led.before) {
+            let (Some(own), Some(other)) =
+                (self.piece(stretches, a, stretch), self.piece(stretches, b, stretch))
+            else {
+                continue;
+            };
+            for ((from, to), sent) in own.outputs.iter().zip(&other.outputs).zip(&before.sent) {
+                let (from, to) = (net.output(a as usize, *from), net.output(b as usize, *to));
+                self.streams.send_like((from, sent), to, before.time + delay, delay);
+            }
+            for ((from, to), taken) in own.inputs.iter().zip(&other.inputs).zip(&before.taken) {
+                let (from, to) = (net.input(a as usize, *from), net.input(b as usize, *to));
+                if from != NONE {
+                    reads.push((to, self.streams.taken(from) - taken));
+                }
+            }
+            let (stop, leader) = (other.stop, self.pe(a));
+            let later = |(phase, t): &(u16, f64)| (*phase, t + delay);
+            let phases: Vec<(u16, f64)> = leader.phases[before.phases..].iter().map(later).collect();
+            let (time, spent) = (leader.time, [leader.busy, leader.issue, leader.activation]);
+            let (running, finished, runs) = (leader.running, leader.finished, leader.runs.clone());
+            let state = self.pe_mut(b);
+            state.time = time + delay;
+            state.busy += spent[0] - before.spent[0];
+            state.issue += spent[1] - before.spent[1];
+            state.activation += spent[2] - before.spent[2];
+            state.phases.extend(phases);
+            (state.running, state.finished, state.runs, state.pc) = (running, finished, runs, stop);
+        }
+        reads.into_iter().for_each(|(end, words)| self.streams.take(end, words));
+    }
+}
+
+/// Least and most by which PEs of `group` are later than their counterparts.
+fn apart(pes: &[Option<Box<Pe>>], leader: &Group, group: &Group) -> (f64, f64) {
+    let time = |pe: u32| pes[pe as usize].as_ref().map_or(0.0, |pe| pe.time);
+    let later = leader.iter().zip(group).map(|(a, b)| time(*b) - time(*a));
+    later.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), t| (least.min(t), most.max(t)))
+}
