@@ -66,6 +66,10 @@ fn faults_name_the_pe_the_cause_and_a_hint() {
             "PE (1, 0), class `b`, colour 0: words sent by PE (0, 0) arrive from the west and nothing takes them",
         ),
         (
+            pair(SENDER, "route 0: west -> east"),
+            "PE (1, 0), class `b`, colour 0: words sent by PE (0, 0) leave the grid to the east, where no host stream takes them",
+        ),
+        (
             pair(SENDER, both),
             "PE (1, 0), class `b`, colour 0: words sent by PE (0, 0) arrive from the west, but the router takes the colour from the ramp",
         ),

@@ -107,6 +107,9 @@ pub enum Fault {
     /// Words arrive where nothing takes them.
     #[error("words sent by {sender} arrive from the {port} and nothing takes them", port = .port.name())]
     DeadEnd { sender: String, port: Port },
+    /// Words leave the grid where the host takes none.
+    #[error("words sent by {sender} leave the grid to the {port}, where no host stream takes them", port = .port.name())]
+    OffGrid { sender: String, port: Port },
     /// Words arrive at a router that takes this colour from elsewhere.
     #[error("words sent by {sender} arrive from the {port}, but the router takes the colour from the {taken}",
         port = .port.name(), taken = .taken)]
@@ -161,6 +164,9 @@ impl Fault {
             Fault::Position { .. } => "a position takes words from one port and sends them to others".into(),
             Fault::DeadEnd { port, .. } => {
                 format!("add a route from {} to the class there, or end the route", port.name())
+            }
+            Fault::OffGrid { .. } => {
+                "end the route here, or let a host stream take its words at this edge".into()
             }
             Fault::TwoSenders { .. } => {
                 "use another colour, or switch between the senders with control words".into()

@@ -6,12 +6,18 @@
 //! waits for others later. Where PEs answer each other in every iteration, a PE that saw two iterations alike does the rest
 //! like them and reads on credit, loops within loops alike. In large programs a loop whose last two pieces had one rhythm
 //! goes on in it, for as many iterations as are done, before its words are sent; then it waits for them. What was read on
-//! credit must have come before a PE ends, and where it came later than it was needed, the report says by how much. Rows
-//! in a line, which only hand words on to the south, are foretold from two periods of them.
+//! credit must have come before a PE ends a phase, and where it came later than it was needed, the report says by how much.
+//! Rows in a line, which only hand words on to the south, are foretold from two periods of them.
+//!
+//! Code is cut where phases begin. PEs that exchange words within a phase are a group; groups that look the same and begin
+//! it alike, but for a delay, are timed once. In long programs a few cycles do not part them, and where these add up to
+//! more than a thousandth, the report says so.
 //!
 //! A small program runs again with the room that queues had and the turns that words took on shared links, until both
-//! settle; a large one runs once, as if queues never filled, and its report says so. Routers with switch positions and
-//! control tasks are left out: programs with them are refused.
+//! settle; a large one runs once, as if queues never filled, and its report says so. A program that does not settle, or is
+//! too large for it, is run without time to see whether all find room: if not, it is refused as level event refuses it; on
+//! grids too large to look at, and where PEs choose between tasks, the report says that it is not known. Routers with
+//! switch positions and control tasks are left out: programs with them are refused.
 
 mod actor;
 mod bursts;

@@ -311,7 +311,7 @@ impl<'a> Builder<'a> {
                 self.net.host_out[lane as usize].link = end;
             }
             None => {
-                let fault = Fault::DeadEnd { sender: self.sender(trace.origin), port };
+                let fault = Fault::OffGrid { sender: self.sender(trace.origin), port };
                 self.fault(step.at, trace.colour, fault);
             }
         }
