@@ -11,6 +11,8 @@ pub enum Positions {
     Rope,
     /// A slope over the scores.
     Alibi,
+    /// A learned table.
+    Learned,
 }
 
 /// Models of one make.
@@ -28,9 +30,6 @@ pub struct Family {
     /// Whether attention and MLP read the same value.
     #[serde(default)]
     pub parallel: bool,
-    /// Adapters of the nodes that it was trained on, where a table does not print them.
-    #[serde(default)]
-    pub network: Option<String>,
     /// Where that stands.
     pub source: String,
 }
@@ -49,8 +48,6 @@ pub struct Traits {
     pub position: Option<Positions>,
     /// Whether attention and MLP read the same value.
     pub parallel: bool,
-    /// Adapters of a node, where a family says.
-    pub network: Option<&'static str>,
 }
 
 /// The traits of a model whose name and framework are `name`, in small letters.
@@ -63,7 +60,6 @@ pub fn traits(name: &str, vocab: u64) -> Traits {
     all.iter().filter(told).fold(Traits::default(), |found, family| Traits {
         position: found.position.or(family.position),
         parallel: found.parallel || family.parallel,
-        network: found.network.or(family.network.as_deref()),
     })
 }
 
@@ -79,6 +75,5 @@ mod tests {
         assert_eq!(traits("13b", 250880).position, Some(Positions::Alibi));
         assert_eq!(traits("gpt-3 175b", 50304), Traits::default());
         assert!(traits("175b with parallel block", 64000).parallel);
-        assert_eq!(traits("pythia-70m", 50304).network, Some("4x100Gb/s"));
     }
 }

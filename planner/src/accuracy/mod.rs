@@ -10,6 +10,7 @@ pub mod fit;
 pub mod like;
 pub mod row;
 pub mod score;
+pub mod source;
 
 pub use campaign::Campaigns;
 pub use case::{Case, Skip};

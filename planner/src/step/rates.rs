@@ -13,6 +13,8 @@ pub struct Rates<'a> {
     measured: Option<&'static Measured>,
     /// Peak operations per second at 16 bits, over the pace of the stack.
     peak: f64,
+    /// The same outside tensor cores, which accumulates in 32 bits.
+    plain: f64,
     /// Bytes per second of row kernels, over the pace of the stack.
     stream: f64,
     multiprocessors: f64,
@@ -77,6 +79,7 @@ impl<'a> Rates<'a> {
             job,
             measured: Measured::of(gpu),
             peak: peak / pace,
+            plain: gpu.peak.get(&Precision::Fp32).map_or(peak, |plain| plain.0) / pace,
             stream: bandwidth * physics.stream / pace,
             attention: attention(gpu),
             multiprocessors: gpu.multiprocessor.count as f64,
@@ -130,12 +133,16 @@ impl<'a> Rates<'a> {
         contractions.iter().map(each).sum()
     }
 
-    /// Seconds of a batched product of attention that contracts over `k` and moves `bytes`.
+    /// Seconds of a batched product of attention that contracts over `k` and moves `bytes`. One whose rows are no multiple
+    /// of 8 elements leaves the tensor cores (bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md,
+    /// "NHEADs comparison": heads of 108 take a step from 121 to 163 s; vectorch-ai/ScaleLLM issue 48).
     fn batched(&self, flops: f64, k: f64, bytes: f64) -> f64 {
         let physics = self.job.physics;
-        let alignment = if k % 8.0 == 0.0 { 1.0 } else { 1.0 / physics.product_unaligned };
-        let rate = self.peak * physics.product_peak * k / (k + physics.batched_ramp);
-        (flops / rate * alignment).max(bytes / self.stream) + physics.gap
+        let rate = match k % 8.0 == 0.0 {
+            true => self.peak * k / (k + physics.batched_ramp),
+            false => self.plain,
+        };
+        (flops / (rate * physics.product_peak)).max(bytes / self.stream) + physics.gap
     }
 
     /// Seconds of causal flash attention of `sequences` sequences, forward and backward: the table's rate is that of

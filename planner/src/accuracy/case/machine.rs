@@ -1,7 +1,7 @@
 //! The machine of a row: its device, its node's links and the adapters of its node, as publications write them.
 
-use super::super::family::traits;
 use super::super::row::Row;
+use super::super::source::known;
 use super::Skip;
 use lapidary_hardware::{BytesPerSecond, HardwareSpec, LinkTopology, builtin};
 
@@ -43,15 +43,14 @@ pub(super) fn machine(row: &Row, gpus: u64, assumed: &mut Vec<String>) -> Result
     Ok(machine)
 }
 
-/// The adapters of a node: printed, known of the model's own runs, or assumed.
+/// The adapters of a node: printed, known of the publication's runs, or assumed.
 fn network(row: &Row, per_node: u64, machine: &mut HardwareSpec, assumed: &mut Vec<String>) {
     let nodes = machine.nodes;
     let Some(network) = machine.network.as_mut() else { return };
-    let name = format!("{} {}", row.word("model"), row.word("framework")).to_lowercase();
-    let known = traits(&name, row.count("vocab").unwrap_or(0)).network;
+    let told = known(row.word("source")).and_then(|source| source.network.as_deref());
     let found = adapters(row.word("interconnect")).or_else(|| {
-        assumed.push(format!("{} a node, where the model's runs were made", known?));
-        adapters(known?)
+        assumed.push(format!("{} a node, where the source's runs were made", told?));
+        adapters(told?)
     });
     match found {
         Some((count, gigabits)) => {

@@ -2,6 +2,7 @@
 
 use super::super::family::{Positions, traits};
 use super::super::row::Row;
+use super::super::source::known;
 use super::{Skip, need};
 use lapidary_models::spec::{Activation, Attention, Bias, Block, Head, Mlp, Multipliers, Norm, NormKind};
 use lapidary_models::spec::{Pairing, Position, Residual, Rope, RopeScaling, Tokens, Weights};
@@ -21,8 +22,9 @@ pub(super) fn model(row: &Row, assumed: &mut Vec<String>) -> Result<ModelSpec, S
     let (name, sequence) = (row.word("model"), need(row, "seq_len")?);
     let lower = format!("{name} {}", row.word("framework")).to_lowercase();
     let traits = traits(&lower, vocab);
-    let rotary = gated || traits.position == Some(Positions::Rope);
-    let alibi = traits.position == Some(Positions::Alibi);
+    let position = known(row.word("source")).and_then(|source| source.position).or(traits.position);
+    let rotary = gated || position == Some(Positions::Rope);
+    let alibi = position == Some(Positions::Alibi);
     let head_dim = if width.is_multiple_of(heads) { width / heads } else { width.div_ceil(heads) };
     let spec = ModelSpec {
         name: name.to_string(),
@@ -51,7 +53,7 @@ pub(super) fn model(row: &Row, assumed: &mut Vec<String>) -> Result<ModelSpec, S
             gate: Default::default(),
         },
         bias: Bias { qkv: !gated, attn_out: !gated, mlp: !gated, head: false },
-        pos: position(rotary, alibi, head_dim),
+        pos: positions(rotary, alibi, head_dim),
         attn: Attention::default(),
         head: Head { tied: !(gated || rotary) },
         multipliers: Multipliers::default(),
@@ -67,7 +69,7 @@ pub(super) fn model(row: &Row, assumed: &mut Vec<String>) -> Result<ModelSpec, S
     }
 }
 
-fn position(rotary: bool, alibi: bool, head_dim: u64) -> Position {
+fn positions(rotary: bool, alibi: bool, head_dim: u64) -> Position {
     match (rotary, alibi) {
         (true, _) => Position::Rope(Rope {
             theta: 10000.0,
