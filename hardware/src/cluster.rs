@@ -172,7 +172,7 @@ fn ratio_up_to_one<'a>(reader: &mut Reader<'a>, table: &mut Table<'a>, key: &'st
     let ratio: Ratio = reader.quantity(table, key)?;
     if ratio.0 > 1.0 {
         let message = format!("must be at most 1, found {}", ratio.0);
-        reader.fault(table.key_path(key), None, message, "it is a part of the bandwidth");
+        reader.fault(table.key_path(key), table.place(key), message, "it is a part of the bandwidth");
         return None;
     }
     Some(ratio)

@@ -59,6 +59,11 @@ impl<'a> Table<'a> {
         self.entries.get(key).is_some_and(|value| value.get_ref().is_table())
     }
 
+    /// Where the value of a key stands.
+    pub(crate) fn place(&self, key: &str) -> Option<Range<usize>> {
+        self.entries.get(key).map(Spanned::span)
+    }
+
     pub(crate) fn key_path(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
     }

@@ -107,6 +107,11 @@ fn broken_toml_unknown_bases_and_missing_parts_are_told() {
             "box.toml:network: is missing, but the machine has 2 nodes (write [network] with adapters, bandwidth and latency)"
         ]
     );
+    let text = include_str!("../dgx-a100.toml").replacen("value = 0.85", "value = 1.85", 1);
+    assert_eq!(
+        faults_of(&text),
+        ["box.toml:24:14: network.efficiency: must be at most 1, found 1.85 (it is a part of the bandwidth)"]
+    );
     assert!(faults_of("")[0].contains("name: is missing"));
     let text = "name = \"a\"\ndescription = \"b\"\ndevice = 7\n";
     assert!(faults_of(text)[0].contains("device: expected a text, found integer"));

@@ -1,7 +1,7 @@
 //! Fits the constants of `planner/physics.toml` and the number of each software stack to a table of published runs,
 //! and prints them: `cargo run --release -p lapidary-planner --example fit -- published.csv`.
 //!
-//! The fit starts from the constants that stand, so running it again changes nothing. With `rows` behind the path it
+//! The fit starts from the constants that stand and moves one only for what it gains, so running it again changes nothing. With `rows` behind the path it
 //! prints each scored row with its memory and terms instead, with `left-out` what each group's error is when it is left out and the
 //! error bars of plans.
 

@@ -8,7 +8,7 @@ use crate::plan::Degrees;
 use crate::rank::sequence_flops;
 use crate::ranking::Ranking;
 use crate::recipe::Recipe;
-use crate::request::{Batch, DEFAULT_BATCH_TOKENS, PlanError, PlanRequest};
+use crate::request::{Batch, DEFAULT_BATCH_TOKENS, Pins, PlanError, PlanRequest};
 use crate::search::{Evaluated, Verdict};
 use crate::wafer::price::busy_share;
 use crate::warnings;
@@ -95,6 +95,7 @@ impl<'a> Answer<'a> {
             return Err(PlanError::Empty {
                 pins: self.request.pins.to_string(),
                 reason: self.no_pin_reason(),
+                nearest: self.loosened(),
             });
         };
         let best = Some(first).filter(|index| ranking.plans[*index].feasible());
@@ -246,12 +247,39 @@ impl<'a> Answer<'a> {
         if matches!(plan.verdict, Verdict::Over(_)) {
             would_fit.push(format!("a device with {}", gib(plan.memory.total())));
         }
+        would_fit.extend(self.divided());
         would_fit.extend(self.grown());
         Nearest {
             name: built.then(|| self.names[index].clone()),
             rejected_by: self.rejection(plan).unwrap_or_default(),
             would_fit,
         }
+    }
+
+    /// The best plan without the first of the pins that alone stands in the way, else without any.
+    fn loosened(&self) -> Option<String> {
+        let best = |pins: Pins| {
+            let request = PlanRequest { pins, ..self.request.clone() };
+            Ranking::best(&request, self.machine, self.batch, self.physical)
+        };
+        let without = |(key, value): (&str, &str)| {
+            Some(format!("{} without {key}={value}", best(self.request.pins.without(key))?))
+        };
+        let one = self.request.pins.pairs().find_map(without);
+        one.or_else(|| Some(format!("{} without the pins", best(Pins::default())?)))
+    }
+
+    /// The nearest global batch that gives every device the same work, where the asked one does not and a plan then
+    /// fits.
+    fn divided(&self) -> Option<String> {
+        let (devices, asked) = (self.machine.devices(), self.batch.global);
+        let global = asked.saturating_add(devices / 2) / devices * devices;
+        if global == asked || global == 0 {
+            return None;
+        }
+        let batch = Batch { global, ..self.batch };
+        let found = Ranking::best(self.request, self.machine, batch, self.physical)?;
+        Some(format!("a global batch of {global}: {found}"))
     }
 
     /// The first machine of more nodes on which the model fits.

@@ -52,7 +52,7 @@ impl Ranking {
         }
     }
 
-    /// The best plan of a machine, as its decisions; `None` where nothing fits.
+    /// The best plan of a machine that keeps to the pins, as its decisions; `None` where nothing fits.
     pub fn best(
         request: &PlanRequest<'_>,
         machine: &HardwareSpec,
@@ -65,7 +65,8 @@ impl Ranking {
             (Some(gpu), _) => best_of_gpus(request, machine, gpu, batch, physical),
             (None, Some(wafer)) => {
                 let ranked = wafer_space(&devices_as_asked, machine, batch).search(wafer, request.objective);
-                ranked.first().filter(|plan| plan.feasible()).map(|plan| plan.degrees)
+                let wanted = |plan: &&Evaluated| plan.feasible() && request.pins.allow(&plan.degrees);
+                ranked.iter().find(wanted).map(|plan| plan.degrees)
             }
             (None, None) => None,
         }
@@ -80,8 +81,8 @@ fn best_of_gpus(
     physical: &Physical,
 ) -> Option<Degrees> {
     let space = GpuSpace::new(machine, gpu, request.model, batch, physical);
-    let walk =
-        Walk { space: &space, only: Only::default(), objective: request.objective, top: 1, stop: &|| false };
+    let only = Only::of(&request.pins);
+    let walk = Walk { space: &space, only, objective: request.objective, top: 1, stop: &|| false };
     walk.run().best.first().map(|kept| Degrees::Gpu(kept.plan))
 }
 

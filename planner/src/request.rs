@@ -161,6 +161,16 @@ impl Pins {
         self.0.is_empty()
     }
 
+    /// The decisions and their values, by name.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The pins but for one.
+    pub fn without(&self, key: &str) -> Pins {
+        Pins(self.0.iter().filter(|(own, _)| *own != key).map(|(k, v)| (k.clone(), v.clone())).collect())
+    }
+
     /// What a decision is pinned to.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
@@ -269,6 +279,8 @@ pub enum PlanError {
         pins: String,
         /// Why not.
         reason: String,
+        /// The nearest plan that fits, and which pins it gives up.
+        nearest: Option<String>,
     },
     /// State shall live on a host that the machine file does not state.
     #[error(

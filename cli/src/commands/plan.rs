@@ -169,7 +169,11 @@ pub(super) fn refused(error: PlanError) -> Failure {
         PlanError::Empty { .. } => Exit::DoesNotFit,
         _ => Exit::InvalidInput,
     };
-    Failure::new(exit, error.to_string())
+    let failure = Failure::new(exit, error.to_string());
+    match error {
+        PlanError::Empty { nearest: Some(nearest), .. } => failure.help(format!("this would fit: {nearest}")),
+        _ => failure,
+    }
 }
 
 fn json(document: &PlanDocument) -> Result<String, Failure> {
@@ -209,8 +213,12 @@ fn print(document: &PlanDocument, explained: bool) {
         document.cost_model,
     );
     let header = ["rank", "plan", "", "memory", "step", "", "tokens/s", "MFU", "busy", "bound by"];
-    let ranked = document.candidates.iter().filter(|c| c.rejected_by.is_none()).enumerate();
-    let rows = ranked.map(|(rank, candidate)| row(document, rank, candidate));
+    let shown = document.candidates.iter().filter(|c| c.rejected_by.is_none());
+    let rows = shown.scan(0, |rank, candidate| {
+        let pinned = inputs.pins.allow(&candidate.degrees);
+        *rank += usize::from(pinned);
+        Some(row(document, pinned.then_some(*rank), candidate))
+    });
     println!("{}", show::table(&header, &[0, 3, 4, 5, 6, 7, 8], rows));
     print_error_bar(document);
     print_rejected(document);
@@ -238,11 +246,16 @@ fn print_error_bar(document: &PlanDocument) {
     );
 }
 
-fn row(document: &PlanDocument, rank: usize, candidate: &Candidate) -> Vec<String> {
+/// A candidate's row; a baseline that does not keep to the pins has no rank.
+fn row(document: &PlanDocument, rank: Option<usize>, candidate: &Candidate) -> Vec<String> {
     let chosen = document.chosen.as_deref() == Some(candidate.name.as_str());
     let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1} %", share * 100.0));
     vec![
-        if chosen { "▸ 1".into() } else { (rank + 1).to_string() },
+        match rank {
+            Some(rank) if chosen => format!("▸ {rank}"),
+            Some(rank) => rank.to_string(),
+            None => "-".to_string(),
+        },
         candidate.name.clone(),
         candidate.baseline.clone().unwrap_or_default(),
         memory(candidate),

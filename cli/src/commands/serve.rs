@@ -38,12 +38,12 @@ pub fn run(args: &Plan, model: &ModelSpec, machine: &HardwareSpec, prices: &Phys
         true => print_json(&document)?,
         false => print(&document, args.top),
     }
-    match (&document.chosen, document.candidates.first()) {
-        (None, Some(first)) => {
-            let reason = first.rejected_by.as_deref().unwrap_or_default();
+    match (&document.chosen, document.nearest()) {
+        (None, Some(nearest)) => {
+            let reason = nearest.rejected_by.as_deref().unwrap_or_default();
             Err(Failure::new(
                 Exit::DoesNotFit,
-                format!("no plan stands; nearest is {}: {reason}", first.name),
+                format!("no plan stands; nearest is {}: {reason}", nearest.name),
             ))
         }
         _ => Ok(()),

@@ -28,6 +28,8 @@ const SQUARES: f64 = 1.0;
 /// Percent of error that a constant must gain to go from its prior to the other end of its range: a constant that the
 /// rows say little about stays where measurements outside of training put it.
 const RIDGE: f64 = 1.0;
+/// Percent of error that a step of a constant must gain: below that rows decide nothing, and constants stay.
+const GAIN: f64 = 0.01;
 /// First step, as a part of the range, and the factor by which steps shrink.
 const STEPS: [f64; 4] = [0.2, 0.08, 0.03, 0.012];
 
@@ -183,7 +185,7 @@ impl Samples {
                 let mut tried = best.clone();
                 set(&mut tried, next);
                 let loss = self.loss(&tried, without);
-                if loss >= *least {
+                if loss > *least - GAIN {
                     break;
                 }
                 (*best, *least, value) = (tried, loss, next);

@@ -159,6 +159,10 @@ pub fn read(text: &str, file: &str) -> Result<Vec<Row>, TableError> {
         )]));
     };
     let places = columns(header).map_err(refused)?;
+    if body.is_empty() {
+        let hint = "each line below the first is a measurement";
+        return Err(refused(vec![Fault::new(2, 1, "", "the table has no rows", hint)]));
+    }
     let (mut rows, mut faults) = (Vec::new(), Vec::new());
     for record in body {
         match row(record, &places, header.len()) {

@@ -80,6 +80,25 @@ pub struct ServeCandidate {
     pub rejected_by: Option<String>,
 }
 
+impl ServeDocument {
+    /// The candidate that is over what was asked for by the smallest factor, of memory or a latency.
+    pub fn nearest(&self) -> Option<&ServeCandidate> {
+        let over = |found: Option<f64>, wanted: Option<f64>| match (found, wanted) {
+            (Some(found), Some(wanted)) => found / wanted,
+            (None, _) => f64::INFINITY,
+            (_, None) => 0.0,
+        };
+        let far = |one: &ServeCandidate| {
+            let asked = &self.inputs;
+            let memory = one.memory_total_bytes as f64 / one.memory_capacity_bytes.max(1) as f64;
+            memory
+                .max(over(one.first_token_s, asked.first_token_s))
+                .max(over(one.between_last_tokens_s, asked.between_tokens_s))
+        };
+        self.candidates.iter().min_by(|a, b| far(a).total_cmp(&far(b)))
+    }
+}
+
 impl ServeCandidate {
     /// Ranks that cannot be built.
     pub(crate) fn impossible(tp: u64, replicas: u64, reason: String) -> ServeCandidate {

@@ -77,7 +77,7 @@ pub fn serve(request: &ServeRequest<'_>, physical: &Physical) -> Result<ServeDoc
     if candidates.is_empty() {
         let pins = format!("tp={}", request.tp.unwrap_or_default());
         let reason = format!("tp divides the {} devices of a node", machine.node.devices);
-        return Err(PlanError::Empty { pins, reason });
+        return Err(PlanError::Empty { pins, reason, nearest: None });
     }
     candidates.sort_by(ServeCandidate::order);
     let mut assumptions = physical.assumptions(&machine);

@@ -185,7 +185,7 @@ pub struct StackError {
     pub message: String,
 }
 
-const FILES: [(&str, &str); 18] = [
+const FILES: [(&str, &str); 19] = [
     ("deepspeed-pipeline", include_str!("../../stacks/deepspeed-pipeline.toml")),
     ("megatron-2021", include_str!("../../stacks/megatron-2021.toml")),
     ("megatron-2020", include_str!("../../stacks/megatron-2020.toml")),
@@ -200,6 +200,7 @@ const FILES: [(&str, &str); 18] = [
     ("llm-foundry", include_str!("../../stacks/llm-foundry.toml")),
     ("fsdp-eager", include_str!("../../stacks/fsdp-eager.toml")),
     ("lightning-fabric", include_str!("../../stacks/lightning-fabric.toml")),
+    ("tinyllama", include_str!("../../stacks/tinyllama.toml")),
     ("torchtitan", include_str!("../../stacks/torchtitan.toml")),
     ("xla", include_str!("../../stacks/xla.toml")),
     ("torch-compile", include_str!("../../stacks/torch-compile.toml")),

@@ -122,6 +122,10 @@ pub struct TrainingAnswer {
     pub assumptions: Vec<Assumption>,
 }
 
+fn empty(reason: String) -> PlanError {
+    PlanError::Empty { pins: String::new(), reason, nearest: None }
+}
+
 /// Answers a question.
 ///
 /// # Errors
@@ -144,11 +148,10 @@ pub fn answer(question: &Question<'_>) -> Result<Result<TrainingAnswer, Box<Plan
     let document = plan(&request, &Physical::default())?;
     let Some(chosen) = document.chosen().cloned() else { return Ok(Err(Box::new(document))) };
     let Degrees::Wafer(degrees) = chosen.degrees else {
-        return Err(PlanError::Empty { pins: String::new(), reason: "the machine has no wafer".into() });
+        return Err(empty("the machine has no wafer".into()));
     };
     let batch = Batch { global: document.inputs.global_batch, seq_len: question.seq_len };
-    let work = WaferWork::new(question.model, question.seq_len)
-        .map_err(|reason| PlanError::Empty { pins: String::new(), reason })?;
+    let work = WaferWork::new(question.model, question.seq_len).map_err(empty)?;
     let price = Price { question, batch, work: &work, plan: degrees, release };
     let rate = chosen.tokens_per_s.unwrap_or(f64::NAN);
     let tokens = match (&question.tokens[..], &run) {

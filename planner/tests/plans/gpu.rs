@@ -154,7 +154,8 @@ fn degrees_that_do_not_divide_are_kept_with_the_reason() {
     let document = run(&PlanRequest { pins, ..request });
     assert_eq!(document.chosen, None);
     let fits = document.nearest.unwrap().would_fit;
-    assert!(fits[0].ends_with("without the pins") && fits[1].starts_with("96 devices: "), "{fits:?}");
+    // No number of devices makes 32 heads divide by 3.
+    assert!(fits.len() == 1 && fits[0].ends_with("without the pins"), "{fits:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod everything;
 mod experts;
 mod gpu;
 mod launch;
+mod nearest;
 mod page;
 mod physical;
 mod support;

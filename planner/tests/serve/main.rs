@@ -2,7 +2,7 @@
 
 use lapidary_hardware::builtin::machine;
 use lapidary_models::ModelSpec;
-use lapidary_planner::serve::{ServeRequest, serve};
+use lapidary_planner::serve::{ServeCandidate, ServeRequest, serve};
 use lapidary_planner::{Physical, PlanError};
 
 /// LLaMA 2 of a size, as its configuration prints it.
@@ -84,6 +84,12 @@ fn latencies_and_memory_bound_the_batch() {
     assert!(chosen.tp > 1 && chosen.tokens_per_s < best.tokens_per_s, "{}", chosen.name);
     let refused = tight.candidates.iter().find(|one| one.tp == 1).unwrap();
     assert!(refused.rejected_by.as_ref().unwrap().starts_with("between tokens: "), "{refused:?}");
+    // A latency that nothing reaches: the plan that is over it by the least is named.
+    let hopeless = ServeRequest { between_tokens_s: Some(0.001), ..request(&model, &dgx) };
+    let hopeless = serve(&hopeless, &Physical::default()).unwrap();
+    let between = |one: &ServeCandidate| one.between_last_tokens_s.unwrap();
+    let least = hopeless.candidates.iter().map(between).fold(f64::INFINITY, f64::min);
+    assert_eq!((hopeless.chosen.as_deref(), between(hopeless.nearest().unwrap())), (None, least));
     // 70 billion parameters do not fit one device.
     let large = llama("70b");
     let document = serve(&request(&large, &dgx), &Physical::default()).unwrap();

@@ -54,11 +54,11 @@ fn refused(error: &TableError, path: &Path, text: &str) -> Failure {
     };
     let fault = |fault: &lapidary_planner::accuracy::Fault| Fault {
         message: format!(
-            "{}:{}:{}: {}: {}",
+            "{}:{}:{}: {}{}",
             path.display(),
             fault.line,
             fault.column,
-            fault.name,
+            if fault.name.is_empty() { String::new() } else { format!("{}: ", fault.name) },
             fault.message
         ),
         source: None,
