@@ -1,5 +1,8 @@
 //! Where the optional tools are: NVRTC from the wheels, the kernel cache, the CUDA driver.
 
+use crate::failure::{Exit, Failure};
+use crate::output;
+use lapidary_runtime_gpu::bench::Tunings;
 use lapidary_runtime_gpu::compile::{CompileError, Nvrtc, Prebuilt, library_folder};
 use lapidary_runtime_gpu::device::cuda::Cuda;
 use lapidary_runtime_gpu::device::{About, Device};
@@ -94,4 +97,28 @@ pub fn kernel_cache() -> Option<PathBuf> {
     set(CACHE_FOLDER)
         .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("lapidary")))
         .or_else(|| set("HOME").map(|home| home.join(".cache/lapidary")))
+}
+
+/// What was measured on a GPU with a driver in earlier runs on this machine; nothing where there is no file, or one that
+/// cannot be read.
+pub fn tunings(device: &str, driver: &str) -> Tunings {
+    let fresh = Tunings::new(device, driver);
+    let text = kernel_cache().and_then(|folder| std::fs::read_to_string(folder.join(fresh.file_name())).ok());
+    let known = text.and_then(|text| Tunings::read(&text).ok());
+    known.filter(|known| (known.device.as_str(), known.driver.as_str()) == (device, driver)).unwrap_or(fresh)
+}
+
+/// Keeps what was measured, for later runs on this machine.
+///
+/// # Errors
+/// Exit 3 where the file cannot be written.
+pub fn keep_tunings(tunings: &Tunings) -> Result<(), Failure> {
+    let Some(folder) = kernel_cache() else { return Ok(()) };
+    let place = folder.join(tunings.file_name());
+    let refused =
+        |error: std::io::Error| Failure::new(Exit::InvalidInput, format!("{}: {error}", place.display()));
+    std::fs::create_dir_all(&folder).map_err(refused)?;
+    let text = serde_json::to_string_pretty(tunings)
+        .map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
+    output::file(&place, &text)
 }

@@ -7,7 +7,7 @@
 //! The host sees tokens only when it asks: a picked token goes into the decode program's input on the device. All
 //! sequences of a session have prompts of one length, because a program has one position for all of them.
 use crate::compile::Source;
-use crate::device::{Device, DeviceError, GraphId};
+use crate::device::{Device, DeviceError, GraphId, MarkId};
 use crate::execute::{Loaded, Places, capture};
 use crate::program::{BufferKind, Checked, GpuProgram};
 use std::collections::BTreeMap;
@@ -63,6 +63,16 @@ pub struct Picking {
     pub top_p: f32,
     /// Start of every sequence's random numbers.
     pub seed: u64,
+}
+
+/// Tokens that are on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Set behind the last of them.
+    done: MarkId,
+    /// Tokens of each sequence before them.
+    first: usize,
+    steps: usize,
 }
 
 /// Sequences that are being continued.
@@ -174,24 +184,34 @@ impl Session {
         history.and_then(|buffer| buffer.shape.last()).map_or(0, |steps| *steps as usize)
     }
 
-    /// Picks tokens and decodes them, `steps` times; a list per step with one token per sequence.
+    /// Puts `steps` more tokens of each sequence into the device's stream, and does not wait for them.
     ///
     /// # Errors
     /// [`DeviceError::Mismatch`] beyond [`Session::room`], and what the device says.
-    pub fn next(&mut self, device: &mut dyn Device, steps: usize) -> Result<Vec<Vec<u32>>, DeviceError> {
+    pub fn start(&mut self, device: &mut dyn Device, steps: usize) -> Result<Started, DeviceError> {
         if steps > self.room() {
             return Err(DeviceError::Mismatch(format!("{steps} tokens where {} fit", self.room())));
         }
         (0..steps).try_for_each(|_| device.replay(self.graph))?;
+        let started = Started { done: device.mark()?, first: self.made, steps };
+        (self.made, self.cached) = (self.made + steps, self.cached + steps);
+        Ok(started)
+    }
+
+    /// The tokens of a start, once they are made; what was started since goes on meanwhile. A list per step with one token
+    /// per sequence.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn take(&self, device: &mut dyn Device, started: &Started) -> Result<Vec<Vec<u32>>, DeviceError> {
         let pitch = self.sampler.program().buffer("history").map_or(0, |buffer| buffer.pitch as usize);
         let mut bytes = vec![0; self.batch * pitch * 4];
-        self.sampler.read(device, "history", &mut bytes)?;
+        device.read_behind(started.done, self.sampler.address("history")?, &mut bytes)?;
         let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let at = |step: usize, sequence: usize| words[sequence * pitch + self.made + step];
-        let made = (0..steps).map(|step| (0..self.batch).map(|sequence| at(step, sequence)).collect());
-        let made = made.collect();
-        (self.made, self.cached) = (self.made + steps, self.cached + steps);
-        Ok(made)
+        let at = |step: usize, sequence: usize| words[sequence * pitch + started.first + step];
+        let made =
+            (0..started.steps).map(|step| (0..self.batch).map(|sequence| at(step, sequence)).collect());
+        Ok(made.collect())
     }
 
     /// Gives the session's memory back; weights stay.

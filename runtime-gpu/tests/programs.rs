@@ -1,7 +1,7 @@
 //! The check accepts a small program written by hand and finds each fault put into it; programs survive JSON.
 use lapidary_runtime_gpu::program::packing::PackGroup;
 use lapidary_runtime_gpu::program::{
-    Access, Arg, Buffer, BufferKind, Dtype, Fault, GpuProgram, Kernel, KernelKind, Launch, Layers,
+    Access, Arg, Buffer, BufferKind, Dtype, Fault, GpuProgram, Kernel, KernelKind, Launch, Layers, PackForm,
     PackSource, Packing, RowOrder, SCHEMA, Step,
 };
 
@@ -24,12 +24,19 @@ fn weights(rounds: u64) -> Buffer {
     let source = PackSource { name: "layers.*.w".into(), rows: 4, scale: 1.0, order: RowOrder::Natural };
     let groups = vec![PackGroup { first_row: 0, sources: vec![source] }];
     let layers = Some(Layers { count: rounds, stride_bytes: 1024 });
-    let packing = Some(Packing { groups, rows: 4, cols: 100, pitch: 104 });
+    let packing = Some(Packing { groups, rows: 4, cols: 100, pitch: 104, form: PackForm::Values });
     Buffer { bytes: rounds * 1024, layers, packing, ..buffer("w", BufferKind::Param, None) }
 }
 
 fn arg(buffer: &str, access: Access, layer_stride_bytes: u64) -> Arg {
-    Arg { buffer: buffer.into(), access, offset_bytes: 0, layer_stride_bytes, extent_bytes: 4 * 104 * 2 }
+    Arg {
+        buffer: buffer.into(),
+        access,
+        offset_bytes: 0,
+        layer_stride_bytes,
+        extent_bytes: 4 * 104 * 2,
+        boxes: None,
+    }
 }
 
 fn launch(args: Vec<Arg>) -> Step {
@@ -50,6 +57,7 @@ fn program() -> GpuProgram {
         anchor: "row".into(),
         ops: vec!["norm".into()],
         reason: String::new(),
+        choice: None,
         registers: Some(40),
         shared_bytes: 0,
         spill_bytes: Some(0),

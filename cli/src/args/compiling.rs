@@ -182,7 +182,7 @@ pub struct Bench {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["baseline", "json"])]
     pub bundle: Option<PathBuf>,
     /// Architectures of the bundle.
-    #[arg(long, value_name = "ARCH,..", value_delimiter = ',', default_values = ["sm_80", "sm_90"], value_parser = ["sm_80", "sm_90"])]
+    #[arg(long, value_name = "ARCH,..", value_delimiter = ',', default_values = ["sm_80", "sm_90a"], value_parser = ["sm_80", "sm_90a"])]
     pub arch: Vec<String>,
     /// Print the document.
     #[arg(long)]

@@ -183,6 +183,10 @@ pub struct Run {
     /// Element type that weights are packed to.
     #[arg(long, value_enum, default_value = "stored")]
     pub dtype: Packing,
+    /// Keep the layers' weights as 8-bit whole numbers with a scale for each row: half the memory of bf16, each value off by at
+    /// most 1/254 of the largest of its row. Only with --device cuda; everything else is bf16 then.
+    #[arg(long, conflicts_with = "dtype")]
+    pub int8: bool,
     /// The tokenizer; tokenizer.json beside the weights or the model when absent.
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,

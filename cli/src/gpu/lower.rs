@@ -10,8 +10,9 @@ use lapidary_passes::lower_to_cuda::module_spec;
 use lapidary_passes::pipeline::pipeline;
 use lapidary_passes::{Goal, Watch};
 use lapidary_runtime_gpu::compile::Source;
+use lapidary_runtime_gpu::execute::decode;
 use lapidary_runtime_gpu::generate::Part;
-use lapidary_runtime_gpu::program::{Buffer, BufferKind, Dtype};
+use lapidary_runtime_gpu::program::{Buffer, BufferKind};
 
 /// A program with the names of what is looked at.
 pub struct Made {
@@ -39,7 +40,8 @@ impl Gpu<'_> {
         let (arch, processors) = self.target();
         let spec = module_spec(&module, &arch)
             .map_err(|error| Failure::diagnosed(false, "cuda", &error.diagnostics(), &error.to_string()))?;
-        let options = Options { library: false, processors, ..Options::default() };
+        let (int8, measured) = (self.int8, self.measured.clone());
+        let options = Options { library: false, processors, int8, measured, ..Options::default() };
         let lowered = cuda::lower(&spec, &options).map_err(|error| refused(&error))?;
         let carried = spec.body.iter().find_map(|node| match node {
             Node::Repeat { param, .. } => Some(*param),
@@ -90,15 +92,5 @@ pub fn refused(error: &CudaError) -> Failure {
 pub fn rows(buffer: &Buffer, bytes: &[u8], width: u64) -> Vec<f32> {
     let pitch = (buffer.pitch * buffer.dtype.bytes()) as usize;
     let used = (width.min(buffer.pitch) * buffer.dtype.bytes()) as usize;
-    bytes.chunks_exact(pitch.max(1)).flat_map(|row| numbers(buffer.dtype, &row[..used])).collect()
-}
-
-fn numbers(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    match dtype {
-        Dtype::Bf16 => {
-            bytes.as_chunks::<2>().0.iter().map(|x| half::bf16::from_le_bytes(*x).to_f32()).collect()
-        }
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
-        Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|x| i32::from_le_bytes(*x) as f32).collect(),
-    }
+    bytes.chunks_exact(pitch.max(1)).flat_map(|row| decode(buffer.dtype, &row[..used])).collect()
 }

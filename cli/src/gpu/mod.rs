@@ -24,6 +24,7 @@ use lapidary_runtime_gpu::device::{Address, Device, DeviceError};
 use lapidary_runtime_gpu::execute::{Places, Tensors, WeightFault, load_weights};
 use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// The first GPU, with the kernels' compiler where it is here.
 ///
@@ -60,6 +61,10 @@ pub struct Gpu<'w> {
     tensors: &'w dyn Tensors,
     /// Weights that are on the device.
     held: RefCell<Vec<(Buffer, Address)>>,
+    /// Whether the layers' weights are whole numbers.
+    int8: bool,
+    /// The fastest forms of products that were measured on this device.
+    measured: BTreeMap<String, String>,
 }
 
 impl<'w> Gpu<'w> {
@@ -73,7 +78,19 @@ impl<'w> Gpu<'w> {
     ) -> Gpu<'w> {
         let mut spec = spec.clone();
         (spec.dtype.params, spec.dtype.compute) = (dtype, dtype);
-        Gpu { device: RefCell::new(device), spec, switches, tensors, held: RefCell::default() }
+        let (device, held) = (RefCell::new(device), RefCell::default());
+        Gpu { device, spec, switches, tensors, held, int8: false, measured: BTreeMap::new() }
+    }
+
+    /// The same with the layers' weights as 8-bit whole numbers, each row with a scale.
+    pub fn int8(self, int8: bool) -> Gpu<'w> {
+        Gpu { int8, ..self }
+    }
+
+    /// The same with the forms of products that `bench` found to be the fastest on this GPU and driver.
+    pub fn measured(self) -> Gpu<'w> {
+        let about = self.device.borrow().about().clone();
+        Gpu { measured: toolchain::tunings(&about.product, &about.driver).fastest(), ..self }
     }
 
     /// Places of a program's weights. One that another program has in the same form is not copied again.

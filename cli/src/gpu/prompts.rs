@@ -9,7 +9,8 @@ use lapidary_runtime_gpu::device::DeviceError;
 use lapidary_runtime_gpu::generate::{Parts, Picking, Session, pieces};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Tokens that the device makes before the host looks at them: what it makes behind a stop token is dropped.
+/// Tokens that the device makes at once; while the host looks at them it makes as many more. What it makes behind a stop
+/// token is dropped.
 const AHEAD: usize = 8;
 
 /// Fewest positions of a cache.
@@ -72,11 +73,14 @@ impl Gpu<'_> {
         let prompts: Vec<&[u32]> = group.iter().map(|&index| ask.prompts[index].as_slice()).collect();
         session.begin(device, &prompts, picking(ask.generation.sampling)).map_err(told)?;
         let mut open: Vec<usize> = group.to_vec();
-        let mut steps = 0;
-        while steps < most && !open.is_empty() {
-            let tokens = session.next(device, AHEAD.min(most - steps)).map_err(told)?;
-            steps += tokens.len();
-            for row in tokens {
+        let mut started = AHEAD.min(most);
+        let mut under_way = Some(session.start(device, started).map_err(told)?);
+        while let Some(now) = under_way.filter(|_| !open.is_empty()) {
+            // The device goes on while the host reads and looks at what is there.
+            let ahead = AHEAD.min(most - started);
+            started += ahead;
+            under_way = (ahead > 0).then(|| session.start(device, ahead)).transpose().map_err(told)?;
+            for row in session.take(device, &now).map_err(told)? {
                 for (index, token) in group.iter().zip(row) {
                     if !open.contains(index) {
                         continue;

@@ -534,7 +534,7 @@ fn a_machine_without_a_gpu_says_so() {
 /// code is there. Needs NVRTC.
 #[test]
 fn a_bundle_holds_jobs_and_machine_code() {
-    use lapidary_runtime_gpu::bench::{Jobs, sources};
+    use lapidary_runtime_gpu::bench::Jobs;
     use lapidary_runtime_gpu::compile::{Compiler, Prebuilt};
     let (folder, _) = with_model(TINY);
     let output = lapidary(
@@ -550,7 +550,7 @@ fn a_bundle_holds_jobs_and_machine_code() {
             "--bundle",
             "out",
             "--arch",
-            "sm_90",
+            "sm_90a",
         ],
         folder.path(),
     );
@@ -558,10 +558,10 @@ fn a_bundle_holds_jobs_and_machine_code() {
         return eprintln!("skipped: {}", stderr(&output));
     }
     assert_eq!(code(&output), 0, "{}", stderr(&output));
-    let place = folder.path().join("out/sm_90");
+    let place = folder.path().join("out/sm_90a");
     let text = std::fs::read_to_string(place.join("jobs.json")).expect("the jobs");
     let jobs: Jobs = serde_json::from_str(&text).expect("a list of jobs");
-    assert!(jobs.jobs.iter().any(|job| job.kernel == "norm") && jobs.ceiling.len() == 3);
+    assert!(jobs.jobs.iter().any(|job| job.kernel == "norm") && jobs.ceiling.len() == 7);
     let mut code = Prebuilt::default();
     for file in std::fs::read_dir(&place).expect("a folder").map(|entry| entry.expect("a file").path()) {
         if file.extension().is_some_and(|e| e == "cubin") {
@@ -571,7 +571,7 @@ fn a_bundle_holds_jobs_and_machine_code() {
     }
     for job in jobs.ceiling.iter().chain(&jobs.jobs) {
         job.program.clone().check().expect("a program that passes its check");
-        for cubin in code.machine_code(&sources(&job.sources), "sm_90") {
+        for cubin in code.machine_code(&job.all_sources(), "sm_90a") {
             assert!(cubin.expect("machine code").starts_with(b"\x7fELF"));
         }
     }

@@ -6,15 +6,13 @@
 //! the two columns of each pair next to each other within every head; q and k leave in that order, attention does not mind
 //! (their products are the same), and the cache keeps rotated keys in it.
 use super::dag::sequence;
-use super::matmul_source::{emit, form_of};
+use super::matmul_forms::{Form, choose, forms};
+use super::matmul_source::emit;
 use super::spec::{KernelOp, KernelSpec, Pairing, Source, ValueId};
 use super::{Choice, CudaError, Generated, LibraryProduct, Options, RightSide};
 use lapidary_runtime_gpu::program::packing::PackGroup;
-use lapidary_runtime_gpu::program::{Dtype, PackSource, Packing, RowOrder};
+use lapidary_runtime_gpu::program::{Dtype, PackForm, PackSource, Packing, RowOrder};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Rows of a product up to which weights are streamed past the rows instead of through tiles.
-pub(crate) const SMALL: u64 = 8;
 
 /// Segments start at multiples of this many packed rows: no run of accumulators crosses a border.
 const SEGMENT_ALIGNMENT: u64 = 16;
@@ -64,15 +62,19 @@ pub(crate) struct Product {
     pub segments: Vec<Segment>,
     /// Column order of vectors that belong to permuted segments.
     pub vector_orders: BTreeMap<ValueId, RowOrder>,
+    /// Whether the weights are whole numbers with a scale for each packed row.
+    pub int8: bool,
 }
 
 /// Lowers a region of products to a kernel or a library call.
 pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Choice, CudaError> {
-    let product = Product::of(spec)?;
-    if let Some(library) = library(spec, &product, options)? {
-        return Ok(Choice::Library(Box::new(library)));
+    let product = Product::of(spec, options)?;
+    let library = library(spec, &product)?;
+    let (form, choice) = choose(&product, product.key(spec), library.is_some(), options);
+    if let (Form::Library, Some(library)) = (form, library) {
+        return Ok(Choice::Library(Box::new(LibraryProduct { choice: Some(choice), ..library })));
     }
-    let kernel = emit(spec, &product, form_of(&product, options))?;
+    let kernel = emit(spec, &product, form, choice, options.processors)?;
     let mut output_orders = vec![RowOrder::Natural; spec.outputs.len()];
     for segment in &product.segments {
         segment.outputs.iter().for_each(|&output| output_orders[output] = segment.order);
@@ -80,8 +82,15 @@ pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Choice, Cuda
     Ok(Choice::Generated(Generated { kernels: vec![kernel], scratch: Vec::new(), output_orders }))
 }
 
+/// The names of all forms that can compute a region's products; empty for a region without any.
+pub(crate) fn form_names(spec: &KernelSpec, options: &Options) -> Result<Vec<String>, CudaError> {
+    let product = Product::of(spec, options)?;
+    let plain = library(spec, &product)?.is_some();
+    Ok(forms(&product, plain, options).iter().map(Form::name).collect())
+}
+
 impl Product {
-    fn of(spec: &KernelSpec) -> Result<Product, CudaError> {
+    fn of(spec: &KernelSpec, options: &Options) -> Result<Product, CudaError> {
         let is_linear = |&id: &ValueId| spec.op(id).is_some_and(|op| op.op == KernelOp::Linear);
         let linears: Vec<ValueId> = spec.results().filter(is_linear).collect();
         let Some(&first) = linears.first() else {
@@ -122,7 +131,32 @@ impl Product {
             sequence: sequence(spec),
             segments,
             vector_orders,
+            int8: int8(spec, &linears, dtype, options)?,
         })
+    }
+
+    /// Element type of the stored weights.
+    pub fn weight_dtype(&self) -> Dtype {
+        if self.int8 { Dtype::I8 } else { self.dtype }
+    }
+
+    /// Elements between packed rows of weights.
+    pub fn weight_pitch(&self) -> u64 {
+        self.k.next_multiple_of(self.weight_dtype().vector())
+    }
+
+    /// By how much whole numbers with their scales are less than the weights of the model.
+    pub fn bytes_saved(&self) -> u64 {
+        let rows: u64 = self.segments.iter().map(|s| s.cols * s.linears.len() as u64).sum();
+        let less = rows * self.k * (self.dtype.bytes() - 1);
+        if self.int8 { less.saturating_sub(4 * rows) } else { 0 }
+    }
+
+    /// The name under which measured choices are kept: what decides how fast the forms are.
+    pub fn key(&self, spec: &KernelSpec) -> String {
+        let weights = if self.int8 { "int8" } else { self.dtype.word() };
+        let (m, n, k) = (self.m, self.n, self.k);
+        format!("{m}x{n}x{k} {} by {weights}: {}", self.dtype.word(), spec.op_words().join(", "))
     }
 
     /// How the weights of all linears become one matrix.
@@ -133,8 +167,20 @@ impl Product {
                 segment.linears.iter().map(|&linear| weight_source(spec, linear, segment)).collect();
             groups.push(PackGroup { first_row: segment.first, sources: sources? });
         }
-        let pitch = self.k.next_multiple_of(self.dtype.vector());
-        Ok(Packing { groups, rows: self.n, cols: self.k, pitch })
+        let (rows, cols, pitch) = (self.n, self.k, self.weight_pitch());
+        Ok(Packing { groups, rows, cols, pitch, form: PackForm::Values })
+    }
+}
+
+/// Whether a region's weights are stored as whole numbers: those of layers, where the caller asks for it.
+fn int8(spec: &KernelSpec, linears: &[ValueId], dtype: Dtype, options: &Options) -> Result<bool, CudaError> {
+    let in_layers = linears.iter().all(|&linear| {
+        matches!(&spec.inputs[operand(spec, linear, 1)].source, Source::Param { name, .. } if name.contains('*'))
+    });
+    match options.int8 && in_layers {
+        true if dtype != Dtype::Bf16 => Err(spec
+            .unsupported("int8 weights beside activations that are not bf16", "use bf16, or leave int8 out")),
+        int8 => Ok(int8),
     }
 }
 
@@ -255,14 +301,10 @@ fn note_vectors(spec: &KernelSpec, slice: &BTreeSet<ValueId>, order: RowOrder, o
 }
 
 /// The library's product for this region, if it is plain or has only a bias and a residual behind it.
-fn library(
-    spec: &KernelSpec,
-    product: &Product,
-    options: &Options,
-) -> Result<Option<LibraryProduct>, CudaError> {
+fn library(spec: &KernelSpec, product: &Product) -> Result<Option<LibraryProduct>, CudaError> {
     let plain =
         product.segments.len() == 1 && product.segments[0].linears.len() == 1 && product.first_element == 0;
-    if !options.library || !plain || product.m <= SMALL || spec.outputs.len() != 1 {
+    if !plain || product.int8 || spec.outputs.len() != 1 {
         return Ok(None);
     }
     let Some(tail) = Tail::follow(spec, product.segments[0].linears[0]) else { return Ok(None) };
@@ -285,13 +327,20 @@ fn library(
         lda: spec.inputs[product.x].ty.pitch(),
         ldw: pitch,
         deep: [false, false],
-        w: RightSide::Param(Packing { groups, rows: segment.cols, cols: product.k, pitch }),
+        w: RightSide::Param(Packing {
+            groups,
+            rows: segment.cols,
+            cols: product.k,
+            pitch,
+            form: PackForm::Values,
+        }),
         bias,
         residual: tail.residual,
         adds: false,
         alpha: tail.alpha,
         flops: work.flops,
         bytes: work.bytes,
+        choice: None,
         reason: reason.into(),
     }))
 }

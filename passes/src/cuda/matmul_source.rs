@@ -1,111 +1,59 @@
 //! Writes products: the epilogue from the region's operations, and the loop that fits the size.
 use super::dag::{Evaluator, Place, cached_line, frequency_tables, signature};
-use super::matmul::{Product, SMALL, Segment};
+use super::matmul::{Product, Segment};
+use super::matmul_forms::Form;
 use super::row::indent;
-use super::source::{Signature, c_type, constants, opening};
+use super::source::{Machine, Signature, c_type, constants, opening_for};
 use super::spec::KernelSpec;
-use super::{CudaError, GeneratedKernel, Operand, Options};
-use lapidary_runtime_gpu::program::Dtype;
+use super::{CudaError, GeneratedKernel, Operand};
+use lapidary_runtime_gpu::program::{Boxes, Dtype, FormChoice, PackForm};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+const TILES: &str = include_str!("device/tiles.cuh");
+const LEAVE: &str = include_str!("device/leave.cuh");
 const GEMM: &str = include_str!("device/gemm.cuh");
+const GEMM_HOPPER: &str = include_str!("device/gemm_90.cuh");
 const GEMV: &str = include_str!("device/gemv.cuh");
 const GEMM_F32: &str = include_str!("device/gemm_f32.cuh");
 
-/// How a product is computed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Form {
-    /// Tensor cores on tiles.
-    Tiles(Tile),
-    /// Weights streamed past a few rows; the number is rows of weights per warp.
-    Stream(u64),
-    /// Single precision on tiles.
-    Single,
-}
-
-/// Size of a block's part and how its warps share it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Tile {
-    bm: u64,
-    bn: u64,
-    bk: u64,
-    stages: u64,
-    warps_m: u64,
-    warps_n: u64,
-    /// Blocks that fit on a multiprocessor (by shared memory and registers).
-    resident: u64,
-    /// Speed relative to the largest tile. Assumed from the ratio of work to copies, not measured.
-    rate: f64,
-}
-
-/// From large to small. Shared memory: 144, 64, 72, 64 and 72 KiB.
-const TILES: [Tile; 5] = [
-    Tile { bm: 128, bn: 256, bk: 64, stages: 3, warps_m: 2, warps_n: 4, resident: 1, rate: 1.0 },
-    Tile { bm: 128, bn: 128, bk: 32, stages: 4, warps_m: 2, warps_n: 2, resident: 2, rate: 0.9 },
-    Tile { bm: 64, bn: 128, bk: 64, stages: 3, warps_m: 2, warps_n: 2, resident: 2, rate: 0.7 },
-    Tile { bm: 64, bn: 64, bk: 64, stages: 4, warps_m: 2, warps_n: 2, resident: 2, rate: 0.55 },
-    Tile { bm: 16, bn: 128, bk: 64, stages: 4, warps_m: 1, warps_n: 4, resident: 2, rate: 0.25 },
-];
-
-impl Tile {
-    fn shared_bytes(&self) -> u64 {
-        let slab = self.warps_m * self.warps_n * 16 * (self.bn / self.warps_n + 8) * 4;
-        (self.stages * (self.bm + self.bn) * self.bk * 2).max(slab)
-    }
-
-    fn blocks(&self, product: &Product) -> u64 {
-        product.m.div_ceil(self.bm) * product.n.div_ceil(self.bn)
-    }
-
-    /// Time in units of the largest tile's multiply-adds: full waves of resident blocks.
-    fn time(&self, product: &Product, processors: u64) -> f64 {
-        let waves = self.blocks(product).div_ceil(processors * self.resident);
-        (waves * self.resident * self.bm * self.bn) as f64 / self.rate
-    }
-}
-
-/// The form for a product's size: streams for few rows, single precision for f32, else the tile with the least estimated time.
-pub(crate) fn form_of(product: &Product, options: &Options) -> Form {
-    if product.m <= SMALL {
-        return Form::Stream(if product.n >= 8192 { 4 } else { 2 });
-    }
-    if product.dtype == Dtype::F32 {
-        return Form::Single;
-    }
-    if let Some(tile) = options.tile.and_then(|index| TILES.get(index)) {
-        return Form::Tiles(*tile);
-    }
-    let times = TILES.iter().map(|tile| (tile, tile.time(product, options.processors.max(1))));
-    let best = times.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(&TILES[0], |(tile, _)| tile);
-    Form::Tiles(*best)
-}
-
 /// Writes the kernel.
-pub(crate) fn emit(spec: &KernelSpec, product: &Product, form: Form) -> Result<GeneratedKernel, CudaError> {
+pub(crate) fn emit(
+    spec: &KernelSpec,
+    product: &Product,
+    form: Form,
+    choice: FormChoice,
+    processors: u64,
+) -> Result<GeneratedKernel, CudaError> {
     let run = 8 * product.segments.iter().map(|segment| segment.linears.len() as u64).max().unwrap_or(1);
-    let signature = product_signature(spec, product)?;
-    let mut source = opening(&paragraph(spec, product, form));
+    let signature = product_signature(spec, product, form)?;
+    let machine = match form {
+        Form::Hopper(tile) => Machine::Hopper { columns: tile.bn },
+        _ => Machine::Ampere,
+    };
+    let mut source = opening_for(machine, &paragraph(spec, product, form));
     source.push_str(&constants(&[
         ("M", product.m),
         ("N", product.n),
         ("K", product.k),
         ("LDA", product.lda),
-        ("LDW", product.k.next_multiple_of(product.dtype.vector())),
+        ("LDW", product.weight_pitch()),
         ("P", run),
     ]));
-    let _ = writeln!(source, "typedef {} Element;", c_type(product.dtype));
+    let (element, weight) = (c_type(product.dtype), c_type(product.weight_dtype()));
+    let _ = writeln!(source, "typedef {element} Element;\ntypedef {weight} Weight;");
     source.push_str(&frequency_tables(spec));
     source.push_str(&signature.structure());
     source.push_str(&epilogue(spec, product, run)?);
-    let (text, function, blocks, threads, shared) = body(product, form);
+    let Body { text, function, blocks, threads, shared } = body(product, form, processors);
     source.push_str(&text);
     let offset =
         if product.first_element > 0 { format!(" + {}", product.first_element) } else { String::new() };
     // Told how many blocks will share a processor, the assembler does not spill to fit more of them.
     let bounds = match form {
         Form::Tiles(tile) => format!("{threads}, {}", tile.resident),
-        Form::Stream(_) | Form::Single => format!("{threads}, 2"),
+        Form::Hopper(_) => format!("{threads}, 1"),
+        Form::Stream(_) | Form::Single | Form::Library => format!("{threads}, 2"),
     };
     let _ = write!(
         source,
@@ -119,7 +67,7 @@ pub(crate) fn emit(spec: &KernelSpec, product: &Product, form: Form) -> Result<G
     }
     let work = spec.work();
     let static_shared_bytes = match form {
-        Form::Tiles(_) => 0,
+        Form::Tiles(_) | Form::Hopper(_) | Form::Library => 0,
         Form::Stream(rows) => product.m * 8 * rows * 4,
         Form::Single => 4 * (2 * 16 * 68 + 64 * 68),
     };
@@ -132,13 +80,14 @@ pub(crate) fn emit(spec: &KernelSpec, product: &Product, form: Form) -> Result<G
         static_shared_bytes,
         args: signature.args,
         flops: work.flops,
-        bytes: work.bytes,
+        bytes: work.bytes - product.bytes_saved(),
+        choice: Some(choice),
         reason: format!("{} {}", spec.reason, why(product, form)).trim().to_string(),
     })
 }
 
 /// Left side and weights first, then what the epilogue reads and writes.
-fn product_signature(spec: &KernelSpec, product: &Product) -> Result<Signature, CudaError> {
+fn product_signature(spec: &KernelSpec, product: &Product, form: Form) -> Result<Signature, CudaError> {
     let weights = product.segments.iter().flat_map(|segment| &segment.linears);
     let mut bound: BTreeSet<usize> =
         weights.filter_map(|&linear| Some(spec.op(linear)?.operands[1])).collect();
@@ -149,17 +98,42 @@ fn product_signature(spec: &KernelSpec, product: &Product) -> Result<Signature, 
     if !elsewhere {
         bound.insert(product.x);
     }
+    let weight = |form| Ok::<_, CudaError>(product.packing(spec)?.with(form));
     let mut all = Signature::default();
-    all.read(Operand::Input(product.x), product.dtype, "x");
-    all.read(Operand::Param(product.packing(spec)?, product.dtype), product.dtype, "weights");
-    let rest = signature(spec, &bound, &product.vector_orders)?;
-    all.args.extend(rest.args);
-    all.names.extend(rest.names);
-    all.types.extend(rest.types);
+    if let Form::Hopper(tile) = form {
+        let boxes = |rows, pitch: u64, box_rows: u64| Boxes {
+            rows,
+            cols: product.k,
+            pitch_bytes: pitch * 2,
+            box_rows: box_rows as u32,
+        };
+        all.boxes(Operand::Input(product.x), boxes(product.m, product.lda, tile.bm), "x");
+        let param = Operand::Param(weight(PackForm::Values)?, product.dtype);
+        all.boxes(param, boxes(product.n, product.weight_pitch(), tile.bn), "weights");
+    } else {
+        all.read(Operand::Input(product.x), product.dtype, "x");
+        let form = if product.int8 { PackForm::Int8 } else { PackForm::Values };
+        let dtype = product.weight_dtype();
+        all.read(Operand::Param(weight(form)?, dtype), dtype, "weights");
+        if product.int8 {
+            all.read(Operand::Param(weight(PackForm::Int8Scales)?, Dtype::F32), Dtype::F32, "scales");
+        }
+    }
+    all.append(signature(spec, &bound, &product.vector_orders)?);
     Ok(all)
 }
 
-fn body(product: &Product, form: Form) -> (String, &'static str, u64, u64, u64) {
+/// The loop of a form and how it is launched.
+struct Body {
+    text: String,
+    function: &'static str,
+    blocks: u64,
+    threads: u64,
+    /// Dynamic shared memory in bytes.
+    shared: u64,
+}
+
+fn body(product: &Product, form: Form, processors: u64) -> Body {
     match form {
         Form::Tiles(tile) => {
             let sizes = constants(&[
@@ -170,31 +144,59 @@ fn body(product: &Product, form: Form) -> (String, &'static str, u64, u64, u64) 
                 ("WARPS_M", tile.warps_m),
                 ("WARPS_N", tile.warps_n),
             ]);
-            let threads = 32 * tile.warps_m * tile.warps_n;
-            (sizes + GEMM, "lp_gemm", tile.blocks(product), threads, tile.shared_bytes())
+            Body {
+                text: [&sizes, TILES, LEAVE, GEMM].concat(),
+                function: "lp_gemm",
+                blocks: tile.blocks(product),
+                threads: 32 * tile.warps_m * tile.warps_n,
+                shared: tile.shared_bytes(product.weight_dtype().bytes()),
+            }
+        }
+        Form::Hopper(tile) => {
+            let sizes = constants(&[("BM", tile.bm), ("BN", tile.bn), ("BK", 64), ("STAGES", tile.stages)]);
+            Body {
+                text: [&sizes, TILES, LEAVE, GEMM_HOPPER].concat(),
+                function: "lp_gemm_90",
+                blocks: tile.blocks(product).min(processors.max(1)),
+                threads: tile.threads(),
+                shared: tile.shared_bytes(),
+            }
         }
         Form::Stream(rows) => {
             // About eight loads of 16 bytes are under way per thread.
             let ahead = if product.m <= 2 { 8 / rows } else { 1 };
-            let text = constants(&[("ROWS_PER_WARP", rows), ("AHEAD", ahead)]) + GEMV;
-            (text, "lp_gemv", product.n.div_ceil(8 * rows), 256, 0)
+            Body {
+                text: constants(&[("ROWS_PER_WARP", rows), ("AHEAD", ahead)]) + GEMV,
+                function: "lp_gemv",
+                blocks: product.n.div_ceil(8 * rows),
+                threads: 256,
+                shared: 0,
+            }
         }
-        Form::Single => {
-            (GEMM_F32.to_string(), "lp_gemm_f32", product.m.div_ceil(64) * product.n.div_ceil(64), 256, 0)
-        }
+        Form::Single | Form::Library => Body {
+            text: GEMM_F32.to_string(),
+            function: "lp_gemm_f32",
+            blocks: product.m.div_ceil(64) * product.n.div_ceil(64),
+            threads: 256,
+            shared: 0,
+        },
     }
 }
 
 fn why(product: &Product, form: Form) -> String {
     match form {
         Form::Tiles(tile) => format!(
-            "Generated because its epilogue is more than a bias and a residual; {} x {} tiles of depth {}, {} stages.",
+            "Generated, with everything that follows in its epilogue; {} x {} tiles of depth {}, {} stages.",
             tile.bm, tile.bn, tile.bk, tile.stages
+        ),
+        Form::Hopper(tile) => format!(
+            "Generated for Hopper's copy engine and warpgroup products; {} x {} tiles, {} stages.",
+            tile.bm, tile.bn, tile.stages
         ),
         Form::Stream(_) => {
             format!("Generated because {} rows are few: the weights are streamed once.", product.m)
         }
-        Form::Single => "Generated in single precision without tensor cores.".into(),
+        Form::Single | Form::Library => "Generated in single precision without tensor cores.".into(),
     }
 }
 
@@ -273,9 +275,10 @@ fn segment_code(
     for (i, &linear) in segment.linears.iter().enumerate() {
         let name = evaluator.name(linear, &place);
         let from = if ways == 1 { "e".to_string() } else { format!("{ways} * e + {i}") };
+        let scale = if product.int8 { format!(" * args.scales[at + {from}]") } else { String::new() };
         let _ = writeln!(
             code,
-            "float {name}[{width}];\nLP_UNROLL for (int e = 0; e < {width}; ++e) {name}[e] = sum[{from}];"
+            "float {name}[{width}];\nLP_UNROLL for (int e = 0; e < {width}; ++e) {name}[e] = sum[{from}]{scale};"
         );
         evaluator.provide(linear, &place);
     }

@@ -10,13 +10,15 @@
 //! All kernels share one evaluator of a region's operations ([`dag`]): it writes code that computes a run of neighbouring
 //! columns of one row in f32 registers. Row kernels, the epilogue of matrix products and of matrix-vector products are
 //! that same code around different loops; the loops themselves are the texts in `device/`.
-use lapidary_runtime_gpu::program::{Access, Dtype, Packing, RowOrder};
+use lapidary_runtime_gpu::program::{Access, Boxes, Dtype, FormChoice, Packing, RowOrder};
+use std::collections::BTreeMap;
 
 pub mod assemble;
 mod attention;
 mod backward;
 mod dag;
 mod matmul;
+mod matmul_forms;
 mod matmul_source;
 mod row;
 mod sampler;
@@ -36,13 +38,26 @@ pub struct Options {
     pub library: bool,
     /// Multiprocessors of the target, to size split work (108 on the A100).
     pub processors: u64,
-    /// The tile of products that are not small, as an index into the list of tiles; chosen by size when absent.
-    pub tile: Option<usize>,
+    /// The form of every product that can have it, by name ([`forms`]); chosen when absent.
+    pub form: Option<String>,
+    /// The fastest form of products that were measured on a GPU of the target's kind, by [`FormChoice::product`].
+    pub measured: BTreeMap<String, String>,
+    /// Whether the target has Hopper's copy engine and warpgroup products; [`lower`] sets it for `sm_90a`.
+    pub hopper: bool,
+    /// Whether products inside layers read their weights as whole numbers with a scale for each row.
+    pub int8: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { library: true, processors: 108, tile: None }
+        Options {
+            library: true,
+            processors: 108,
+            form: None,
+            measured: BTreeMap::new(),
+            hopper: false,
+            int8: false,
+        }
     }
 }
 
@@ -116,17 +131,21 @@ pub struct GeneratedKernel {
     pub flops: u64,
     /// Bytes that a launch must move.
     pub bytes: u64,
+    /// The form, where there are several.
+    pub choice: Option<FormChoice>,
     /// Why this form.
     pub reason: String,
 }
 
-/// A pointer parameter of a kernel.
+/// A parameter of a kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KernelArg {
     /// What it points to.
     pub operand: Operand,
     /// What the kernel does with it.
     pub access: Access,
+    /// Set where it is not a pointer but a matrix for the copy engine.
+    pub boxes: Option<Boxes>,
 }
 
 /// What a kernel's pointer points to.
@@ -182,6 +201,8 @@ pub struct LibraryProduct {
     pub flops: u64,
     /// Bytes moved.
     pub bytes: u64,
+    /// How the library was chosen.
+    pub choice: Option<FormChoice>,
     /// Why the library.
     pub reason: String,
 }
@@ -196,6 +217,18 @@ pub fn lower_kernel(spec: &KernelSpec, options: &Options) -> Result<Choice, Cuda
         Anchor::Row | Anchor::Elementwise | Anchor::Gather => row::lower(spec).map(Choice::Generated),
         Anchor::Matmul => matmul::lower(spec, options),
         Anchor::Attention => attention::lower(spec, options).map(Choice::Generated),
+    }
+}
+
+/// The names of all forms in which a region's products can be computed; empty for a region without products of weights.
+///
+/// # Errors
+/// [`CudaError`] for a region that no form holds.
+pub fn forms(spec: &KernelSpec, options: &Options) -> Result<Vec<String>, CudaError> {
+    spec.validate()?;
+    match spec.anchor == Anchor::Matmul && spec.ops.iter().any(|op| op.op == KernelOp::Linear) {
+        true => matmul::form_names(spec, options),
+        false => Ok(Vec::new()),
     }
 }
 

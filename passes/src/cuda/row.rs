@@ -153,6 +153,7 @@ fn element_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, C
         args: signature.args,
         flops: work.flops,
         bytes: work.bytes,
+        choice: None,
         reason: spec.reason.clone(),
     })
 }
@@ -221,6 +222,7 @@ fn row_kernel(spec: &KernelSpec, shape: &Shape) -> Result<GeneratedKernel, CudaE
         args: signature.args,
         flops: work.flops,
         bytes: work.bytes,
+        choice: None,
         reason: spec.reason.clone(),
     })
 }

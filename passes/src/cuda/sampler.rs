@@ -92,6 +92,7 @@ impl Sampler {
             offset_bytes: 0,
             layer_stride_bytes: 0,
             extent_bytes: buffer.bytes,
+            boxes: None,
         });
         let launch = Launch {
             kernel: "sample".into(),
@@ -124,6 +125,7 @@ impl Sampler {
             ops: vec!["sample".into()],
             reason: "Tokens are picked where the logits are, so that decoding does not wait for the host."
                 .into(),
+            choice: None,
             registers: None,
             shared_bytes: (warps + 1) * 128 + warps * 8 + 128,
             spill_bytes: None,

@@ -2,10 +2,11 @@
 use super::spec::{KernelSpec, Source};
 use super::{CudaError, KernelArg, Operand};
 use lapidary_runtime_gpu::program::packing::PackGroup;
-use lapidary_runtime_gpu::program::{Access, Dtype, PackSource, Packing, RowOrder};
+use lapidary_runtime_gpu::program::{Access, Boxes, Dtype, PackForm, PackSource, Packing, RowOrder};
 use std::fmt::Write as _;
 
 const MACHINE: &str = include_str!("device/machine.cuh");
+const HOPPER: &str = include_str!("device/machine_90.cuh");
 const PRELUDE: &str = include_str!("device/prelude.cuh");
 
 /// The C name of an element type.
@@ -14,6 +15,7 @@ pub(crate) fn c_type(dtype: Dtype) -> &'static str {
         Dtype::Bf16 => "bf16",
         Dtype::F32 => "float",
         Dtype::I32 => "int",
+        Dtype::I8 => "signed char",
     }
 }
 
@@ -22,19 +24,62 @@ pub(crate) fn c_float(value: f64) -> String {
     format!("{:e}f", value as f32)
 }
 
-/// The paragraph at the top, the machine's instructions (replaced when kernels run on a host) and the prelude.
+/// Whose instructions a kernel uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// Those of every supported GPU.
+    Ampere,
+    /// Those of `sm_90a` too, with products of so many columns.
+    Hopper {
+        /// A multiple of 8 up to 256.
+        columns: u64,
+    },
+}
+
+/// The opening of kernels for every supported GPU.
 pub(crate) fn opening(paragraph: &str) -> String {
+    opening_for(Machine::Ampere, paragraph)
+}
+
+/// The paragraph at the top, the machine's instructions (replaced when kernels run on a host) and the prelude.
+pub(crate) fn opening_for(machine: Machine, paragraph: &str) -> String {
     let mut text = String::new();
     for line in wrap(paragraph, 108) {
         let _ = writeln!(text, "// {line}");
     }
     text.push_str("\n#ifndef LAPIDARY_EMULATION\n#define LP_MACHINE static __device__ __forceinline__\n");
-    text.push_str("#define LP_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]\n");
+    text.push_str("#define LP_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]\n");
     text.push_str(MACHINE);
+    if let Machine::Hopper { columns } = machine {
+        text.push_str(HOPPER);
+        text.push_str(&product_64(columns));
+    }
     text.push_str("#endif\n");
     text.push_str(PRELUDE);
     text.push('\n');
     text
+}
+
+/// A warpgroup's product of 64 rows and so many columns, 16 deep: one instruction with a register for every sum of a thread.
+fn product_64(columns: u64) -> String {
+    let sums = columns / 2;
+    let registers: Vec<String> = (0..sums).map(|i| format!("%{i}")).collect();
+    let operands: Vec<String> = (0..sums).map(|i| format!("\"+f\"(d[{}][{}])", i / 4, i % 4)).collect();
+    let lines = |words: &[String], each: usize| -> Vec<String> {
+        words.chunks(each).map(|line| line.join(", ")).collect()
+    };
+    format!(
+        "// d[64 x {columns}] (+)= a[64 x 16] b[16 x {columns}], bf16 factors in shared memory, f32 sums; adds to d where told to.\n\
+         LP_MACHINE void lp_product_64(float (&d)[{}][4], unsigned long long a, unsigned long long b, int adds) {{\n    \
+         asm volatile(\n        \"{{\\n\\t.reg .pred adds;\\n\\tsetp.ne.b32 adds, %{}, 0;\\n\\t\"\n        \
+         \"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{\"\n        \"{}}}, \"\n        \
+         \"%{sums}, %{}, adds, 1, 1, 0, 0;\\n\\t}}\"\n        : {}\n        : \"l\"(a), \"l\"(b), \"r\"(adds));\n}}\n",
+        columns / 8,
+        sums + 2,
+        lines(&registers, 16).join(", \"\n        \""),
+        sums + 1,
+        lines(&operands, 6).join(",\n          "),
+    )
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {
@@ -77,13 +122,27 @@ impl Signature {
         self.push(operand, Access::Read, format!("const {}*{restrict}", c_type(dtype)), name.into());
     }
 
+    /// Adds a matrix that the copy engine fetches boxes of.
+    pub fn boxes(&mut self, operand: Operand, boxes: Boxes, name: &str) {
+        self.args.push(KernelArg { operand, access: Access::Read, boxes: Some(boxes) });
+        self.types.push("LP_MAP".into());
+        self.names.push(name.into());
+    }
+
+    /// Adds all of another's.
+    pub fn append(&mut self, other: Signature) {
+        self.args.extend(other.args);
+        self.names.extend(other.names);
+        self.types.extend(other.types);
+    }
+
     /// Adds a pointer that is written.
     pub fn write(&mut self, operand: Operand, access: Access, dtype: Dtype, name: impl Into<String>) {
         self.push(operand, access, format!("{}*", c_type(dtype)), name.into());
     }
 
     fn push(&mut self, operand: Operand, access: Access, ty: String, name: String) {
-        self.args.push(KernelArg { operand, access });
+        self.args.push(KernelArg { operand, access, boxes: None });
         self.types.push(ty);
         self.names.push(name);
     }
@@ -94,16 +153,18 @@ impl Signature {
         pairs.map(|(ty, name)| format!("{ty} {name}")).collect::<Vec<_>>().join(", ")
     }
 
-    /// A struct of the same pointers, for functions that take them all.
+    /// A struct of the pointers among them, for functions that take them all.
     pub fn structure(&self) -> String {
-        let fields = self.types.iter().zip(&self.names);
+        let fields = self.types.iter().zip(&self.names).filter(|(ty, _)| *ty != "LP_MAP");
         let fields: String = fields.map(|(ty, name)| format!("    {ty} {name};\n")).collect();
         format!("struct Args {{\n{fields}}};\n")
     }
 
     /// Builds the struct from the parameters.
     pub fn bundle(&self) -> String {
-        format!("    const Args args = {{{}}};\n", self.names.join(", "))
+        let fields = self.types.iter().zip(&self.names).filter(|(ty, _)| *ty != "LP_MAP");
+        let names: Vec<&str> = fields.map(|(_, name)| name.as_str()).collect();
+        format!("    const Args args = {{{}}};\n", names.join(", "))
     }
 }
 
@@ -116,6 +177,6 @@ impl KernelSpec {
         let ty = &self.inputs[input].ty;
         let source = PackSource { name: name.clone(), rows: ty.rows(), scale: *scale, order };
         let groups = vec![PackGroup { first_row: 0, sources: vec![source] }];
-        Ok(Packing { groups, rows: ty.rows(), cols: ty.cols(), pitch: ty.pitch() })
+        Ok(Packing { groups, rows: ty.rows(), cols: ty.cols(), pitch: ty.pitch(), form: PackForm::Values })
     }
 }

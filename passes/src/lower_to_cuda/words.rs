@@ -55,11 +55,12 @@ pub const fn kind(kind: program::BufferKind) -> BufferKind {
     }
 }
 
-/// The element type as models know it.
-pub const fn dtype(dtype: Dtype) -> DType {
+/// The element type as models know it; none for quantised weights, which only device parameters have.
+pub const fn dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
-        Dtype::Bf16 => DType::Bf16,
-        Dtype::F32 => DType::F32,
-        Dtype::I32 => DType::I32,
+        Dtype::Bf16 => Some(DType::Bf16),
+        Dtype::F32 => Some(DType::F32),
+        Dtype::I32 => Some(DType::I32),
+        Dtype::I8 => None,
     }
 }

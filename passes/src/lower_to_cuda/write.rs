@@ -112,12 +112,13 @@ impl<'c> Writer<'_, 'c> {
     /// The buffers of values, caches and scratch, as the program has them.
     fn buffers(&mut self) -> Result<(), PassError> {
         for buffer in self.lowered.program.buffers.iter().filter(|buffer| buffer.packing.is_none()) {
+            let Some(element) = dtype(buffer.dtype) else { continue };
             let value = self.buffer(Buffer {
                 name: buffer.name.clone(),
                 kind: kind(buffer.kind),
                 bytes: buffer.bytes,
                 layers: buffer.layers.map(|layers| layers.count),
-                ty: TensorType::new(dtype(buffer.dtype), buffer.shape.clone()),
+                ty: TensorType::new(element, buffer.shape.clone()),
             })?;
             if let (Some(offset), Some(op)) = (buffer.offset, value.defining_op()) {
                 op.set_attribute("offset", count(self.cx(), offset));
@@ -201,7 +202,8 @@ impl<'c> Writer<'_, 'c> {
                 .kernel(name)
                 .map_or_else(String::new, |kernel| kernel.reason.clone()),
         };
-        let ty = self.cx().tensor(&TensorType::new(dtype(source.dtype), source.shape.clone()));
+        let Some(element) = dtype(source.dtype) else { return Ok(()) };
+        let ty = self.cx().tensor(&TensorType::new(element, source.shape.clone()));
         let (_, body) = cuda::kernel(At::start_of(self.block), &kernel, &[ty])?;
         for argument in body.arguments() {
             let same = nn::scale(At::end_of(body), argument, 1.0, ScaleRole::Residual)?;

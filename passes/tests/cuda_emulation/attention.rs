@@ -66,3 +66,15 @@ fn single_precision_and_odd_head_widths() {
     check(F32, Sizes { b: 2, s: 12, heads: 2, kv: 1, d: 10, offset: 0 }, 0, false, 1);
     check(F32, Sizes { b: 1, s: 5, heads: 2, kv: 2, d: 7, offset: 4 }, 0, true, 1);
 }
+
+/// Sequences of 1, 17 and 2047: blocks of queries, one query behind 2046 keys whole and in parts, single precision.
+#[test]
+fn attention_at_odd_sizes() {
+    check(Bf16, Sizes { b: 1, s: 17, heads: 2, kv: 1, d: 128, offset: 0 }, 0, false, 1);
+    check(Bf16, Sizes { b: 1, s: 2047, heads: 1, kv: 1, d: 8, offset: 0 }, 100, false, 1);
+    for (dtype, processors) in [(Bf16, 1), (Bf16, 108), (F32, 108)] {
+        check(dtype, Sizes { b: 1, s: 1, heads: 2, kv: 1, d: 64, offset: 2046 }, 0, false, processors);
+        check(dtype, Sizes { b: 1, s: 1, heads: 2, kv: 1, d: 64, offset: 0 }, 0, false, processors);
+    }
+    check(F32, Sizes { b: 1, s: 17, heads: 2, kv: 1, d: 16, offset: 0 }, 0, false, 108);
+}

@@ -5,9 +5,13 @@ use lapidary_passes::cuda::Options;
 use lapidary_passes::cuda::spec::*;
 use lapidary_runtime_gpu::program::Dtype;
 
-const NO_LIBRARY: Options = Options { library: false, processors: 108, tile: None };
+fn no_library() -> Options {
+    Options { library: false, ..Options::default() }
+}
 /// So few processors that products take the large tile.
-const LARGE: Options = Options { library: false, processors: 1, tile: None };
+fn large() -> Options {
+    Options { library: false, processors: 1, ..Options::default() }
+}
 
 fn one(
     name: &str,
@@ -58,7 +62,7 @@ fn activations_and_norms() {
         let shape: &[u64] = &[2, 9, 43];
         let dtype = if i % 2 == 0 { Dtype::F32 } else { Dtype::Bf16 };
         let op = Backward::ActivationDx(f);
-        check(&one("slope", (Anchor::Elementwise, dtype), op, &[shape, shape], shape, false), &NO_LIBRARY);
+        check(&one("slope", (Anchor::Elementwise, dtype), op, &[shape, shape], shape, false), &no_library());
     }
     for (kind, form, d) in
         [(NormKind::Rms, BF16, 43), (NormKind::Layer, F32, 300), (NormKind::Layer, BF16, 64)]
@@ -69,12 +73,12 @@ fn activations_and_norms() {
         let w = region.param("norm.weight", &[d]);
         let dx = region.op(KernelOp::Backward(Backward::NormDx { kind, eps: 1e-5 }), &[x, w, dy]);
         let sum = region.op(KernelOp::Add, &[dx, r]);
-        check(&region.finish(&[sum]), &NO_LIBRARY);
+        check(&region.finish(&[sum]), &no_library());
         let op = Backward::NormDw { kind, eps: 1e-5 };
-        check(&one("norm_dw", form, op, &[&[40, 5, d], &[40, 5, d]], &[d], true), &NO_LIBRARY);
+        check(&one("norm_dw", form, op, &[&[40, 5, d], &[40, 5, d]], &[d], true), &no_library());
     }
-    check(&one("db", BF16, Backward::ColumnSum, &[&[70, 3, 43]], &[43], true), &NO_LIBRARY);
-    check(&one("db", F32, Backward::ColumnSum, &[&[7, 40]], &[40], false), &NO_LIBRARY);
+    check(&one("db", BF16, Backward::ColumnSum, &[&[70, 3, 43]], &[43], true), &no_library());
+    check(&one("db", F32, Backward::ColumnSum, &[&[7, 40]], &[40], false), &no_library());
 }
 
 #[test]
@@ -84,18 +88,20 @@ fn rotations_back() {
             Rope { head_dim: 16, rot_dims, pairing, theta: 1e4, offset: 0, scaling: RopeScaling::None };
         let shape: &[u64] = &[1, 5, 32];
         let form = (Anchor::Elementwise, Dtype::F32);
-        check(&one("rope_dx", form, Backward::RopeDx(rope), &[shape], shape, false), &NO_LIBRARY);
+        check(&one("rope_dx", form, Backward::RopeDx(rope), &[shape], shape, false), &no_library());
     }
 }
 
 #[test]
 fn losses() {
-    for (form, vocab) in [(BF16, 203), (F32, 1000)] {
-        let logits: &[u64] = &[2, 9, vocab];
-        check(&one("loss", form, Backward::CrossEntropy, &[logits, &[2, 9]], &[1], false), &NO_LIBRARY);
+    for (form, rows, vocab) in
+        [(BF16, 9, 203), (F32, 9, 1000), (BF16, 1, 10922), (F32, 1, 32032), (BF16, 17, 5)]
+    {
+        let (logits, labels): (&[u64], &[u64]) = (&[2, rows, vocab], &[2, rows]);
+        check(&one("loss", form, Backward::CrossEntropy, &[logits, labels], &[1], false), &no_library());
         check(
-            &one("loss_dx", form, Backward::CrossEntropyDx, &[logits, &[2, 9]], logits, false),
-            &NO_LIBRARY,
+            &one("loss_dx", form, Backward::CrossEntropyDx, &[logits, labels], logits, false),
+            &no_library(),
         );
     }
 }
@@ -103,20 +109,20 @@ fn losses() {
 #[test]
 fn tables() {
     let dy: &[u64] = &[3, 11, 43];
-    check(&one("embed_dw", BF16, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], true), &NO_LIBRARY);
-    check(&one("embed_dw", F32, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], false), &NO_LIBRARY);
+    check(&one("embed_dw", BF16, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], true), &no_library());
+    check(&one("embed_dw", F32, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], false), &no_library());
     let op = Backward::PositionDw { offset: 0 };
-    check(&one("position_dw", BF16, op.clone(), &[dy], &[13, 43], true), &NO_LIBRARY);
-    check(&one("position_dw", F32, op, &[dy], &[13, 43], false), &NO_LIBRARY);
+    check(&one("position_dw", BF16, op.clone(), &[dy], &[13, 43], true), &no_library());
+    check(&one("position_dw", F32, op, &[dy], &[13, 43], false), &no_library());
 }
 
 #[test]
 fn products_by_weights() {
     for (dtype, n, k, options) in [
-        (Dtype::Bf16, 72, 136, NO_LIBRARY),
-        (Dtype::Bf16, 43, 50, NO_LIBRARY),
-        (Dtype::Bf16, 150, 200, LARGE),
-        (Dtype::F32, 43, 70, NO_LIBRARY),
+        (Dtype::Bf16, 72, 136, no_library()),
+        (Dtype::Bf16, 43, 50, no_library()),
+        (Dtype::Bf16, 150, 200, large()),
+        (Dtype::F32, 43, 70, no_library()),
     ] {
         let (dy, x): (&[u64], &[u64]) = (&[2, 35, n], &[2, 35, k]);
         let mut region = Region::new("dx", Anchor::Matmul, dtype);
@@ -144,18 +150,18 @@ fn products_of_attention_one_by_one() {
         let scaled = scores.op(KernelOp::Scale { by: 0.3 }, &[product]);
         let mask = Mask { causal: true, window: 5, alibi: true, alibi_scaling: 1.0, offset: 0 };
         let masked = scores.op(KernelOp::Mask(mask.clone()), &[scaled]);
-        check(&scores.finish(&[masked]), &NO_LIBRARY);
+        check(&scores.finish(&[masked]), &no_library());
         let mut values = Region::new("values", Anchor::Matmul, dtype);
         let (x, y) = (values.input(&p), values.input(&k));
         let product = values.op(KernelOp::Values { heads, kv_heads }, &[x, y]);
-        check(&values.finish(&[product]), &NO_LIBRARY);
+        check(&values.finish(&[product]), &no_library());
         let op = Backward::ValuesDv { heads, kv_heads };
-        check(&one("dv", (Anchor::Matmul, dtype), op, &[&p, &q], &k, false), &NO_LIBRARY);
+        check(&one("dv", (Anchor::Matmul, dtype), op, &[&p, &q], &k, false), &no_library());
         let mut softmax = Region::new("softmax_dx", Anchor::Row, dtype);
         let (x, y) = (softmax.input(&p), softmax.input(&p));
         let dx = softmax.op(KernelOp::Backward(Backward::SoftmaxDx), &[x, y]);
         let masked = softmax.op(KernelOp::Backward(Backward::MaskDx(mask)), &[dx]);
-        check(&softmax.finish(&[masked]), &NO_LIBRARY);
+        check(&softmax.finish(&[masked]), &no_library());
     }
 }
 
@@ -193,6 +199,6 @@ fn attention_in_blocks_and_query_by_query() {
         (Dtype::F32, [2, 21, 8, 4, 2], Mask { window: 6, alibi: true, ..plain }),
     ];
     for (dtype, sizes, mask) in cases {
-        check(&attention("attention_backward", dtype, sizes, mask), &NO_LIBRARY);
+        check(&attention("attention_backward", dtype, sizes, mask), &no_library());
     }
 }

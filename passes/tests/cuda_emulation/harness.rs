@@ -3,8 +3,9 @@ use crate::reference::{Tensor, evaluate};
 use lapidary_passes::cuda::spec::*;
 use lapidary_passes::cuda::{Choice, Generated, GeneratedKernel, KernelArg, Operand, Options, lower_kernel};
 use lapidary_runtime_gpu::compile::Source as Text;
-use lapidary_runtime_gpu::device::{Address, Call, Device};
-use lapidary_runtime_gpu::program::{Dtype, Packing, RowOrder};
+use lapidary_runtime_gpu::device::{Address, Call, Device, Value};
+use lapidary_runtime_gpu::execute::{Tensor as Loaded, Tensors, int8_scale, pack};
+use lapidary_runtime_gpu::program::{Buffer, BufferKind, Dtype, PackForm, Packing, RowOrder};
 use lapidary_tests::emulation::{Emulated, bf16_bits, get, set};
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ pub fn round(dtype: Dtype, x: f64) -> f64 {
     match dtype {
         Dtype::Bf16 => f32::from_bits(u32::from(bf16_bits(x)) << 16).into(),
         Dtype::F32 => (x as f32).into(),
-        Dtype::I32 => x.round(),
+        Dtype::I32 | Dtype::I8 => x.round(),
     }
 }
 
@@ -55,8 +56,42 @@ pub fn activation_image(ty: &TensorType, tensor: &Tensor) -> Image {
     image
 }
 
+/// Tensors under the names that regions have, where the loader asks for those of layer 0.
+struct Named<F>(F);
+
+impl<F: Fn(&str) -> Tensor> Tensors for Named<F> {
+    fn tensor(&self, name: &str) -> Option<Loaded<'_>> {
+        let tensor = (self.0)(&name.replacen(".0.", ".*.", 1));
+        let shape = tensor.shape.iter().map(|n| *n as u64).collect();
+        let read = move |first: u64, out: &mut [f32]| {
+            out.iter_mut().enumerate().for_each(|(i, x)| *x = tensor.data[first as usize + i] as f32);
+        };
+        Some(Loaded { shape, read: Box::new(read) })
+    }
+}
+
+/// Whole numbers or their scales, made by the loader itself.
+fn quantised_image(packing: &Packing, dtype: Dtype, tensor: impl Fn(&str) -> Tensor) -> Image {
+    let buffer = Buffer {
+        name: "weights".into(),
+        kind: BufferKind::Param,
+        dtype,
+        shape: vec![packing.rows, packing.cols],
+        pitch: packing.pitch,
+        bytes: packing.rows * packing.pitch * dtype.bytes(),
+        offset: None,
+        layers: None,
+        packing: Some(packing.clone()),
+        column_order: RowOrder::Natural,
+    };
+    Image { dtype, bytes: pack(&buffer, 0, &Named(tensor)).expect("the tensors are there") }
+}
+
 /// A device parameter from canonical tensors, as a loader makes it.
 pub fn packed_image(packing: &Packing, dtype: Dtype, tensor: impl Fn(&str) -> Tensor) -> Image {
+    if packing.form != PackForm::Values {
+        return quantised_image(packing, dtype, tensor);
+    }
     let mut image = Image::poisoned(dtype, packing.rows * packing.pitch);
     (0..(packing.rows * packing.pitch) as usize).for_each(|i| image.set(i, 0.0));
     let names = packing.groups.iter().flat_map(|group| &group.sources).map(|source| source.name.as_str());
@@ -102,6 +137,23 @@ impl<'a> Case<'a> {
         Case { spec, inputs, caches, values }
     }
 
+    /// The same with weights that are whole numbers times a scale for each row, which quantising leaves as they are.
+    pub fn quantised(spec: &'a KernelSpec, seed: u64) -> Case<'a> {
+        let mut case = Case::new(spec, seed);
+        for op in spec.ops.iter().filter(|op| op.op == KernelOp::Linear) {
+            let weight = &mut case.inputs[op.operands[1]];
+            for row in weight.data.chunks_mut(*weight.shape.last().expect("a matrix")) {
+                let values: Vec<f32> = row.iter().map(|x| *x as f32).collect();
+                let scale = int8_scale(&values);
+                row.iter_mut()
+                    .zip(values)
+                    .for_each(|(x, value)| *x = ((value / scale).round() * scale).into());
+            }
+        }
+        case.values = evaluate(spec, &case.inputs, &case.caches);
+        case
+    }
+
     /// Lowers the region and runs its kernels, once with threads in order and once backwards.
     pub fn check(&self, options: &Options) -> Generated {
         self.check_changed(options, |text| text)
@@ -125,7 +177,10 @@ impl<'a> Case<'a> {
             let ids = device.load(&texts).unwrap_or_else(|error| panic!("{error}"));
             let places = self.prepare(&generated, &mut device);
             for (kernel, id) in generated.kernels.iter().zip(ids) {
-                let args = kernel.args.iter().enumerate().map(|(i, arg)| places[&place(kernel, i, arg)]);
+                let args = kernel.args.iter().enumerate().map(|(i, arg)| {
+                    let at = places[&place(kernel, i, arg)];
+                    arg.boxes.map_or(Value::Pointer(at), |boxes| Value::Boxes(at, boxes))
+                });
                 let (grid, block, shared_bytes) = (kernel.grid, kernel.block, kernel.shared_bytes);
                 let call = Call { kernel: id, grid, block, shared_bytes, args: args.collect() };
                 device.launch(&call).unwrap_or_else(|error| panic!("{}: {error}", kernel.name));

@@ -2,12 +2,13 @@
 use crate::harness::Case;
 use crate::region::Region;
 use lapidary_passes::cuda::spec::*;
-use lapidary_passes::cuda::{Choice, Options, lower_kernel};
+use lapidary_passes::cuda::{Choice, Options, forms, lower_kernel};
+use lapidary_runtime_gpu::program::ChosenBy;
 use lapidary_runtime_gpu::program::Dtype::{self, Bf16, F32};
 
 /// Nothing goes to the library.
 fn check(spec: &KernelSpec, processors: u64) {
-    Case::new(spec, 11).check(&Options { library: false, processors, tile: None });
+    Case::new(spec, 11).check(&Options { library: false, processors, ..Options::default() });
 }
 
 fn rope(pairing: Pairing, head_dim: u64, rot_dims: u64, offset: u64) -> KernelOp {
@@ -91,10 +92,11 @@ fn residual(dtype: Dtype, rows: u64, k: u64, n: u64) -> KernelSpec {
 
 #[test]
 fn every_tile_with_tails_in_all_three_sizes() {
-    for tile in 0..5 {
-        let spec = residual(Bf16, 150, 106, 140);
-        let options = Options { library: false, tile: Some(tile), ..Options::default() };
-        Case::new(&spec, 5).check(&options);
+    let spec = residual(Bf16, 150, 106, 140);
+    let tiles = named(&spec, &Options::default(), "tiles-");
+    assert_eq!(tiles.len(), 5);
+    for form in tiles {
+        Case::new(&spec, 5).check(&Options { form: Some(form), ..Options::default() });
     }
     check(&residual(F32, 70, 33, 67), 1);
 }
@@ -132,7 +134,7 @@ fn plain_products_go_to_the_library_and_others_do_not() {
     let y = r.op(KernelOp::Bias, &[y, b]);
     let y = r.op(KernelOp::Add, &[a, y]);
     assert!(chosen(&r.finish(&[y])).contains("bias and residual"));
-    assert!(chosen(&residual(Bf16, 64, 32, 48)).contains("more than a bias and a residual"));
+    assert!(chosen(&residual(Bf16, 64, 32, 48)).contains("everything that follows in its epilogue"));
     assert!(chosen(&swiglu(Bf16, 1, 64, 32, false)).contains("streamed"));
 }
 
@@ -140,22 +142,121 @@ fn plain_products_go_to_the_library_and_others_do_not() {
 #[test]
 fn a_missing_wait_barrier_or_tail_is_noticed() {
     let spec = residual(Bf16, 150, 330, 140);
-    let options = Options { library: false, tile: Some(1), ..Options::default() };
+    let options = Options { form: Some("tiles-128x128".into()), ..Options::default() };
     let changes = [
         ("lp_copy_wait<STAGES - 2>()", "lp_copy_wait<STAGES - 1>()"),
         ("lp_copy_wait<STAGES - 2>();\n        __syncthreads();", "lp_copy_wait<STAGES - 2>();"),
-        ("left >= 8 ? 16 : left > 0 ? 2 * left : 0", "16"),
-        ("lane / 8 % 2) ^ right_key", "lane / 8 % 2) ^ left_key ^ 1"),
+        ("left <= 0 ? 0 : sizeof(T) == 1 ? 16 : left * int(sizeof(T))", "16"),
+        ("2 * k + lane / 8 % 2)", "2 * k + lane / 8 % 2 ^ 1)"),
         ("row < M && col < N", "col < N"),
+        ("    }\n    __syncwarp();\n    for", "    }\n    for"),
+        ("const T* source = from +", "const T* source = from + 1 +"),
     ];
+    notices(&spec, &options, &changes);
+}
+
+/// Every change of a kernel's text must fail its check.
+fn notices(spec: &KernelSpec, options: &Options, changes: &[(&str, &str)]) {
     for (from, to) in changes {
-        let case = Case::new(&spec, 5);
+        let case = Case::new(spec, 5);
         let change = |text: String| {
             assert!(text.contains(from), "{from}");
             text.replace(from, to)
         };
         let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.check_changed(&options, change)));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.check_changed(options, change)));
         assert!(outcome.is_err(), "{from} -> {to} passes");
     }
+}
+
+/// Forms of a region whose names begin so.
+fn named(spec: &KernelSpec, options: &Options, prefix: &str) -> Vec<String> {
+    let forms = forms(spec, options).unwrap_or_else(|error| panic!("{error}"));
+    forms.into_iter().filter(|form| form.starts_with(prefix)).collect()
+}
+
+fn hopper() -> Options {
+    Options { hopper: true, processors: 2, ..Options::default() }
+}
+
+#[test]
+fn hopper_copies_boxes_and_multiplies_by_warpgroup() {
+    let spec = residual(Bf16, 70, 202, 274);
+    let tiles = named(&spec, &hopper(), "hopper-");
+    assert_eq!(tiles.len(), 3);
+    for form in tiles {
+        Case::new(&spec, 5).check(&Options { form: Some(form), ..hopper() });
+    }
+    let wide = Options { form: Some("hopper-64x256".into()), ..hopper() };
+    Case::new(&qkv(Bf16, (2, 20, 72), (4, 2, 16), 16, Pairing::Half, 0), 5).check(&wide);
+    Case::new(&swiglu(Bf16, 30, 64, 85, true), 5).check(&wide);
+}
+
+#[test]
+fn what_hopper_forgets_to_wait_for_is_noticed() {
+    let spec = residual(Bf16, 30, 266, 40);
+    let options = Options { form: Some("hopper-64x256".into()), ..hopper() };
+    let changes = [
+        ("lp_products_wait<1>();", ""),
+        ("lp_barrier_wait(full + 8 * stage, turn / STAGES % 2);", ""),
+        ("turn / STAGES % 2 ^ 1", "turn / STAGES % 2"),
+        ("slice > 0 || k > 0", "slice > 0"),
+        ("row < M && col < N", "col < N"),
+    ];
+    notices(&spec, &options, &changes);
+}
+
+/// Held against the same whole numbers in f64: what quantising itself costs is tested where weights are packed.
+#[test]
+fn weights_as_whole_numbers_stream_and_go_through_every_tile() {
+    let int8 = Options { int8: true, library: false, ..Options::default() };
+    let layered = |mut spec: KernelSpec| {
+        for input in &mut spec.inputs {
+            if let Source::Param { name, .. } = &mut input.source {
+                *name = format!("layers.*.{name}");
+            }
+        }
+        spec
+    };
+    for form in ["stream-1", "stream-2", "stream-4", "tiles-16x128"] {
+        let options = Options { form: Some(form.into()), ..int8.clone() };
+        let made = Case::quantised(&layered(residual(Bf16, 2, 170, 37)), 5).check(&options);
+        assert_eq!(made.kernels[0].choice.as_ref().map(|choice| choice.form.as_str()), Some(form));
+    }
+    let spec = layered(residual(Bf16, 150, 106, 140));
+    for form in named(&spec, &int8, "tiles-") {
+        Case::quantised(&spec, 5).check(&Options { form: Some(form), ..int8.clone() });
+    }
+    Case::quantised(&layered(qkv(Bf16, (2, 20, 72), (4, 2, 16), 16, Pairing::Half, 0)), 5).check(&int8);
+    Case::quantised(&layered(swiglu(Bf16, 1, 200, 86, true)), 5).check(&int8);
+    let refused = lower_kernel(&layered(residual(F32, 2, 64, 32)), &int8).map(drop);
+    assert!(refused.is_err_and(|error| error.to_string().contains("int8")));
+}
+
+#[test]
+fn a_measured_form_is_taken_and_said_so() {
+    let spec = residual(Bf16, 150, 106, 140);
+    let choice = |options: &Options| match lower_kernel(&spec, options) {
+        Ok(Choice::Generated(generated)) => generated.kernels[0].choice.clone().expect("a choice"),
+        _ => panic!("a generated kernel"),
+    };
+    let rule = choice(&Options::default());
+    assert_eq!(rule.by, ChosenBy::Rule);
+    let measured = [(rule.product.clone(), "tiles-64x64".to_string())].into();
+    let found = choice(&Options { measured, ..Options::default() });
+    assert_eq!((found.form.as_str(), found.by), ("tiles-64x64", ChosenBy::Measured));
+    // A form that this product cannot have is passed over.
+    let measured = [(rule.product.clone(), "stream-4".to_string())].into();
+    assert_eq!(choice(&Options { measured, ..Options::default() }), rule);
+}
+
+/// The sizes of the models that are told to work: widths of 10922 and 32032, sequences of 1, 17 and 2047.
+#[test]
+fn products_at_odd_sizes() {
+    for (dtype, rows) in [(Bf16, 1), (Bf16, 17), (F32, 1)] {
+        Case::new(&residual(dtype, rows, 10922, 24), 5).check(&Options::default());
+    }
+    Case::new(&residual(Bf16, 1, 24, 32032), 5).check(&Options::default());
+    Case::new(&residual(Bf16, 2047, 10, 20), 5).check(&Options::default());
+    Case::new(&swiglu(Bf16, 17, 16, 10922, false), 5).check(&Options::default());
 }

@@ -88,3 +88,43 @@ fn softmax_over_a_row() {
     let y = r.op(KernelOp::Softmax, &[x]);
     check(&r.finish(&[y]));
 }
+
+/// The widths that models are told to work at, and sequences of 1, 17 and 2047, in both types.
+#[test]
+fn rows_at_odd_sizes() {
+    for (dtype, shape) in
+        [(Bf16, [1, 1, 10922]), (F32, [1, 1, 32032]), (Bf16, [1, 17, 300]), (Bf16, [1, 2047, 6])]
+    {
+        let d = shape[2];
+        let mut r = Region::new("add_norm", Anchor::Row, dtype);
+        let (x, y, w) = (r.input(&shape), r.input(&shape), r.param("w", &[d]));
+        let s = r.op(KernelOp::Add, &[x, y]);
+        let n = r.op(KernelOp::Norm { kind: NormKind::Rms, eps: 1e-5 }, &[s, w]);
+        check(&r.finish(&[s, n]));
+        let mut r = Region::new("gate", Anchor::Elementwise, dtype);
+        let (g, u) = (r.input(&shape), r.input(&shape));
+        let g = r.op(KernelOp::Activation(ActivationFn::Silu), &[g]);
+        let y = r.op(KernelOp::Mul, &[g, u]);
+        check(&r.finish(&[y]));
+    }
+    for (dtype, vocab) in [(Bf16, 10922), (F32, 32032)] {
+        let mut r = Region::new("softmax", Anchor::Row, dtype);
+        let x = r.input(&[1, 1, 1, vocab]);
+        let y = r.op(KernelOp::Softmax, &[x]);
+        check(&r.finish(&[y]));
+    }
+    for (dtype, length) in [(Bf16, 2047), (F32, 17), (F32, 1)] {
+        let mut r = Region::new("rope", Anchor::Elementwise, dtype);
+        let x = r.input(&[1, length, 16]);
+        let rope = Rope {
+            head_dim: 16,
+            rot_dims: 16,
+            pairing: Pairing::Half,
+            theta: 1e4,
+            offset: 0,
+            scaling: RopeScaling::None,
+        };
+        let y = r.op(KernelOp::Rope(rope), &[x]);
+        check(&r.finish(&[y]));
+    }
+}

@@ -2,9 +2,8 @@
 use super::data::Seeded;
 use super::{Text, sources};
 use crate::device::{Device, DeviceError};
-use crate::execute::{Loaded, Places, WeightFault, load_weights};
+use crate::execute::{Loaded, Places, WeightFault, decode, load_weights};
 use crate::program::{BufferKind, Dtype, GpuProgram};
-use half::bf16;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -95,14 +94,8 @@ fn output(device: &mut dyn Device, job: &CheckJob, loaded: &Loaded) -> Result<Ve
     let mut bytes = vec![0; buffer.bytes as usize];
     loaded.read(device, &job.output, &mut bytes)?;
     let rows = bytes.chunks_exact((buffer.pitch * buffer.dtype.bytes()) as usize);
-    let used = |row: &'_ [u8]| row[..(job.width * buffer.dtype.bytes()) as usize].to_vec();
-    let numbers = |row: Vec<u8>| -> Vec<f32> {
-        match buffer.dtype {
-            Dtype::Bf16 => row.as_chunks::<2>().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect(),
-            _ => row.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
-        }
-    };
-    Ok(rows.flat_map(|row| numbers(used(row))).collect())
+    let used = (job.width * buffer.dtype.bytes()) as usize;
+    Ok(rows.flat_map(|row| decode(buffer.dtype, &row[..used])).collect())
 }
 
 fn compare(job: &CheckJob, found: &[f32]) -> CheckResult {

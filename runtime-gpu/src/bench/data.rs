@@ -77,6 +77,7 @@ fn random_block(buffer: &Buffer, below: Option<u64>, bytes: u64) -> Vec<u8> {
     let whole = |x: f64| ((x + 1.0) / 2.0 * below.unwrap_or(1) as f64).floor() as f32;
     let value = |index: u64| match buffer.dtype {
         Dtype::I32 => whole(seeded(&buffer.name, index)),
+        Dtype::I8 => (seeded(&buffer.name, index) * 127.0).round() as f32,
         _ => seeded(&buffer.name, index) as f32,
     };
     encode(buffer.dtype, (0..bytes / buffer.dtype.bytes()).map(value), &mut block);

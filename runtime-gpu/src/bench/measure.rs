@@ -15,11 +15,14 @@ pub struct Effort {
     pub most_s: f64,
     /// Bytes of the copy that is the ceiling of bandwidth.
     pub copied: u64,
+    /// Seconds of the clock in which everything must be done: each part has a share, and what is left of a part when its
+    /// share is over is left out.
+    pub budget_s: Option<f64>,
 }
 
 impl Default for Effort {
     fn default() -> Self {
-        Effort { samples: 30, warm_up: 3, most_s: 2.0, copied: 1 << 30 }
+        Effort { samples: 30, warm_up: 3, most_s: 2.0, copied: 1 << 30, budget_s: None }
     }
 }
 

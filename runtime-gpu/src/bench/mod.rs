@@ -17,10 +17,14 @@ use std::collections::BTreeMap;
 mod check;
 mod data;
 mod measure;
+mod roofline;
+mod tunings;
 
 pub use check::{CheckJob, CheckResult, check};
 pub use data::{Seeded, seeded};
 pub use measure::{Effort, Timing, copy_rate, measure};
+pub use roofline::roofline;
+pub use tunings::Tunings;
 
 /// A kernel's text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,9 +59,53 @@ pub struct Job {
     /// Tokens that a run makes or takes, for whole models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
+    /// Operations of a product's region, in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops: Option<String>,
+    /// The name under which the forms' times are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<String>,
+    /// Other programs that do the same, the job's own among them: the fastest is measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+}
+
+/// A program that does what another does in another form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The form.
+    pub form: String,
+    /// What runs.
+    pub program: GpuProgram,
+    /// The texts of its kernels.
+    pub sources: Vec<Text>,
+}
+
+impl Candidate {
+    /// A part under the name of its form.
+    pub fn new(form: &str, part: Part) -> Candidate {
+        Candidate { form: form.into(), program: part.program.into_inner(), sources: texts(part.sources) }
+    }
+}
+
+fn texts(sources: Vec<Source>) -> Vec<Text> {
+    sources.into_iter().map(|source| Text { name: source.name, text: source.text }).collect()
 }
 
 impl Job {
+    /// The job with another of its forms.
+    fn with(&self, candidate: &Candidate) -> Job {
+        let Candidate { program, sources, .. } = candidate.clone();
+        Job { program, sources, candidates: Vec::new(), ..self.clone() }
+    }
+
+    /// The texts of all its kernels, those of every form among them.
+    pub fn all_sources(&self) -> Vec<Source> {
+        let candidates = self.candidates.iter().flat_map(|candidate| &candidate.sources);
+        let all: Vec<Text> = self.sources.iter().chain(candidates).cloned().collect();
+        sources(&all)
+    }
+
     /// A job whose operations and bytes are those that its program's kernels state.
     pub fn new(kernel: &str, shape: &[(&str, u64)], dtype: &str, part: Part) -> Job {
         let program = part.program.into_inner();
@@ -66,13 +114,16 @@ impl Job {
             kernel: kernel.into(),
             shape: shape.iter().map(|(name, size)| (name.to_string(), *size)).collect(),
             dtype: dtype.into(),
-            sources: part.sources.into_iter().map(|s| Text { name: s.name, text: s.text }).collect(),
+            sources: texts(part.sources),
             program,
             below: BTreeMap::new(),
             given: BTreeMap::new(),
             flops,
             bytes,
             tokens: None,
+            ops: None,
+            product: None,
+            candidates: Vec::new(),
         }
     }
 }
@@ -117,60 +168,157 @@ pub struct Outcome {
     pub checks: Vec<CheckResult>,
     /// Every measurement.
     pub bench: Bench,
+    /// Times of all forms of products.
+    pub tunings: Tunings,
 }
 
-/// Runs everything. `told` sees a line about each thing as soon as it is done; `date` is the day, as `2026-11-22`.
+/// The shares of a run's time by whose end checks, ceilings and single kernels are over; whole models have the rest.
+const PARTS: [(&str, f64); 4] = [("checks", 0.25), ("ceilings", 0.3), ("kernels", 0.65), ("models", 1.0)];
+
+/// A run of jobs, part by part.
+pub struct Run<'r> {
+    device: &'r mut dyn Device,
+    effort: Effort,
+    /// Seconds since the run began; the clock is the caller's.
+    clock: &'r mut dyn FnMut() -> f64,
+    told: &'r mut dyn FnMut(&str),
+    checks: Vec<CheckResult>,
+    results: Vec<Measurement>,
+    skipped: Vec<Skipped>,
+    ceilings: Ceilings,
+    tunings: Tunings,
+}
+
+impl<'r> Run<'r> {
+    /// A run that has done nothing. `told` sees a line about each thing as soon as it is done.
+    pub fn new(
+        device: &'r mut dyn Device,
+        effort: Effort,
+        clock: &'r mut dyn FnMut() -> f64,
+        told: &'r mut dyn FnMut(&str),
+    ) -> Run<'r> {
+        let tunings = Tunings::new(&device.about().product, &device.about().driver);
+        let ceilings = Ceilings { copy_bytes_per_s: 0.0, product_flops_per_s: 0.0 };
+        let (checks, results, skipped) = (Vec::new(), Vec::new(), Vec::new());
+        Run { device, effort, clock, told, checks, results, skipped, ceilings, tunings }
+    }
+
+    /// Leaves something out, and says so.
+    fn skip(&mut self, kernel: &str, why: String) {
+        (self.told)(&format!("{kernel}: skipped: {why}"));
+        self.skipped.push(Skipped { kernel: kernel.into(), why });
+    }
+
+    /// Whether the time of a part is over.
+    fn late(&mut self, part: usize) -> Option<String> {
+        let (name, share) = PARTS[part];
+        let until = self.effort.budget_s? * share;
+        ((self.clock)() >= until).then(|| format!("the time of the {name}, until second {until:.0}, is over"))
+    }
+
+    /// Holds programs against what they have to leave.
+    pub fn checks(&mut self, jobs: &[CheckJob]) {
+        for job in jobs {
+            if let Some(why) = self.late(0) {
+                self.skip(&job.name, why);
+                continue;
+            }
+            match check(self.device, job) {
+                Ok(result) => {
+                    (self.told)(&result.to_string());
+                    self.checks.push(result);
+                }
+                Err(error) => self.skip(&job.name, error.to_string()),
+            }
+        }
+    }
+
+    /// Measures what the device can do: a copy, and the best of some products.
+    ///
+    /// # Errors
+    /// When the device cannot copy.
+    pub fn ceilings(&mut self, products: &[Job]) -> Result<(), DeviceError> {
+        self.ceilings.copy_bytes_per_s = copy_rate(self.device, &self.effort)?;
+        (self.told)(&format!("copy {:.1} GB/s", self.ceilings.copy_bytes_per_s / 1e9));
+        for job in products {
+            if let Some(why) = self.late(1) {
+                self.skip("ceiling", why);
+                continue;
+            }
+            match measure(self.device, job, &self.effort) {
+                Ok(timing) => {
+                    let rate = job.flops as f64 / timing.median_s;
+                    self.ceilings.product_flops_per_s = self.ceilings.product_flops_per_s.max(rate);
+                }
+                // A library that is not there is no loss of the others.
+                Err(error) => self.skip("ceiling", error.to_string()),
+            }
+        }
+        (self.told)(&format!("large product {:.1} TFLOP/s", self.ceilings.product_flops_per_s / 1e12));
+        Ok(())
+    }
+
+    /// Measures jobs; of those with several forms the fastest.
+    pub fn measure(&mut self, jobs: &[Job]) {
+        for job in jobs {
+            if let Some(why) = self.late(if job.tokens.is_some() { 3 } else { 2 }) {
+                self.skip(&job.kernel, why);
+                continue;
+            }
+            let (form, best) = self.fastest(job);
+            match measure(self.device, best.as_ref().unwrap_or(job), &self.effort) {
+                Ok(timing) => {
+                    let one = Measurement { form, ..measurement(job, &timing, &self.ceilings) };
+                    (self.told)(&line(&one));
+                    self.results.push(one);
+                }
+                Err(error) => self.skip(&job.kernel, error.to_string()),
+            }
+        }
+    }
+
+    /// The fastest form of a job, by a few runs of each; forms that do not run are passed over.
+    fn fastest(&mut self, job: &Job) -> (Option<String>, Option<Job>) {
+        let (samples, warm_up) = (self.effort.samples.min(7), self.effort.warm_up.min(2));
+        let quick = Effort { samples, warm_up, most_s: 0.2, ..self.effort.clone() };
+        let mut best: Option<(f64, &Candidate)> = None;
+        for candidate in &job.candidates {
+            let Ok(timing) = measure(self.device, &job.with(candidate), &quick) else { continue };
+            if let Some(product) = &job.product {
+                self.tunings.note(product, &candidate.form, timing.median_s);
+            }
+            if best.is_none_or(|(least, _)| timing.median_s < least) {
+                best = Some((timing.median_s, candidate));
+            }
+        }
+        best.map_or((None, None), |(_, candidate)| (Some(candidate.form.clone()), Some(job.with(candidate))))
+    }
+
+    /// What was measured so far of the forms of products.
+    pub fn tunings(&self) -> &Tunings {
+        &self.tunings
+    }
+
+    /// Everything that was found; `date` is the day, as `2026-11-22`.
+    pub fn finish(mut self, date: &str) -> Outcome {
+        self.results.extend(both_ways(&self.results));
+        let device = self.device.about().product.clone();
+        let (schema, date, ceilings) = (SCHEMA.to_string(), date.to_string(), Some(self.ceilings));
+        let (results, skipped) = (self.results, self.skipped);
+        let bench = Bench { schema, version: VERSION, device, date, results, ceilings, skipped };
+        Outcome { checks: self.checks, bench, tunings: self.tunings }
+    }
+}
+
+/// Runs everything.
 ///
 /// # Errors
 /// When the device cannot copy; what one job cannot do is among those skipped.
-pub fn run(
-    device: &mut dyn Device,
-    jobs: &Jobs,
-    effort: &Effort,
-    date: &str,
-    told: &mut dyn FnMut(&str),
-) -> Result<Outcome, DeviceError> {
-    let mut skipped = Vec::new();
-    let mut checks = Vec::new();
-    for job in &jobs.checks {
-        match check(device, job) {
-            Ok(result) => {
-                told(&result.to_string());
-                checks.push(result);
-            }
-            Err(error) => skipped.push(Skipped { kernel: job.name.clone(), why: error.to_string() }),
-        }
-    }
-    let copy = copy_rate(device, effort)?;
-    told(&format!("copy {:.1} GB/s", copy / 1e9));
-    let mut results = Vec::new();
-    let mut product = 0f64;
-    for job in &jobs.ceiling {
-        match measure(device, job, effort) {
-            Ok(timing) => product = product.max(job.flops as f64 / timing.median_s),
-            Err(error) => skipped.push(Skipped { kernel: job.kernel.clone(), why: error.to_string() }),
-        }
-    }
-    told(&format!("large product {:.1} TFLOP/s", product / 1e12));
-    let ceilings = Ceilings { copy_bytes_per_s: copy, product_flops_per_s: product };
-    for job in &jobs.jobs {
-        match measure(device, job, effort) {
-            Ok(timing) => {
-                let one = measurement(job, &timing, &ceilings);
-                told(&line(&one));
-                results.push(one);
-            }
-            Err(error) => {
-                told(&format!("{}: skipped: {error}", job.kernel));
-                skipped.push(Skipped { kernel: job.kernel.clone(), why: error.to_string() });
-            }
-        }
-    }
-    results.extend(both_ways(&results));
-    let device = device.about().product.clone();
-    let (schema, date) = (SCHEMA.to_string(), date.to_string());
-    let bench = Bench { schema, version: VERSION, device, date, results, ceilings: Some(ceilings), skipped };
-    Ok(Outcome { checks, bench })
+pub fn run(mut run: Run<'_>, jobs: &Jobs, date: &str) -> Result<Outcome, DeviceError> {
+    run.checks(&jobs.checks);
+    run.ceilings(&jobs.ceiling)?;
+    run.measure(&jobs.jobs);
+    Ok(run.finish(date))
 }
 
 /// The rate that a job is limited by, and the share of the least time that the ceilings allow.
@@ -189,6 +337,10 @@ fn measurement(job: &Job, timing: &Timing, ceilings: &Ceilings) -> Measurement {
         unit,
         share_pct: Some(100.0 * products.max(copies) / timing.median_s),
         tokens_per_s: job.tokens.map(|tokens| tokens as f64 / timing.median_s),
+        flops: Some(job.flops),
+        bytes: Some(job.bytes),
+        ops: job.ops.clone(),
+        form: None,
     }
 }
 
@@ -208,6 +360,8 @@ fn both_ways(results: &[Measurement]) -> Vec<Measurement> {
             spread_pct: one.spread_pct.max(other.spread_pct),
             achieved: together(one.achieved, other.achieved),
             share_pct: one.share_pct.zip(other.share_pct).map(|(a, b)| together(a, b)),
+            flops: one.flops.zip(other.flops).map(|(a, b)| a + b),
+            bytes: one.bytes.zip(other.bytes).map(|(a, b)| a + b),
             ..one.clone()
         })
     };
@@ -274,6 +428,10 @@ mod tests {
             unit: Unit::Flops,
             share_pct: Some(50.0),
             tokens_per_s: None,
+            flops: Some(7),
+            bytes: None,
+            ops: None,
+            form: None,
         };
         let both = both_ways(&[one("attention-forward", 1.0, 4.0), one("attention-backward", 3.0, 2.0)]);
         assert_eq!((both[0].kernel.as_str(), both[0].median_s, both[0].achieved), ("attention", 4.0, 2.5));

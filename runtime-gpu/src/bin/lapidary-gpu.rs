@@ -1,16 +1,17 @@
 //! Runs a folder that `lapidary bench --bundle` made, on a machine that has a GPU and nothing else of this project.
 //!
-//! `lapidary-gpu FOLDER [SAMPLES]`: progress on stderr, one document `lapidary/gpu-run` on stdout: the checks, and the
-//! document `lapidary/bench`. Exit codes are those of `lapidary`.
+//! `lapidary-gpu FOLDER [SAMPLES [SECONDS]]`: progress on stderr, one document `lapidary/gpu-run` on stdout: the checks, the
+//! document `lapidary/bench`, the times of all forms of products, and a picture. What is not done after SECONDS is left out, each
+//! thing with a line that says so. Exit codes are those of `lapidary`.
 
-use lapidary_runtime_gpu::bench::{CheckResult, Effort, Jobs, day_of, run};
+use lapidary_runtime_gpu::bench::{CheckResult, Effort, Jobs, Run, day_of, roofline, run};
 use lapidary_runtime_gpu::compile::Prebuilt;
 use lapidary_runtime_gpu::device::cuda::Cuda;
 use lapidary_runtime_gpu::device::{Device, DeviceError};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 /// An exit code and why.
 type Refusal = (u8, String);
@@ -27,20 +28,31 @@ fn main() -> ExitCode {
 }
 
 fn work(args: &[String]) -> Result<u8, Refusal> {
-    let usage = || (2, "usage: lapidary-gpu FOLDER [SAMPLES]".to_string());
+    let began = Instant::now();
+    let usage = || (2, "usage: lapidary-gpu FOLDER [SAMPLES [SECONDS]]".to_string());
+    if args.len() > 3 {
+        return Err(usage());
+    }
     let folder = Path::new(args.first().ok_or_else(usage)?);
     let samples = args.get(1).map_or(Ok(30), |text| text.parse().map_err(|_| usage()))?;
+    let budget_s =
+        args.get(2).map(|text| text.parse::<u32>().map(f64::from).map_err(|_| usage())).transpose()?;
+    if !folder.is_dir() {
+        return Err(unread(folder, "no such folder; make it with make gpu-bundle"));
+    }
     let mut gpu = Cuda::open(0, Box::new(machine_code(folder)?)).map_err(refused)?;
     let jobs = jobs(folder, &gpu.about().arch)?;
     eprintln!("{}: {} checks, {} kernels", gpu.about().product, jobs.checks.len(), jobs.jobs.len());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let effort = Effort { samples, ..Effort::default() };
-    let outcome =
-        run(&mut gpu, &jobs, &effort, &day_of(now), &mut |line| eprintln!("{line}")).map_err(refused)?;
+    let effort = Effort { samples, budget_s, ..Effort::default() };
+    let (mut clock, mut told) = (|| began.elapsed().as_secs_f64(), |line: &str| eprintln!("{line}"));
+    let started = Run::new(&mut gpu, effort, &mut clock, &mut told);
+    let outcome = run(started, &jobs, &day_of(now)).map_err(refused)?;
     let wrong = outcome.checks.iter().filter(|check: &&CheckResult| !check.ok).count();
     let document = serde_json::json!({
         "schema": "lapidary/gpu-run", "version": 1, "driver": gpu.about().driver, "arch": gpu.about().arch,
-        "checks": outcome.checks, "bench": outcome.bench,
+        "checks": outcome.checks, "bench": outcome.bench, "tunings": outcome.tunings,
+        "roofline": roofline(&outcome.bench),
     });
     println!("{document:#}");
     eprintln!("{wrong} of {} checks differ, {} skipped", outcome.checks.len(), outcome.bench.skipped.len());

@@ -4,9 +4,10 @@
 //! missing, so both are asked for by name first. One GPU, its primary context, one stream of its own.
 #![allow(unsafe_code)]
 
-use super::{About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product};
+use super::blas::{Blas, WORKSPACE_BYTES};
+use super::{About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product, Value};
 use crate::compile::{Compiler, Source};
-use crate::program::DeviceLimits;
+use crate::program::{Boxes, DeviceLimits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::BTreeSet;
@@ -20,7 +21,7 @@ const OLDEST_DRIVER: i32 = 12_000;
 const SHARED_WITHOUT_ASKING: u64 = 48 * 1024;
 
 /// Every driver function that this file calls.
-const FUNCTIONS: [&str; 35] = [
+const FUNCTIONS: [&str; 37] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGet",
@@ -47,6 +48,7 @@ const FUNCTIONS: [&str; 35] = [
     "cuLaunchKernel",
     "cuStreamCreate",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",
@@ -56,6 +58,7 @@ const FUNCTIONS: [&str; 35] = [
     "cuEventRecord",
     "cuEventSynchronize",
     "cuEventElapsedTime",
+    "cuTensorMapEncodeTiled",
 ];
 
 /// A GPU, known to be there and new enough.
@@ -63,6 +66,8 @@ pub struct Cuda {
     about: About,
     device: sys::CUdevice,
     stream: sys::CUstream,
+    /// Copies to the host that work goes on beside.
+    beside: sys::CUstream,
     compiler: Box<dyn Compiler>,
     modules: Vec<sys::CUmodule>,
     kernels: Vec<sys::CUfunction>,
@@ -71,6 +76,8 @@ pub struct Cuda {
     graphs: Vec<sys::CUgraphExec>,
     marks: Vec<sys::CUevent>,
     capturing: bool,
+    /// Opened when the first product is asked for.
+    blas: Option<Blas>,
 }
 
 impl Cuda {
@@ -99,10 +106,12 @@ impl Cuda {
         // SAFETY: the context was retained above. The value is not `Send`, so it stays on this thread.
         call("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
         let stream = call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        let beside = call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
         Ok(Cuda {
             about,
             device,
             stream,
+            beside,
             compiler,
             modules: Vec::new(),
             kernels: Vec::new(),
@@ -110,6 +119,7 @@ impl Cuda {
             graphs: Vec::new(),
             marks: Vec::new(),
             capturing: false,
+            blas: None,
         })
     }
 
@@ -161,7 +171,8 @@ fn about(device: sys::CUdevice, version: i32) -> Result<About, DeviceError> {
         |which| call("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) });
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    let found = format!("sm_{major}{minor}");
+    // Hopper's own instructions need code for exactly this architecture.
+    let found = format!("sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" });
     if DeviceLimits::of(&found).is_none() {
         return Err(DeviceError::Architecture { product, found });
     }
@@ -176,6 +187,42 @@ fn about(device: sys::CUdevice, version: i32) -> Result<About, DeviceError> {
         cache_bytes: count(attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?).into(),
         driver: dotted(version),
     })
+}
+
+/// What the driver copies a kernel's parameter from.
+enum Parameter {
+    Pointer(u64),
+    Matrix(Box<sys::CUtensorMap>),
+}
+
+/// Matrices are described as kernels for `sm_90a` expect them: bf16, boxes 128 bytes wide in the 128-byte swizzle.
+fn parameter(value: &Value) -> Result<Parameter, DeviceError> {
+    let (at, boxes) = match value {
+        Value::Pointer(at) => return Ok(Parameter::Pointer(at.0)),
+        Value::Boxes(at, boxes) => (at, boxes),
+    };
+    let mut map = Box::new(sys::CUtensorMap { opaque: [0; 16] });
+    let (sizes, strides) = ([boxes.cols, boxes.rows], [boxes.pitch_bytes]);
+    let (window, steps) = ([Boxes::COLS, boxes.box_rows], [1u32, 1]);
+    // SAFETY: every array has as many entries as the two dimensions ask for and outlives the call, which only computes; the
+    // address is that of memory which the program's owner keeps.
+    let encoded = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            map.as_mut(),
+            sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            at.0 as *mut c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            window.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    call("cuTensorMapEncodeTiled", encoded.result()).map(|()| Parameter::Matrix(map))
 }
 
 /// 12090 as 12.9.
@@ -238,6 +285,18 @@ impl Device for Cuda {
         self.wait()
     }
 
+    fn read_behind(&mut self, mark: MarkId, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.outside_graphs("a copy to the host")?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: stream and event exist as long as this value.
+        let behind = unsafe { result::stream::wait_event(self.beside, self.marks[mark.0], flags) };
+        call("cuStreamWaitEvent", behind)?;
+        // SAFETY: the host's bytes outlive the copy, which is waited for below.
+        call("cuMemcpyDtoH", unsafe { result::memcpy_dtoh_async(bytes, from.0, self.beside) })?;
+        // SAFETY: the stream lives as long as this value.
+        call("the work before", unsafe { result::stream::synchronize(self.beside) })
+    }
+
     fn fill(&mut self, to: Address, byte: u8, bytes: u64) -> Result<(), DeviceError> {
         // SAFETY: the caller's addresses are of memory that it allocated with at least so many bytes.
         call("cuMemsetD8", unsafe { result::memset_d8_async(to.0, byte, bytes as usize, self.stream) })
@@ -278,9 +337,14 @@ impl Device for Cuda {
 
     fn launch(&mut self, work: &Call) -> Result<(), DeviceError> {
         self.widen(work.kernel, work.shared_bytes)?;
-        let mut args: Vec<u64> = work.args.iter().map(|at| at.0).collect();
-        let mut pointers: Vec<*mut c_void> =
-            args.iter_mut().map(|at| std::ptr::from_mut(at).cast()).collect();
+        let mut args: Vec<Parameter> = work.args.iter().map(parameter).collect::<Result<_, _>>()?;
+        let mut pointers: Vec<*mut c_void> = args
+            .iter_mut()
+            .map(|arg| match arg {
+                Parameter::Pointer(at) => std::ptr::from_mut(at).cast(),
+                Parameter::Matrix(map) => std::ptr::from_mut(map.as_mut()).cast(),
+            })
+            .collect();
         let axes = |[x, y, z]: [u32; 3]| (x, y, z);
         let shared = u32::try_from(work.shared_bytes).unwrap_or(u32::MAX);
         let kernel = self.kernels[work.kernel.0];
@@ -299,8 +363,14 @@ impl Device for Cuda {
         call("cuLaunchKernel", launched)
     }
 
-    fn product(&mut self, _product: &Product) -> Result<(), DeviceError> {
-        Err(DeviceError::NoLibrary)
+    fn product(&mut self, product: &Product) -> Result<(), DeviceError> {
+        if self.blas.is_none() {
+            // What it works in is allocated here, which a graph cannot hold: programs run once before they are captured.
+            self.outside_graphs("opening the library")?;
+            self.blas = Some(Blas::open(&mut || self.allocate(WORKSPACE_BYTES))?);
+        }
+        let Some(blas) = &mut self.blas else { return Err(DeviceError::NoLibrary) };
+        blas.multiply(product, self.stream.cast())
     }
 
     fn begin_graph(&mut self) -> Result<(), DeviceError> {
@@ -358,6 +428,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // A failure to give something back leaks it until the process ends, and nothing else.
         let _ = self.wait();
+        self.blas = None;
         for module in &self.modules {
             // SAFETY: no work is under way, and no kernel of the module is used again.
             let _ = unsafe { result::module::unload(*module) };

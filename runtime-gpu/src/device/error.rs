@@ -36,7 +36,7 @@ pub enum DeviceError {
         count: u32,
     },
     /// The GPU is of another architecture than kernels are made for.
-    #[error("{product} is {found}; kernels are made for sm_80 and sm_90")]
+    #[error("{product} is {found}; kernels are made for sm_80 and sm_90a")]
     Architecture {
         /// Product name.
         product: String,
@@ -81,7 +81,7 @@ pub enum DeviceError {
         code: String,
     },
     /// A program asks for the library, which is not opened.
-    #[error("the program calls a library's matrix product, and no library is open")]
+    #[error("the program calls cuBLASLt's matrix product: the loader finds no libcublasLt.so.12")]
     NoLibrary,
     /// A program and what it is given do not go together.
     #[error("{0}")]
@@ -107,7 +107,9 @@ impl DeviceError {
             DeviceError::Memory { .. } => {
                 "use bf16 weights, fewer or shorter sequences, or a GPU with more memory"
             }
-            DeviceError::NoLibrary => "compile with lower-to-cuda{library=off}",
+            DeviceError::NoLibrary => {
+                "put the folder of libcublasLt.so.12 into LD_LIBRARY_PATH, or compile with lower-to-cuda{library=off}"
+            }
             DeviceError::Compile(_) | DeviceError::Call { .. } | DeviceError::Mismatch(_) => return None,
         })
     }

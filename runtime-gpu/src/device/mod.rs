@@ -3,8 +3,9 @@
 //! [`cuda::Cuda`] is the real one. Tests have another, which runs the kernels' texts on the host; what executes programs
 //! ([`crate::execute`]) knows only this trait. All work of a device is in one order: a read sees what was launched before it.
 use crate::compile::Source;
-use crate::program::Gemm;
+use crate::program::{Boxes, Gemm};
 
+mod blas;
 pub mod cuda;
 mod error;
 
@@ -44,8 +45,17 @@ pub struct Call {
     pub block: [u32; 3],
     /// Dynamic shared memory in bytes.
     pub shared_bytes: u64,
-    /// Pointers in the order of the entry's parameters.
-    pub args: Vec<Address>,
+    /// What the entry's parameters get, in their order.
+    pub args: Vec<Value>,
+}
+
+/// What a parameter of a kernel gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// A pointer.
+    Pointer(Address),
+    /// A matrix that starts there, for the copy engine (`sm_90a`).
+    Boxes(Address, Boxes),
 }
 
 /// A library's matrix product with the places of its operands.
@@ -82,7 +92,7 @@ pub struct About {
     pub driver: String,
 }
 
-/// A device with one stream of work.
+/// A device with one stream of work, and a second one that only copies to the host ([`Device::read_behind`]).
 ///
 /// Every method may fail with [`DeviceError`]; what was launched wrongly may be told by a later call, as devices do.
 pub trait Device {
@@ -103,6 +113,9 @@ pub trait Device {
 
     /// Copies to the host once all earlier work is done.
     fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Copies to the host once the work before a mark is done, while the work behind it goes on.
+    fn read_behind(&mut self, mark: MarkId, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
     /// Sets every byte.
     fn fill(&mut self, to: Address, byte: u8, bytes: u64) -> Result<(), DeviceError>;

@@ -6,7 +6,7 @@
 //! ```
 //! Repeats are unrolled when the program is loaded: places are fixed then, so nothing is left to be computed when it runs.
 use crate::compile::Source;
-use crate::device::{Address, Call, Device, DeviceError, GraphId, KernelId, Product};
+use crate::device::{Address, Call, Device, DeviceError, GraphId, KernelId, Product, Value};
 use crate::program::{Arg, BufferKind, Checked, Gemm, GpuProgram, Step};
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ mod weights;
 pub use needs::Needs;
 
 pub(crate) use weights::encode;
-pub use weights::{Read, Tensor, Tensors, WeightFault, load_weights, pack};
+pub use weights::{Read, Tensor, Tensors, WeightFault, decode, int8_scale, load_weights, pack};
 
 /// The name under which the arena stands among shared places.
 pub const ARENA: &str = "(arena)";
@@ -128,7 +128,7 @@ impl Loaded {
                     let missing = || DeviceError::Mismatch(format!("kernel `{}` has no text", launch.kernel));
                     let kernel = *kernels.get(&launch.kernel).ok_or_else(missing)?;
                     let args =
-                        launch.args.iter().map(|arg| self.place(arg, slice)).collect::<Result<_, _>>()?;
+                        launch.args.iter().map(|arg| self.value(arg, slice)).collect::<Result<_, _>>()?;
                     let (grid, block, shared_bytes) = (launch.grid, launch.block, launch.shared_bytes);
                     self.work.push(Work::Launch(Call { kernel, grid, block, shared_bytes, args }));
                 }
@@ -151,6 +151,11 @@ impl Loaded {
             }
         }
         Ok(())
+    }
+
+    fn value(&self, arg: &Arg, slice: u64) -> Result<Value, DeviceError> {
+        let at = self.place(arg, slice)?;
+        Ok(arg.boxes.map_or(Value::Pointer(at), |boxes| Value::Boxes(at, boxes)))
     }
 
     fn place(&self, arg: &Arg, slice: u64) -> Result<Address, DeviceError> {

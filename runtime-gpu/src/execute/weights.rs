@@ -1,7 +1,7 @@
 //! Weights on their way to the device: the model's tensors, packed as the program wants them.
 use super::Places;
 use crate::device::{Device, DeviceError};
-use crate::program::{Buffer, BufferKind, Dtype, GpuProgram, PackSource, Packing};
+use crate::program::{Buffer, BufferKind, Dtype, GpuProgram, PackForm, PackSource, Packing};
 use half::bf16;
 use std::collections::BTreeMap;
 
@@ -74,27 +74,73 @@ pub fn load_weights(
 pub fn pack(buffer: &Buffer, layer: u64, tensors: &dyn Tensors) -> Result<Vec<u8>, WeightFault> {
     let Some(packing) = &buffer.packing else { return Ok(Vec::new()) };
     let size = buffer.dtype.bytes();
-    let mut bytes = vec![0u8; (packing.rows * packing.pitch * size) as usize];
+    let row_bytes = (packing.pitch * size) as usize;
+    let mut bytes = match packing.form {
+        PackForm::Int8Scales => vec![0u8; (packing.rows * size) as usize],
+        PackForm::Values | PackForm::Int8 => vec![0u8; packing.rows as usize * row_bytes],
+    };
+    each_row(packing, layer, tensors, &mut |row, values| match packing.form {
+        PackForm::Values => {
+            let start = row as usize * row_bytes;
+            let out = &mut bytes[start..start + (packing.cols * size) as usize];
+            encode(buffer.dtype, values.iter().copied(), out);
+        }
+        PackForm::Int8 => {
+            let start = row as usize * row_bytes;
+            quantise(values, &mut bytes[start..start + row_bytes]);
+        }
+        PackForm::Int8Scales => {
+            let start = (row * size) as usize;
+            encode(buffer.dtype, [int8_scale(values)].into_iter(), &mut bytes[start..start + size as usize]);
+        }
+    })?;
+    Ok(bytes)
+}
+
+/// The scale of a row of whole numbers: its largest absolute value becomes 127. A row of zeros has the scale zero.
+pub fn int8_scale(values: &[f32]) -> f32 {
+    values.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0
+}
+
+/// A row as whole numbers in the order of [`PackForm::Int8`]; bytes beyond the row stay zero.
+fn quantise(values: &[f32], out: &mut [u8]) {
+    let scale = int8_scale(values);
+    if scale <= 0.0 {
+        return;
+    }
+    for (at, byte) in out.iter_mut().enumerate() {
+        if let Some(x) = values.get(PackForm::int8_column(at as u64) as usize) {
+            *byte = ((x / scale).round().clamp(-127.0, 127.0) as i8).cast_unsigned();
+        }
+    }
+}
+
+/// Calls `each` with the number and the values of every packed row that a tensor fills, in order.
+fn each_row(
+    packing: &Packing,
+    layer: u64,
+    tensors: &dyn Tensors,
+    each: &mut dyn FnMut(u64, &[f32]),
+) -> Result<(), WeightFault> {
     let mut found: BTreeMap<&str, Tensor<'_>> = BTreeMap::new();
     for source in packing.groups.iter().flat_map(|group| &group.sources) {
         found.insert(&source.name, tensor(tensors, source, layer, packing)?);
     }
     let mut values = vec![0f32; packing.cols as usize];
+    let mut made = values.clone();
     for row in 0..packing.rows {
         let Some((source, from)) = packing.source(row) else { continue };
         let Some(tensor) = found.get(source.name.as_str()) else { continue };
         // A vector's order is one of columns: it is read whole and permuted.
         let vector = tensor.shape.len() == 1;
         (tensor.read)(if vector { 0 } else { from * packing.cols }, &mut values);
-        let value = |col: u64| {
-            let at = if vector { source.order.source_row(col) } else { col };
-            values[at as usize] * source.scale as f32
-        };
-        let start = (row * packing.pitch * size) as usize;
-        let out = &mut bytes[start..start + (packing.cols * size) as usize];
-        encode(buffer.dtype, (0..packing.cols).map(value), out);
+        for (col, x) in made.iter_mut().enumerate() {
+            let at = if vector { source.order.source_row(col as u64) as usize } else { col };
+            *x = values[at] * source.scale as f32;
+        }
+        each(row, &made);
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// A source's tensor, known to have the dimensions that the packing takes.
@@ -132,6 +178,17 @@ pub(crate) fn encode(dtype: Dtype, values: impl Iterator<Item = f32>, out: &mut 
             .chunks_exact_mut(4)
             .zip(values)
             .for_each(|(to, x)| to.copy_from_slice(&(x as i32).to_le_bytes())),
+        Dtype::I8 => out.iter_mut().zip(values).for_each(|(to, x)| *to = (x as i8).cast_unsigned()),
+    }
+}
+
+/// Elements of a buffer's type as numbers.
+pub fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::Bf16 => bytes.as_chunks::<2>().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect(),
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
+        Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|x| i32::from_le_bytes(*x) as f32).collect(),
+        Dtype::I8 => bytes.iter().map(|x| f32::from(x.cast_signed())).collect(),
     }
 }
 
@@ -156,7 +213,7 @@ mod tests {
     fn buffer(rows: u64, cols: u64, order: RowOrder) -> Buffer {
         let source = PackSource { name: "layers.*.w".into(), rows, scale: 2.0, order };
         let groups = vec![PackGroup { first_row: 0, sources: vec![source] }];
-        let packing = Packing { groups, rows: rows + 1, cols, pitch: 4 };
+        let packing = Packing { groups, rows: rows + 1, cols, pitch: 4, form: PackForm::Values };
         Buffer {
             name: "w".into(),
             kind: BufferKind::Param,
@@ -183,6 +240,33 @@ mod tests {
         assert_eq!(floats(&packed), wanted);
         let vector = pack(&buffer(1, 4, order), 0, &Counting(vec![4])).unwrap();
         assert_eq!(floats(&vector)[..4], [0., 4., 2., 6.]);
+    }
+
+    /// Each value is within half a scale of what it was, and the order is that of the tensor cores.
+    #[test]
+    fn whole_numbers_and_their_scales_give_the_values_back() {
+        let mut packed = buffer(2, 20, RowOrder::Natural);
+        let mut part = |form, dtype, pitch| {
+            packed.packing.as_mut().unwrap().form = form;
+            packed.packing.as_mut().unwrap().pitch = pitch;
+            packed.dtype = dtype;
+            pack(&packed, 0, &Counting(vec![2, 20])).unwrap()
+        };
+        let scales = floats(&part(PackForm::Int8Scales, Dtype::F32, 32));
+        assert_eq!(scales, [38.0 / 127.0, 78.0 / 127.0, 0.0]);
+        let numbers = part(PackForm::Int8, Dtype::I8, 32);
+        assert_eq!(numbers.len(), 3 * 32);
+        for (row, scale) in scales[..2].iter().enumerate() {
+            for at in 0..32 {
+                let col = PackForm::int8_column(at) as usize;
+                let value = if col < 20 { 2.0 * (row * 20 + col) as f32 } else { 0.0 };
+                let found = f32::from(numbers[row * 32 + at as usize].cast_signed()) * scale;
+                assert!(
+                    (found - value).abs() <= scale / 2.0 * 1.0001,
+                    "row {row}, byte {at}: {found} {value}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub mod packing;
 
 pub use check::{Checked, Fault};
 pub use limits::DeviceLimits;
-pub use packing::{PackSource, Packing, RowOrder};
+pub use packing::{PackForm, PackSource, Packing, RowOrder};
 
 /// The `schema` field of every program document.
 pub const SCHEMA: &str = "lapidary/gpu-program";
@@ -26,6 +26,8 @@ pub enum Dtype {
     F32,
     /// 32-bit signed integer: token ids and positions.
     I32,
+    /// 8-bit signed integer: quantised weights.
+    I8,
 }
 
 impl Dtype {
@@ -34,6 +36,17 @@ impl Dtype {
         match self {
             Dtype::Bf16 => 2,
             Dtype::F32 | Dtype::I32 => 4,
+            Dtype::I8 => 1,
+        }
+    }
+
+    /// The word for it in names.
+    pub fn word(self) -> &'static str {
+        match self {
+            Dtype::Bf16 => "bf16",
+            Dtype::F32 => "f32",
+            Dtype::I32 => "i32",
+            Dtype::I8 => "int8",
         }
     }
 
@@ -145,6 +158,9 @@ pub struct Kernel {
     pub ops: Vec<String>,
     /// Why this form was chosen.
     pub reason: String,
+    /// The form of a product among those that could compute it, and how it was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<FormChoice>,
     /// Registers per thread; absent until compiled.
     pub registers: Option<u32>,
     /// Static plus dynamic shared memory of a block.
@@ -155,6 +171,29 @@ pub struct Kernel {
     pub flops: u64,
     /// Bytes of memory one launch must move: each input read once, each output written once.
     pub bytes: u64,
+}
+
+/// One of several forms that compute the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormChoice {
+    /// The product: sizes, type and operations. Measured choices are found by it.
+    pub product: String,
+    /// The form: `tiles-128x256`, `stream-4`, `hopper-128x128`, `library`, ..
+    pub form: String,
+    /// How it was chosen.
+    pub by: ChosenBy,
+}
+
+/// How a form was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChosenBy {
+    /// By a rule over the sizes.
+    Rule,
+    /// It was the fastest on a GPU of this kind.
+    Measured,
+    /// The caller asked for it.
+    Asked,
 }
 
 /// Where a kernel comes from.
@@ -266,6 +305,27 @@ pub struct Arg {
     pub layer_stride_bytes: u64,
     /// Bytes that one use may touch from its start.
     pub extent_bytes: u64,
+    /// Set where the kernel does not take a pointer but a matrix that Hopper's copy engine fetches boxes of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boxes: Option<Boxes>,
+}
+
+/// A row-major matrix of 16-bit elements and the boxes of it that a kernel fetches, 128 bytes wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boxes {
+    /// Rows of the matrix.
+    pub rows: u64,
+    /// Columns of the matrix; what a box has beyond them is zero.
+    pub cols: u64,
+    /// Bytes between rows.
+    pub pitch_bytes: u64,
+    /// Rows of a box.
+    pub box_rows: u32,
+}
+
+impl Boxes {
+    /// Columns of a box: as many as fill the 128 bytes of the swizzle.
+    pub const COLS: u32 = 64;
 }
 
 /// What a step does with an argument.

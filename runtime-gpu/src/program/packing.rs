@@ -17,6 +17,37 @@ pub struct Packing {
     pub cols: u64,
     /// Columns stored: `cols` rounded up to 16 bytes.
     pub pitch: u64,
+    /// What is stored of the matrix.
+    #[serde(default, skip_serializing_if = "PackForm::is_values")]
+    pub form: PackForm,
+}
+
+/// What a device parameter holds of its matrix.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PackForm {
+    /// The values.
+    #[default]
+    Values,
+    /// Whole numbers from -127 to 127, each row divided by its scale and rounded to the nearest: a value is off by at most
+    /// half a scale. Within each 16 columns bytes `4 j ..` hold columns `2 j, 2 j + 1, 2 j + 8, 2 j + 9`, which is how tensor
+    /// cores take them.
+    Int8,
+    /// The scales of those rows, one f32 each: the largest absolute value of the row over 127.
+    Int8Scales,
+}
+
+impl PackForm {
+    /// Whether the values themselves are stored.
+    pub fn is_values(&self) -> bool {
+        matches!(self, PackForm::Values)
+    }
+
+    /// The column that byte `at` of a row of [`PackForm::Int8`] holds.
+    pub fn int8_column(at: u64) -> u64 {
+        let (group, byte) = (at / 16 * 16, at % 16);
+        group + byte / 4 * 2 + byte % 2 + byte / 2 % 2 * 8
+    }
 }
 
 /// One tensor, or several whose rows alternate.
@@ -79,6 +110,11 @@ impl RowOrder {
 }
 
 impl Packing {
+    /// The same matrix with something else of it stored.
+    pub fn with(self, form: PackForm) -> Packing {
+        Packing { form, ..self }
+    }
+
     /// Where packed row `row` comes from: the source and the row of that tensor, or none for padding.
     pub fn source(&self, row: u64) -> Option<(&PackSource, u64)> {
         let group = self.groups.iter().rev().find(|group| group.first_row <= row)?;
@@ -105,6 +141,12 @@ mod tests {
     }
 
     #[test]
+    fn columns_of_whole_numbers_are_a_permutation_of_sixteen() {
+        let columns: Vec<u64> = (16..32).map(PackForm::int8_column).collect();
+        assert_eq!(columns, [16, 17, 24, 25, 18, 19, 26, 27, 20, 21, 28, 29, 22, 23, 30, 31]);
+    }
+
+    #[test]
     fn groups_follow_each_other_and_sources_alternate() {
         let packing = Packing {
             groups: vec![
@@ -117,6 +159,7 @@ mod tests {
             rows: 8,
             cols: 5,
             pitch: 8,
+            form: PackForm::Values,
         };
         let names: Vec<_> = (0..8).map(|r| packing.source(r).map(|(s, at)| (s.name.as_str(), at))).collect();
         let expected = [

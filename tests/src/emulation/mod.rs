@@ -4,11 +4,13 @@
 //! ```text
 //! Emulated --commands--> server (memory between guards, poisoned) --emu_launch--> kernels of one load, with shim.h
 //! ```
+//! Every access of a kernel is looked at (watch.h): races in shared memory, alignment, bounds.
 //! What it compiles is kept in the build folder, by the hash of the text.
 use lapidary_runtime_gpu::compile::Source;
 use lapidary_runtime_gpu::device::{
-    About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product,
+    About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product, Value,
 };
+use lapidary_runtime_gpu::program::Boxes;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -18,8 +20,10 @@ mod product;
 
 pub use numbers::{bf16_bits, get, set};
 
-const SHIM: &str = include_str!("shim.h");
-const SERVER: &str = include_str!("server.cpp");
+const WATCH: &str = include_str!("watch.h");
+/// What stands before kernels: the machine's instructions, Hopper's, and the way in.
+const SHIM: [&str; 4] = [WATCH, include_str!("shim.h"), include_str!("hopper.h"), include_str!("launch.h")];
+const SERVER: [&str; 3] = [WATCH, include_str!("watch.cpp"), include_str!("server.cpp")];
 
 /// Work that a graph holds.
 #[derive(Debug, Clone)]
@@ -63,7 +67,8 @@ impl Emulated {
     /// # Panics
     /// Where there is no g++.
     pub fn with_memory(memory_bytes: u64) -> Emulated {
-        let server = built("server", SERVER, &["-O1", "-rdynamic"], &["-ldl"]);
+        let server =
+            built("server", &SERVER.join("\n"), &[&["-O1", "-rdynamic", "-o", BINARY, TEXT, "-ldl"]]);
         let complaints = tempfile::tempfile().expect("a temporary file");
         let stderr = complaints.try_clone().expect("a second handle");
         let mut process = Command::new(server)
@@ -128,6 +133,17 @@ impl Emulated {
         false
     }
 
+    /// A matrix as hopper.h reads it, in memory of its own.
+    fn describe(&mut self, at: Address, boxes: &Boxes) -> Result<Address, DeviceError> {
+        let words =
+            [at.0, boxes.rows, boxes.cols, boxes.pitch_bytes, boxes.box_rows.into(), Boxes::COLS.into()];
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.resize(128, 0);
+        let place = self.allocate(128)?;
+        self.write(place, &bytes)?;
+        Ok(place)
+    }
+
     fn outside_graphs(&self, what: &str) -> Result<(), DeviceError> {
         match self.capturing {
             Some(_) => Err(DeviceError::Mismatch(format!("{what} cannot be part of a graph"))),
@@ -188,6 +204,14 @@ impl Device for Emulated {
         self.answers.read_exact(bytes).map_err(|error| self.complaint("a read", &error))
     }
 
+    /// Work is done as soon as it is asked for, so what is behind the mark is done too.
+    fn read_behind(&mut self, mark: MarkId, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        match self.marks.get(mark.0) {
+            Some(_) => self.read(from, bytes),
+            None => Err(DeviceError::Mismatch("no such mark".into())),
+        }
+    }
+
     fn fill(&mut self, to: Address, byte: u8, bytes: u64) -> Result<(), DeviceError> {
         if self.note(Noted::Fill(to, byte, bytes)) {
             return Ok(());
@@ -207,8 +231,9 @@ impl Device for Emulated {
         if sources.is_empty() {
             return Ok(Vec::new());
         }
-        let library =
-            built("kernels", &together(sources), &["-O1", "-fno-strict-aliasing", "-shared", "-fPIC"], &[]);
+        // Linked without the flag that puts calls in front of accesses, which would bring its own library.
+        let watched = ["-O1", "-fno-strict-aliasing", "-fsanitize=thread", "-fPIC", "-c", "-o", OBJECT, TEXT];
+        let library = built("kernels", &together(sources), &[&watched, &["-shared", "-o", BINARY, OBJECT]]);
         let path = library.display().to_string();
         let module = self.ask("loading", &[u64::from(b'L'), path.len() as u64], path.as_bytes())?;
         let first = self.kernels.len();
@@ -224,8 +249,18 @@ impl Device for Emulated {
         let mut words = vec![u64::from(b'X'), module, index];
         words.extend(call.grid.iter().chain(&call.block).map(|n| u64::from(*n)));
         words.extend([call.shared_bytes, self.backwards.into(), call.args.len() as u64]);
-        words.extend(call.args.iter().map(|at| at.0));
-        self.ask("a launch", &words, &[]).map(drop)
+        let mut described = Vec::new();
+        for arg in &call.args {
+            words.push(match arg {
+                Value::Pointer(at) => at.0,
+                Value::Boxes(at, boxes) => {
+                    described.push(self.describe(*at, boxes)?);
+                    described[described.len() - 1].0
+                }
+            });
+        }
+        self.ask("a launch", &words, &[])?;
+        described.into_iter().try_for_each(|at| self.release(at))
     }
 
     fn product(&mut self, product: &Product) -> Result<(), DeviceError> {
@@ -276,7 +311,7 @@ impl Device for Emulated {
 
 /// The kernels in namespaces of their own, behind the shim, and their table.
 fn together(sources: &[Source]) -> String {
-    let mut text = SHIM.to_string();
+    let mut text = SHIM.join("\n");
     for (i, source) in sources.iter().enumerate() {
         let call = format!("static void call(void** p) {{ emu_start({}, p); }}", source.name);
         text.push_str(&format!("namespace kernel{i} {{\n{}\n{call}\n}}\n", source.text));
@@ -288,22 +323,29 @@ fn together(sources: &[Source]) -> String {
     )
 }
 
-/// Compiles a text, or finds it compiled; written beside its place and renamed, so that nobody meets half of it.
-fn built(kind: &str, text: &str, flags: &[&str], libraries: &[&str]) -> PathBuf {
+/// Files that the compiler's commands name.
+const TEXT: &str = "text.cpp";
+const OBJECT: &str = "object.o";
+const BINARY: &str = "binary";
+
+/// Compiles a text by some commands, or finds it compiled; written beside its place and renamed, so that nobody meets half
+/// of it.
+fn built(kind: &str, text: &str, commands: &[&[&str]]) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/emulation");
     std::fs::create_dir_all(&folder).expect("the build folder");
-    let digest = blake3::hash(text.as_bytes()).to_hex();
+    let digest = blake3::hash(format!("{commands:?}{text}").as_bytes()).to_hex();
     let place = folder.join(format!("{kind}-{digest}"));
     if place.is_file() {
         return place;
     }
     let draft = tempfile::tempdir_in(&folder).expect("a temporary folder");
-    let (source, binary) = (draft.path().join("text.cpp"), draft.path().join("binary"));
-    std::fs::write(&source, text).expect("a file");
-    let mut gcc = Command::new("g++");
-    gcc.args(["-std=c++17", "-w"]).args(flags).arg("-o").arg(&binary).arg(&source).args(libraries);
-    let out = gcc.output().expect("g++ runs");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    std::fs::rename(&binary, &place).expect("the build folder takes it");
+    std::fs::write(draft.path().join(TEXT), text).expect("a file");
+    for command in commands {
+        let mut gcc = Command::new("g++");
+        let out = gcc.current_dir(draft.path()).args(["-std=c++17", "-w"]).args(*command).output();
+        let out = out.expect("g++ runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    std::fs::rename(draft.path().join(BINARY), &place).expect("the build folder takes it");
     place
 }

@@ -16,6 +16,7 @@ pub fn get(dtype: Dtype, bytes: &[u8], at: usize) -> f64 {
         }
         Dtype::F32 => f32::from_le_bytes(word()).into(),
         Dtype::I32 => i32::from_le_bytes(word()).into(),
+        Dtype::I8 => bytes[at].cast_signed().into(),
     }
 }
 
@@ -25,5 +26,6 @@ pub fn set(dtype: Dtype, bytes: &mut [u8], at: usize, x: f64) {
         Dtype::Bf16 => bytes[at * 2..at * 2 + 2].copy_from_slice(&bf16_bits(x).to_le_bytes()),
         Dtype::F32 => bytes[at * 4..at * 4 + 4].copy_from_slice(&(x as f32).to_le_bytes()),
         Dtype::I32 => bytes[at * 4..at * 4 + 4].copy_from_slice(&(x as i32).to_le_bytes()),
+        Dtype::I8 => bytes[at] = (x as i8).cast_unsigned(),
     }
 }

@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <map>
 #include <string>
+#include <sys/mman.h>
 #include <vector>
 
 typedef uint64_t word;
@@ -16,6 +17,11 @@ typedef void (*launch_t)(unsigned, const unsigned*, const unsigned*, size_t, boo
 constexpr size_t GUARD = 1024;
 static std::map<word, size_t> allocations;
 static std::vector<launch_t> modules;
+// Addresses of the device; memory stands behind those that are used. No address is given twice.
+size_t emu_memory_bytes = size_t(1) << 38;
+unsigned char* emu_memory =
+    (unsigned char*)mmap(nullptr, emu_memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+static size_t given = 0;
 
 [[noreturn]] static void fail(const std::string& why) {
     fprintf(stderr, "%s\n", why.c_str());
@@ -27,6 +33,17 @@ static void take(void* to, size_t bytes) {
 }
 static word number() { word x; take(&x, 8); return x; }
 static void answer(word x) { fwrite(&x, 8, 1, stdout); }
+// Whether so many bytes belong to one allocation. Kernels call this for every access; the last answer is kept.
+static word known_start = 1, known_end = 0;
+extern "C" bool emu_allocated(const void* from, size_t bytes) {
+    const word at = word(from);
+    if (at >= known_start && at + bytes <= known_end) return true;
+    auto next = allocations.upper_bound(at);
+    if (next == allocations.begin()) return false;
+    --next;
+    known_start = next->first, known_end = known_start + next->second;
+    return at + bytes <= known_end;
+}
 static unsigned char* within(word at, size_t bytes) {
     auto next = allocations.upper_bound(at);
     if (next == allocations.begin()) fail("an address of no allocation");
@@ -44,8 +61,10 @@ static void check(word start, size_t size) {
     }
 }
 static word allocate(size_t size) {
-    unsigned char* whole = (unsigned char*)aligned_alloc(256, room(size) + 2 * GUARD);
-    if (!whole) fail("out of memory");
+    const size_t all = room(size) + 2 * GUARD;
+    if (emu_memory == MAP_FAILED || given + all > emu_memory_bytes) fail("out of memory");
+    unsigned char* whole = emu_memory + given;
+    given += (all + 4095) / 4096 * 4096;
     memset(whole, 0xff, room(size) + 2 * GUARD);
     allocations[word(whole + GUARD)] = size;
     return word(whole + GUARD);
@@ -54,8 +73,9 @@ static void release(word at) {
     auto found = allocations.find(at);
     if (found == allocations.end()) fail("a release of no allocation");
     check(at, found->second);
-    free((unsigned char*)at - GUARD);
+    madvise((unsigned char*)at - GUARD, (room(found->second) + 2 * GUARD + 4095) / 4096 * 4096, MADV_DONTNEED);
     allocations.erase(found);
+    known_start = 1, known_end = 0;
 }
 static word load(const std::string& path) {
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

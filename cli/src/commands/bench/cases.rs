@@ -3,12 +3,14 @@
 use super::sketch::{Sketch, alone};
 use super::{Goal, What, models};
 use crate::failure::Failure;
+use crate::gpu::refused;
 use lapidary_models::{Mode, ModelSpec};
 use lapidary_passes::cuda::spec::{
     ActivationFn, Anchor, Backward, KernelOp, KernelSpec, Mask, NormKind, Pairing, Rope, RopeScaling,
 };
-use lapidary_passes::cuda::{ModuleSpec, Node, Options};
-use lapidary_runtime_gpu::bench::Job;
+use lapidary_passes::cuda::{ModuleSpec, Node, Options, forms};
+use lapidary_runtime_gpu::bench::{Candidate, Job};
+use lapidary_runtime_gpu::generate::Part;
 
 /// Sequences and their length.
 #[derive(Clone, Copy, Debug)]
@@ -26,17 +28,29 @@ impl Size {
     }
 }
 
-/// Square products of that size with every tile: the best of them is the ceiling.
+/// Square products of that size in every form but the smallest tiles: the best of them is the ceiling.
 pub fn large_products(size: u64, goal: &Goal) -> Result<Vec<Job>, Failure> {
-    let product = |tile: Option<usize>| -> Result<Job, Failure> {
-        let mut sketch = Sketch::new("large_product", Anchor::Matmul);
-        let x = sketch.input(&[1, size, size]);
-        let w = sketch.param("w", &[size, size]);
-        let y = sketch.op(KernelOp::Linear, &[x, w], &[1, size, size]);
-        let part = alone(sketch.finish(&[y]), goal, Options { tile, ..Options::default() })?;
-        Ok(Job::new("gemm", &[("m", size), ("n", size), ("k", size)], "bf16", part))
-    };
-    [Some(0), Some(1), Some(2)].into_iter().map(product).collect()
+    let mut sketch = Sketch::new("large_product", Anchor::Matmul);
+    let x = sketch.input(&[1, size, size]);
+    let w = sketch.param("w", &[size, size]);
+    let y = sketch.op(KernelOp::Linear, &[x, w], &[1, size, size]);
+    let region = sketch.finish(&[y]);
+    let shape = [("m", size), ("n", size), ("k", size)];
+    let jobs = every_form(&region, goal)?;
+    let large =
+        jobs.into_iter().filter(|(form, _)| !["64x64", "16x128"].iter().any(|tile| form.ends_with(tile)));
+    Ok(large.map(|(_, part)| Job::new("gemm", &shape, "bf16", part)).collect())
+}
+
+/// A region of products in every form that can compute it, with the form's name.
+fn every_form(region: &KernelSpec, goal: &Goal) -> Result<Vec<(String, Part)>, Failure> {
+    let options = Options { hopper: goal.arch == "sm_90a", int8: goal.int8, ..Options::default() };
+    let names = forms(region, &options).map_err(|error| refused(&error))?;
+    let made = names.into_iter().map(|form| {
+        let options = Options { form: Some(form.clone()), ..Options::default() };
+        Ok((form, alone(region.clone(), goal, options)?))
+    });
+    made.collect()
 }
 
 /// The kernels of one kind.
@@ -91,11 +105,28 @@ pub fn kernels(what: What, spec: &ModelSpec, size: Size, goal: &Goal) -> Result<
     }
 }
 
-/// Every product of a model's layer with what the compiler puts behind it.
+/// Every product of a model with what the compiler puts behind it, as the layers of a prompt have it.
 fn products(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Failure> {
-    let module = models::module(spec, Mode::Forward, size, goal)?;
+    products_of(&models::module(spec, Mode::Forward, size, goal)?, goal)
+}
+
+/// The products of one token for each of some sequences.
+pub fn products_of_decoding(
+    spec: &ModelSpec,
+    seq: Option<u64>,
+    batches: &[u32],
+    goal: &Goal,
+) -> Result<Vec<Job>, Failure> {
+    let each = batches
+        .iter()
+        .map(|batch| products_of(&models::decode_module(spec, seq, u64::from(*batch), goal)?, goal));
+    Ok(each.collect::<Result<Vec<_>, Failure>>()?.concat())
+}
+
+/// Every product of a module, in every form.
+fn products_of(module: &ModuleSpec, goal: &Goal) -> Result<Vec<Job>, Failure> {
     let mut jobs = Vec::new();
-    for region in regions(&module).into_iter().filter(|region| region.anchor == Anchor::Matmul) {
+    for region in regions(module).into_iter().filter(|region| region.anchor == Anchor::Matmul) {
         let linears = region.ops.iter().filter(|op| op.op == KernelOp::Linear);
         let (mut n, mut k, mut m) = (0, 0, 0);
         for linear in linears {
@@ -103,8 +134,17 @@ fn products(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Failu
             m = linear.ty.rows();
             k = region.ty(linear.operands[0]).cols();
         }
-        let part = alone(region, goal, Options::default())?;
-        jobs.push(Job::new("gemm", &[("m", m), ("n", n), ("k", k)], "bf16", part));
+        let mut job = Job::new(
+            "gemm",
+            &[("m", m), ("n", n), ("k", k)],
+            if goal.int8 { "int8" } else { "bf16" },
+            alone(region.clone(), goal, Options::default())?,
+        );
+        job.ops = Some(region.op_words().join(", "));
+        job.product = job.program.kernels.iter().find_map(|k| Some(k.choice.as_ref()?.product.clone()));
+        job.candidates =
+            every_form(&region, goal)?.into_iter().map(|(form, part)| Candidate::new(&form, part)).collect();
+        jobs.push(job);
     }
     Ok(jobs)
 }

@@ -21,10 +21,11 @@ use compare::Comparison;
 use lapidary_hardware::calibrate::CalibrationError;
 use lapidary_hardware::calibrate::bench::Bench;
 use lapidary_models::ModelSpec;
-use lapidary_runtime_gpu::bench::{self, Effort, Job, Jobs, Outcome};
+use lapidary_runtime_gpu::bench::{self, Effort, Job, Jobs, Outcome, Run};
 use lapidary_runtime_gpu::compile::{Compiler, Online, digest};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -49,14 +50,21 @@ pub enum What {
     TrainStep,
 }
 
-/// Everything.
+impl What {
+    /// Whether it is measured with all of a model.
+    fn is_whole(&self) -> bool {
+        matches!(self, What::Decode | What::Prefill | What::TrainStep)
+    }
+}
+
+/// Everything; products, which have the most forms, behind the other kernels.
 const ALL: [What; 9] = [
-    What::Gemm,
     What::Attention,
     What::Norm,
     What::Swiglu,
     What::Rope,
     What::CrossEntropy,
+    What::Gemm,
     What::Decode,
     What::Prefill,
     What::TrainStep,
@@ -69,6 +77,21 @@ pub struct Goal {
     pub arch: String,
     /// Multiprocessors.
     pub processors: u64,
+    /// The fastest forms of products that were measured on this GPU.
+    pub measured: BTreeMap<String, String>,
+    /// Whether layers' weights are whole numbers.
+    pub int8: bool,
+}
+
+impl Goal {
+    /// An architecture and its multiprocessors; nothing measured, weights as they are.
+    pub fn new(arch: &str, processors: u64) -> Goal {
+        Goal { arch: arch.into(), processors, measured: BTreeMap::new(), int8: false }
+    }
+
+    fn int8(&self) -> Goal {
+        Goal { int8: true, ..self.clone() }
+    }
 }
 
 /// Runs the verb.
@@ -88,16 +111,30 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
         return bundle(args, global, &models, place);
     }
     let mut device = gpu::open(super::jobs(global))?;
-    let goal = Goal { arch: device.about().arch.clone(), processors: device.about().processors.into() };
-    let jobs = jobs(args, &models, &goal)?;
+    let about = device.about().clone();
+    let mut goal = Goal::new(&about.arch, about.processors.into());
     let effort = Effort { samples: args.samples as usize, ..Effort::default() };
     let mut told = |line: &str| {
         if !global.quiet {
             eprintln!("{line}");
         }
     };
-    let outcome = bench::run(device.as_mut(), &jobs, &effort, &today(), &mut told)
-        .map_err(|error| gpu::failure(&error))?;
+    let began = Instant::now();
+    let mut clock = || began.elapsed().as_secs_f64();
+    let kernels = jobs(args, &models, &goal, &|what| !what.is_whole())?;
+    let mut run = Run::new(device.as_mut(), effort, &mut clock, &mut told);
+    run.checks(&kernels.checks);
+    run.ceilings(&kernels.ceiling).map_err(|error| gpu::failure(&error))?;
+    run.measure(&kernels.jobs);
+    // Whole models are made of the forms that were the fastest, in this run or an earlier one.
+    let mut tunings = toolchain::tunings(&about.product, &about.driver);
+    tunings.merge(run.tunings().clone());
+    goal.measured = tunings.fastest();
+    run.measure(&jobs(args, &models, &goal, &What::is_whole)?.jobs);
+    let outcome = run.finish(&today());
+    if !outcome.tunings.median_s.is_empty() {
+        toolchain::keep_tunings(&tunings)?;
+    }
     tell(args, &outcome, baseline.as_ref())
 }
 
@@ -124,9 +161,15 @@ fn read(file: &Path) -> Result<Bench, Failure> {
     Bench::read(&input::read(file)?, &file.display().to_string()).map_err(refused)
 }
 
-/// Everything that is asked for, for one architecture.
-fn jobs(args: &Args, models: &[ModelSpec], goal: &Goal) -> Result<Jobs, Failure> {
-    let asked: Vec<What> = if args.what.is_empty() { ALL.to_vec() } else { args.what.clone() };
+/// Everything that is asked for and `wanted`, for one architecture.
+fn jobs(
+    args: &Args,
+    models: &[ModelSpec],
+    goal: &Goal,
+    wanted: &dyn Fn(&What) -> bool,
+) -> Result<Jobs, Failure> {
+    let mut asked: Vec<What> = if args.what.is_empty() { ALL.to_vec() } else { args.what.clone() };
+    asked.retain(wanted);
     let mut jobs = Jobs { ceiling: cases::large_products(args.ceiling.into(), goal)?, ..Jobs::default() };
     if args.what.is_empty() {
         jobs.checks = models::checks(goal)?;
@@ -135,15 +178,25 @@ fn jobs(args: &Args, models: &[ModelSpec], goal: &Goal) -> Result<Jobs, Failure>
         for spec in models {
             let size = cases::Size { batch: args.batch.into(), seq: args.seq_len };
             let made: Vec<Job> = match what {
-                What::Decode => models::decode(spec, args.seq_len, &args.decode_batch, goal)?,
+                What::Gemm => {
+                    let mut made = cases::kernels(what, spec, size, goal)?;
+                    made.extend(cases::products_of_decoding(spec, args.seq_len, &args.decode_batch, goal)?);
+                    made
+                }
+                What::Decode => {
+                    let mut made = models::decode(spec, args.seq_len, &args.decode_batch, goal)?;
+                    made.extend(models::decode(spec, args.seq_len, &args.decode_batch[..1], &goal.int8())?);
+                    made
+                }
                 What::Prefill => models::prefill(spec, size, goal)?,
                 What::TrainStep => models::train_step(spec, size, goal)?,
                 _ => cases::kernels(what, spec, size, goal)?,
             };
             // Models of the same sizes have the same kernels.
-            let known = |job: &Job| {
-                jobs.jobs.iter().any(|other| (&other.kernel, &other.shape) == (&job.kernel, &job.shape))
-            };
+            fn same(job: &Job) -> impl PartialEq + '_ {
+                (&job.kernel, &job.shape, &job.dtype, &job.ops)
+            }
+            let known = |job: &Job| jobs.jobs.iter().any(|other| same(other) == same(job));
             let fresh: Vec<Job> = made.into_iter().filter(|job| !known(job)).collect();
             jobs.jobs.extend(fresh);
         }
@@ -160,12 +213,10 @@ fn bundle(args: &Args, global: &Global, models: &[ModelSpec], place: &Path) -> R
         let machine = if arch == "sm_80" { "a100-80gb" } else { "h200" };
         let spec = input::machine(machine)?;
         let processors = spec.gpu().map_or(108, |gpu| gpu.multiprocessor.count);
-        let goal = Goal { arch: arch.clone(), processors };
-        let jobs = jobs(args, models, &goal)?;
-        let programs = jobs.checks.iter().map(|check| &check.sources);
-        let texts = programs.chain(jobs.ceiling.iter().chain(&jobs.jobs).map(|job| &job.sources));
-        for texts in texts {
-            let sources = bench::sources(texts);
+        let goal = Goal::new(arch, processors);
+        let jobs = jobs(args, models, &goal, &|_| true)?;
+        let programs = jobs.checks.iter().map(|check| bench::sources(&check.sources));
+        for sources in programs.chain(jobs.ceiling.iter().chain(&jobs.jobs).map(Job::all_sources)) {
             for (source, code) in sources.iter().zip(online.machine_code(&sources, arch)) {
                 let code = code.map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
                 artifact.add(format!("{arch}/{}.cubin", digest(source, arch)), code);

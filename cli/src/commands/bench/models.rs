@@ -13,9 +13,9 @@ use lapidary_passes::lower_to_cuda::module_spec;
 use lapidary_passes::pipeline::{pipeline_text, training_text};
 use lapidary_passes::{Fusion, Goal as Target, Mup, Pipeline, Watch};
 use lapidary_reference::{Cache, Oracle, Params, Tensor};
-use lapidary_runtime_gpu::bench::{CheckJob, Job, Seeded, Text};
+use lapidary_runtime_gpu::bench::{Candidate, CheckJob, Job, Seeded, Text};
 use lapidary_runtime_gpu::generate::Part;
-use lapidary_runtime_gpu::program::{BufferKind, Dtype};
+use lapidary_runtime_gpu::program::{BufferKind, ChosenBy, Dtype, Kernel};
 use std::collections::BTreeMap;
 
 /// A model in bf16.
@@ -40,9 +40,48 @@ fn fused(graph: &Graph, passes: &str, goal: &Goal) -> Result<ModuleSpec, Failure
         .map_err(|error| Failure::diagnosed(false, "cuda", &error.diagnostics(), &error.to_string()))
 }
 
+fn options(goal: &Goal) -> Options {
+    let measured = goal.measured.clone();
+    Options { library: false, processors: goal.processors, int8: goal.int8, measured, ..Options::default() }
+}
+
 fn program(module: &ModuleSpec, goal: &Goal) -> Result<Part, Failure> {
-    let options = Options { library: false, processors: goal.processors, ..Options::default() };
-    part(lower(module, &options).map_err(|error| refused(&error))?)
+    part(lower(module, &options(goal)).map_err(|error| refused(&error))?)
+}
+
+/// The whole module with one form for all products that can have it, for GPUs that nothing was measured on yet.
+fn variants(module: &ModuleSpec, forms: &[&str], goal: &Goal) -> Result<Vec<Candidate>, Failure> {
+    let hopper = goal.arch == "sm_90a";
+    let possible = forms.iter().filter(|form| hopper || !form.starts_with("hopper"));
+    let mut variants = Vec::new();
+    for form in possible.filter(|_| goal.measured.is_empty()) {
+        let options = Options { form: Some(form.to_string()), ..options(goal) };
+        let made = part(lower(module, &options).map_err(|error| refused(&error))?)?;
+        // Where no product can have the form, the program is the rule's.
+        let asked =
+            |kernel: &Kernel| kernel.choice.as_ref().is_some_and(|choice| choice.by == ChosenBy::Asked);
+        if made.program.get().kernels.iter().any(asked) {
+            variants.push(Candidate::new(form, made));
+        }
+    }
+    Ok(variants)
+}
+
+/// A job of a whole module and its variants, `rule` being the job's own program.
+fn whole(
+    kernel: &str,
+    shape: &[(&str, u64)],
+    module: &ModuleSpec,
+    forms: &[&str],
+    goal: &Goal,
+) -> Result<Job, Failure> {
+    let made = program(module, goal)?;
+    let mut candidates = variants(module, forms, goal)?;
+    if !candidates.is_empty() {
+        candidates.insert(0, Candidate::new("rule", made.clone()));
+    }
+    let dtype = if goal.int8 { "int8" } else { "bf16" };
+    Ok(Job { candidates, ..Job::new(kernel, shape, dtype, made) })
 }
 
 fn inference() -> String {
@@ -56,16 +95,33 @@ pub fn module(spec: &ModelSpec, mode: Mode, size: Size, goal: &Goal) -> Result<M
     fused(&graph(&spec, mode, dims)?, &inference(), goal)
 }
 
+/// The regions of one token for each of some sequences behind a full cache.
+pub fn decode_module(
+    spec: &ModelSpec,
+    seq: Option<u64>,
+    batch: u64,
+    goal: &Goal,
+) -> Result<ModuleSpec, Failure> {
+    let spec = short(spec, DType::Bf16);
+    let dims = Dims { batch, seq: 1, cached: capacity(&spec, seq) - 1 };
+    fused(&graph(&spec, Mode::Decode, dims)?, &inference(), goal)
+}
+
+/// Positions of the cache that is decoded behind.
+fn capacity(spec: &ModelSpec, seq: Option<u64>) -> u64 {
+    Size { batch: 1, seq }.tokens(spec).max(2)
+}
+
 /// One token for each of some sequences behind a full cache. What must move are the weights once, and the cache.
 pub fn decode(spec: &ModelSpec, seq: Option<u64>, batches: &[u32], goal: &Goal) -> Result<Vec<Job>, Failure> {
-    let spec = short(spec, DType::Bf16);
-    let capacity = Size { batch: 1, seq }.tokens(&spec).max(2);
+    let capacity = capacity(spec, seq);
     let job = |batch: &u32| -> Result<Job, Failure> {
         let batch = u64::from(*batch);
-        let dims = Dims { batch, seq: 1, cached: capacity - 1 };
-        let made = program(&fused(&graph(&spec, Mode::Decode, dims)?, &inference(), goal)?, goal)?;
-        let mut job = Job::new("decode", &[("batch", batch), ("cached", capacity - 1)], "bf16", made);
-        job.shape.extend(model_shape(&spec));
+        let module = decode_module(spec, seq, batch, goal)?;
+        let shape = [("batch", batch), ("cached", capacity - 1)];
+        let forms = ["stream-1", "stream-2", "stream-4", "tiles-16x128", "tiles-64x64", "library"];
+        let mut job = whole("decode", &shape, &module, &forms, goal)?;
+        job.shape.extend(model_shape(spec));
         job.below.insert("ids".into(), spec.vocab);
         job.given.insert("cached".into(), vec![(capacity - 1) as f64]);
         let read = [BufferKind::Param, BufferKind::Cache].map(|kind| job.program.bytes_of(kind));
@@ -80,7 +136,8 @@ pub fn prefill(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Fa
     let module = module(spec, Mode::Prefill, size, goal)?;
     let tokens = size.batch * size.tokens(spec);
     let shape = [("batch", size.batch), ("seq", size.tokens(spec))];
-    let mut job = Job::new("prefill", &shape, "bf16", program(&module, goal)?);
+    let forms = ["tiles-128x256", "tiles-128x128", "hopper-128x256", "hopper-128x128", "library"];
+    let mut job = whole("prefill", &shape, &module, &forms, goal)?;
     job.shape.extend(model_shape(spec));
     job.below.insert("ids".into(), spec.vocab);
     job.tokens = Some(tokens);
@@ -99,8 +156,9 @@ pub fn train_step(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>,
     let training = differentiate(&forward)
         .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", spec.name)))?;
     let passes = training_text(Target::Gpu, Recompute::Selective, &Fusion::On);
-    let made = program(&fused(&training, &passes, goal)?, goal)?;
-    let mut job = Job::new("train-step", &[("batch", size.batch), ("seq", seq)], "bf16", made);
+    let module = fused(&training, &passes, goal)?;
+    let shape = [("batch", size.batch), ("seq", seq)];
+    let mut job = whole("train-step", &shape, &module, &["hopper-128x256", "library"], goal)?;
     job.shape.extend(model_shape(&spec));
     job.below = BTreeMap::from(["ids", "labels"].map(|name| (name.to_string(), spec.vocab)));
     // lr, beta1, beta2, eps, weight decay, clip, 1 - beta1, 1 - beta2.
@@ -115,8 +173,10 @@ pub fn train_step(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>,
 /// Parameters of the largest model whose training step is measured on one GPU.
 const MOST_TRAINED: u64 = 1_000_000_000;
 
-fn model_shape(spec: &ModelSpec) -> [(String, u64); 3] {
-    [("layers".into(), spec.n_layers), ("width".into(), spec.d_model), ("vocab".into(), spec.vocab)]
+fn model_shape(spec: &ModelSpec) -> [(String, u64); 4] {
+    let sizes =
+        [("layers", spec.n_layers), ("width", spec.d_model), ("ff", spec.d_ff), ("vocab", spec.vocab)];
+    sizes.map(|(name, size)| (name.into(), size))
 }
 
 /// Small models of every kind with odd sizes: sequences of 1, 17 and 2047 tokens, widths of 10922 and 32032.

@@ -84,6 +84,6 @@ pub fn alone(mut spec: KernelSpec, goal: &Goal, options: Options) -> Result<Part
         body: vec![Node::Kernel { spec, args, results }],
         training: None,
     };
-    let options = Options { library: false, processors: goal.processors, ..options };
+    let options = Options { library: false, processors: goal.processors, int8: goal.int8, ..options };
     part(lower(&module, &options).map_err(|error| refused(&error))?)
 }

@@ -40,10 +40,11 @@ pub fn run(
     let clock = Clock::start();
     weights::with(folder, spec, |weights: &Opened<'_>| {
         let dtype = match packed(args.dtype, weights) {
+            _ if args.int8 => DType::Bf16,
             WeightType::Bf16 => DType::Bf16,
             _ => DType::F32,
         };
-        let gpu = Gpu::new(device, spec, Switches::default(), dtype, weights);
+        let gpu = Gpu::new(device, spec, Switches::default(), dtype, weights).int8(args.int8).measured();
         // Programs and weights come with the first prompt of each length, so loading is part of its prefill.
         let mut clock = clock.loaded();
         let mut writer = Writer::new(asked, args.json);

@@ -37,6 +37,10 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
     if args.device == Device::Reference {
         super::only_host(args.device)?;
     }
+    if args.int8 && args.device != Device::Cuda {
+        let what = format!("--int8 with --device {}: only GPUs run it", args.device.name());
+        return Err(Failure::new(Exit::Usage, what).help("add --device cuda, or leave --int8 out"));
+    }
     if let Some(degrees) = args.plan {
         return spread(args, global, degrees);
     }

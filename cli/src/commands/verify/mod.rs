@@ -250,7 +250,7 @@ impl Verifier<'_> {
         if self.args.device == Device::Cuda {
             let dtype = if setting.precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
             let (spec, switches) = (&self.directory.spec, setting.switches.clone());
-            let gpu = Gpu::new(gpu::open(self.jobs)?, spec, switches, dtype, self.weights);
+            let gpu = Gpu::new(gpu::open(self.jobs)?, spec, switches, dtype, self.weights).measured();
             return check(self.directory, &OnGpu { module: lowered.module, gpu }, self.allowed);
         }
         match setting.precision {

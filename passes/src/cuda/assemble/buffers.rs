@@ -4,7 +4,7 @@ use crate::cuda::CudaError;
 use crate::cuda::spec::{KernelOp, KernelSpec, TensorType};
 use lapidary_runtime_gpu::program::memory::{ALIGNMENT, Interval, lifetimes, plan_memory};
 use lapidary_runtime_gpu::program::{
-    Access, Arg, Buffer, BufferKind, Dtype, GpuProgram, Layers, Packing, RowOrder, SCHEMA, Step,
+    Access, Arg, Buffer, BufferKind, Dtype, GpuProgram, Layers, PackForm, Packing, RowOrder, SCHEMA, Step,
 };
 
 impl Assembler<'_> {
@@ -84,7 +84,7 @@ impl Assembler<'_> {
         let layer_stride_bytes = buffer.layers.map_or(0, |layers| layers.stride_bytes);
         let offset_bytes = self.first_slice(buffer, round).saturating_mul(layer_stride_bytes);
         let buffer = name.to_string();
-        Ok(Arg { buffer, access, offset_bytes, layer_stride_bytes, extent_bytes: slice })
+        Ok(Arg { buffer, access, offset_bytes, layer_stride_bytes, extent_bytes: slice, boxes: None })
     }
 
     /// The buffer of a value, made on first sight.
@@ -135,7 +135,10 @@ impl Assembler<'_> {
             (true, None) => return Err(spec.malformed("a parameter per layer outside of a repeat")),
         };
         let same = |known: &Packing| {
-            known.groups == packing.groups && known.cols == packing.cols && known.pitch == packing.pitch
+            known.groups == packing.groups
+                && known.cols == packing.cols
+                && known.pitch == packing.pitch
+                && known.form == packing.form
         };
         let matches = |b: &&mut Buffer| b.dtype == dtype && b.packing.as_ref().is_some_and(same);
         if let Some(known) = self.buffers.iter_mut().find(matches) {
@@ -146,6 +149,11 @@ impl Assembler<'_> {
             return Ok(name);
         }
         let mut name = names.join("+");
+        name.push_str(match packing.form {
+            PackForm::Values => "",
+            PackForm::Int8 => ".int8",
+            PackForm::Int8Scales => ".scales",
+        });
         while self.buffers.iter().any(|buffer| buffer.name == name) {
             name.push('\'');
         }
@@ -199,7 +207,7 @@ impl Assembler<'_> {
         let again = |arg: &mut Arg| -> Result<(), CudaError> {
             let slices = arg.offset_bytes.checked_div(arg.layer_stride_bytes).unwrap_or(0);
             let fresh = self.pointer(&arg.buffer, arg.access, None)?;
-            *arg = Arg { offset_bytes: slices * fresh.layer_stride_bytes, ..fresh };
+            *arg = Arg { offset_bytes: slices * fresh.layer_stride_bytes, boxes: arg.boxes, ..fresh };
             Ok(())
         };
         for step in steps {
@@ -237,6 +245,10 @@ pub(super) fn param_buffer(
     dtype: Dtype,
     rounds: Option<u64>,
 ) -> Buffer {
+    if packing.form == PackForm::Int8Scales {
+        let ty = TensorType::new(dtype, &[1, packing.rows]);
+        return Buffer { packing: Some(packing), ..buffer(name, kind, &ty, rounds) };
+    }
     let ty = TensorType::new(dtype, &[packing.rows, packing.cols]);
     Buffer { pitch: packing.pitch, packing: Some(packing), ..buffer(name, kind, &ty, rounds) }
 }

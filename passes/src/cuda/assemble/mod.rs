@@ -125,8 +125,12 @@ pub struct KernelSource {
     pub text: String,
 }
 
+/// The architecture whose own instructions products may use.
+const HOPPER: &str = "sm_90a";
+
 /// Lowers a module to a program that passes its check.
 pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaError> {
+    let options = &Options { hopper: module.arch == HOPPER, ..options.clone() };
     let mut assembler = Assembler::new(module, options)?;
     let mut steps = assembler.nodes(&module.body, None)?;
     assembler.refresh(&mut steps)?;

@@ -98,7 +98,14 @@ impl Assembler<'_> {
         let found = self.buffers.iter().find(|buffer| buffer.name == name);
         let extent_bytes =
             found.map(|buffer| buffer.bytes).ok_or_else(|| self.malformed(format!("no buffer `{name}`")))?;
-        Ok(Arg { buffer: name.into(), access, offset_bytes: 0, layer_stride_bytes: 0, extent_bytes })
+        Ok(Arg {
+            buffer: name.into(),
+            access,
+            offset_bytes: 0,
+            layer_stride_bytes: 0,
+            extent_bytes,
+            boxes: None,
+        })
     }
 
     fn squares(&mut self, one: &Trained) -> Result<Step, CudaError> {
@@ -230,6 +237,7 @@ impl Assembler<'_> {
             anchor: "elementwise".into(),
             ops: vec![name.split('_').next().unwrap_or(name).into()],
             reason: reason.into(),
+            choice: None,
             registers: None,
             shared_bytes: if name.starts_with("adamw") { 0 } else { 128 },
             spill_bytes: None,

@@ -107,6 +107,7 @@ impl Assembler<'_> {
             anchor: spec.anchor.word().into(),
             ops,
             reason: kernel.reason,
+            choice: kernel.choice,
             registers: None,
             shared_bytes: kernel.shared_bytes + kernel.static_shared_bytes,
             spill_bytes: None,
@@ -137,7 +138,7 @@ impl Assembler<'_> {
             Operand::Position => self.position(),
             Operand::Param(packing, dtype) => self.parameter(spec, packing, *dtype, round)?,
         };
-        self.pointer(&name, arg.access, round)
+        Ok(Arg { boxes: arg.boxes, ..self.pointer(&name, arg.access, round)? })
     }
 
     fn product(
@@ -171,6 +172,7 @@ impl Assembler<'_> {
             anchor: spec.anchor.word().into(),
             ops: spec.op_words(),
             reason: format!("{} Library: {}.", spec.reason, product.reason).trim().to_string(),
+            choice: product.choice.clone(),
             registers: None,
             shared_bytes: 0,
             spill_bytes: None,

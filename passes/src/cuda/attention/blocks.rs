@@ -48,6 +48,7 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
         args: signature.args,
         flops: work.flops,
         bytes: work.bytes,
+        choice: None,
         reason: format!("{} Scores stay in registers.", spec.reason).trim().to_string(),
     };
     Ok(Generated { kernels: vec![kernel], scratch: Vec::new(), output_orders: vec![RowOrder::Natural] })

@@ -133,6 +133,7 @@ fn rows_kernel(
         args: signature.args,
         flops: work.flops,
         bytes: work.bytes,
+        choice: None,
         reason: format!("{} Keys in {} parts to fill the machine.", spec.reason, plan.splits)
             .trim()
             .to_string(),
@@ -172,6 +173,7 @@ fn merge_kernel(
         flops: shares * 2 * attention.head_dim,
         bytes: shares * (attention.head_dim + 2) * 4
             + rows * attention.heads * attention.head_dim * attention.dtype.bytes(),
+        choice: None,
         reason: "Joins the parts of the keys.".into(),
     }
 }

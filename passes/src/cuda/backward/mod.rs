@@ -107,6 +107,7 @@ impl Made {
             args: self.args,
             flops: if first { work.flops } else { 0 },
             bytes: if first { work.bytes } else { 0 },
+            choice: None,
             reason: format!("{} {why}", spec.reason).trim().to_string(),
         })
     }

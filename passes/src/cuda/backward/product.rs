@@ -12,17 +12,17 @@
 //! | `values_dv` | p, a row per step | y, a row per step | keys, width, queries; heads that share keys add up |
 use super::{Made, natural};
 use crate::cuda::dag::{Evaluator, Place, cached_line, frequency_tables, signature};
-use crate::cuda::matmul::SMALL;
+use crate::cuda::matmul_forms::SMALL;
 use crate::cuda::row::indent;
 use crate::cuda::source::{Signature, c_type, constants, opening};
 use crate::cuda::spec::{Anchor, Backward, KernelOp, KernelSpec, Source, ValueId};
 use crate::cuda::{Choice, CudaError, LibraryProduct, Operand, Options, RightSide};
 use lapidary_runtime_gpu::program::packing::PackGroup;
-use lapidary_runtime_gpu::program::{Dtype, PackSource, Packing, RowOrder};
+use lapidary_runtime_gpu::program::{Dtype, PackForm, PackSource, Packing, RowOrder};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-const TILES: &str = include_str!("../device/product.cuh");
+const TILES: &str = concat!(include_str!("../device/leave.cuh"), include_str!("../device/product.cuh"));
 const SINGLE: &str = include_str!("../device/product_single.cuh");
 
 /// Where an operand lies: one row per step of depth or not, elements between rows, between sequences, heads and rounds,
@@ -276,7 +276,7 @@ fn weight(spec: &KernelSpec, input: ValueId) -> Result<Packing, CudaError> {
     };
     let source = PackSource { name: name.clone(), rows: ty.rows(), scale: *scale, order: RowOrder::Natural };
     let groups = vec![PackGroup { first_row: 0, sources: vec![source] }];
-    Ok(Packing { groups, rows: ty.rows(), cols: ty.cols(), pitch: ty.pitch() })
+    Ok(Packing { groups, rows: ty.rows(), cols: ty.cols(), pitch: ty.pitch(), form: PackForm::Values })
 }
 
 fn epilogue(spec: &KernelSpec, product: &Product, run: u64) -> Result<String, CudaError> {
@@ -367,6 +367,7 @@ fn library(
         alpha: tail.1,
         flops: work.flops,
         bytes: work.bytes,
+        choice: None,
         reason: reason.into(),
     }))
 }

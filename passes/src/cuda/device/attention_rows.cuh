@@ -81,7 +81,7 @@ LP_DEVICE void lp_attention_rows(const Element* q, const Element* k, const Eleme
             lp_merge(most[g], weight[g], sum[g], other_most, other_weight, other);
         }
         if (threadIdx.x % 32 < LANES) {
-            part_most[warp][g] = most[g], part_weight[warp][g] = weight[g];
+            if (lane == 0) part_most[warp][g] = most[g], part_weight[warp][g] = weight[g];
             LP_UNROLL for (int c = 0; c < CHUNKS; ++c) {
                 LP_UNROLL for (int e = 0; e < W; ++e) part_sum[warp][g][(c * LANES + lane) * W + e] = sum[g][c * W + e];
             }

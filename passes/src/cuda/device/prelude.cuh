@@ -18,6 +18,11 @@ LP_DEVICE void lp_from_float(float x, float& out) { out = x; }
 // Rows begin on 16-byte boundaries and columns are multiples of W, so W elements are one or several aligned words.
 LP_DEVICE void lp_spread(unsigned word, float* v, const bf16*) { v[0] = lp_low(word), v[1] = lp_high(word); }
 LP_DEVICE void lp_spread(unsigned word, float* v, const float*) { v[0] = __uint_as_float(word); }
+// Four whole numbers, exactly: a byte below 2^23 as a float, less 2^23 and the 128 that makes it positive.
+LP_DEVICE void lp_spread(unsigned word, float* v, const signed char*) {
+    const unsigned biased = word ^ 0x80808080u;
+    LP_UNROLL for (int i = 0; i < 4; ++i) v[i] = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7650 + i)) - 8388736.0f;
+}
 LP_DEVICE unsigned lp_join(const float* v, const bf16*) { return lp_pack(v[0], v[1]); }
 LP_DEVICE unsigned lp_join(const float* v, const float*) { return __float_as_uint(v[0]); }
 

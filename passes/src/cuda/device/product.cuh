@@ -74,24 +74,11 @@ LP_DEVICE void lp_product(const bf16* a, const bf16* b, const Args& args) {
     lp_copy_wait<0>();
     __syncthreads();
 
-    // Each warp turns 16 of its rows at a time into runs of P columns, by way of its own corner of shared memory.
     float* const slab = reinterpret_cast<float*>(memory) + warp * 16 * SLAB;
     LP_UNROLL for (int i = 0; i < MT; ++i) {
-        LP_UNROLL for (int j = 0; j < NT; ++j) {
-            float* const to = slab + lane / 4 * SLAB + j * 8 + lane % 4 * 2;
-            *reinterpret_cast<float2*>(to) = make_float2(sum[i][j][0], sum[i][j][1]);
-            *reinterpret_cast<float2*>(to + 8 * SLAB) = make_float2(sum[i][j][2], sum[i][j][3]);
-        }
-        __syncwarp();
-        for (int run = lane; run < 16 * (WN / P); run += 32) {
-            const int row = row0 + warp_m + i * 16 + run / (WN / P), at = run % (WN / P) * P;
-            const int col = col0 + warp_n + at;
-            if (row < M && col < N) {
-                float run_sum[P];
-                lp_load(slab + run / (WN / P) * SLAB + at, P, run_sum);
-                lp_epilogue(args, row + batch * ROW_BATCH + head * ROW_HEAD, col + head * COL_HEAD, run_sum);
-            }
-        }
-        __syncwarp();
+        lp_leave_rows<SLAB>(slab, sum[i], [&](int slab_row, int at, const float (&run)[P]) {
+            const int row = row0 + warp_m + i * 16 + slab_row, col = col0 + warp_n + at;
+            if (row < M && col < N) lp_epilogue(args, row + batch * ROW_BATCH + head * ROW_HEAD, col + head * COL_HEAD, run);
+        });
     }
 }
