@@ -28,25 +28,31 @@ pub struct Step<T> {
 
 type Values<T> = BTreeMap<ValueId, Tensor<T>>;
 
-struct Walk<'o, 'b, T> {
-    oracle: &'o Oracle<'o, T>,
-    batch: Batch<'b>,
-    slots: BTreeMap<(usize, u64), Tensor<T>>,
-    step: Step<T>,
+/// A batch on its way through a training graph.
+pub(super) struct Walk<'o, 'b, T> {
+    pub oracle: &'o Oracle<'o, T>,
+    pub batch: Batch<'b>,
+    pub slots: BTreeMap<(usize, u64), Tensor<T>>,
+    pub step: Step<T>,
 }
 
 impl<T: Real> Oracle<'_, T> {
     /// Runs a training graph (one of `lapidary_models::autodiff`) on a batch.
     pub fn step(&self, batch: Batch) -> Step<T> {
-        let step = Step { loss: 0.0, gradients: Params::new(), kept: 0 };
-        let mut walk = Walk { oracle: self, batch, slots: BTreeMap::new(), step };
+        let mut walk = Walk::new(self, batch);
         let results = walk.function(self.graph.main(), 0, None);
         walk.step.loss = results.data[0].to_f64();
         walk.step
     }
 }
 
-impl<T: Real> Walk<'_, '_, T> {
+impl<'o, 'b, T: Real> Walk<'o, 'b, T> {
+    /// The walk at its start.
+    pub fn new(oracle: &'o Oracle<'o, T>, batch: Batch<'b>) -> Walk<'o, 'b, T> {
+        let step = Step { loss: 0.0, gradients: Params::new(), kept: 0 };
+        Walk { oracle, batch, slots: BTreeMap::new(), step }
+    }
+
     fn function(&mut self, function: &Function, layer: u64, x: Option<Tensor<T>>) -> Tensor<T> {
         let mut values = Values::new();
         if let Some(x) = x {
@@ -59,7 +65,8 @@ impl<T: Real> Walk<'_, '_, T> {
         values[&function.results[0]].clone()
     }
 
-    fn node(&mut self, node: &Node, layer: u64, values: &Values<T>) -> Tensor<T> {
+    /// One op.
+    pub fn node(&mut self, node: &Node, layer: u64, values: &Values<T>) -> Tensor<T> {
         let input = |i: usize| &values[&node.inputs[i]];
         match node.op {
             Op::Embed => ops::embed(self.batch.ids, input(1)),

@@ -44,9 +44,10 @@ impl Graph {
             let holds = |matches: fn(&Op, usize) -> bool| -> Vec<u64> {
                 let functions = self.functions.iter().enumerate();
                 let with = functions.flat_map(|(at, f)| f.nodes.iter().map(move |node| (at, node)));
-                with.filter(|(_, node)| matches(&node.op, index))
-                    .flat_map(|(at, _)| self.layers(at))
-                    .collect()
+                let with = with.filter(|(_, node)| matches(&node.op, index));
+                let mut layers: Vec<u64> = with.flat_map(|(at, _)| self.layers(at)).collect();
+                layers.sort_unstable();
+                layers
             };
             let kept = holds(|op, slot| *op == Op::Backward(Backward::Save { slot }));
             let read = holds(|op, slot| *op == Op::Backward(Backward::Saved { slot }));

@@ -27,6 +27,8 @@ pub(super) enum Layout {
     Split(Axis),
     /// A summand: the value is the sum over the ranks.
     Partial,
+    /// A run of its rows, `[1, rows, ..]`, zeros behind the last.
+    Rows,
 }
 
 /// How a parameter is split: the axis of the model, and which axis of the parameter it is.
@@ -77,6 +79,21 @@ impl Splits {
     /// How many query heads and key-value heads the rank has.
     pub fn heads(&self) -> (u64, u64) {
         (self.q.held, self.kv.held)
+    }
+
+    /// Whether several ranks hold the same key-value heads, each with query heads of its own.
+    pub fn shares_keys(self) -> bool {
+        self.ranks > self.kv.whole
+    }
+
+    /// Whether a rank is the first of those that hold its key-value heads.
+    pub fn first_of_its_keys(self, rank: u64) -> bool {
+        !self.shares_keys() || rank.is_multiple_of((self.ranks / self.kv.whole.max(1)).max(1))
+    }
+
+    /// The first word of a rank's part of a vocabulary.
+    pub fn vocabulary(&self, words: u64, rank: u64) -> u64 {
+        self.split(Axis::Vocab, words, rank).start
     }
 
     /// The rank's split of an axis that has `length` elements in all.

@@ -15,16 +15,24 @@
 //!
 //! Which parameter is split how is told by its canonical name; everything else follows from the data, and an op that cannot
 //! run on parts is refused.
+//!
+//! A training step is spread after it is differentiated: the derivative of an all-reduce is none, and that of what all
+//! ranks read is a sum over them, which again is formed as late as possible. With [`Way::sequence`] norms and residual
+//! sums run on a run of the rows each, and the sums become reduce-scatters with gathers behind the norms (Korthikanti et
+//! al., arXiv:2205.05198, section 4.2.2). With [`Way::chunks`] a stage runs several ranges of the layers. The graph of a
+//! rank is what it does for one micro-batch, all ranges forwards and then backwards; in which order it does that for
+//! several is said by [`mod@schedule`].
 
 mod cut;
 mod layout;
 mod part;
+pub mod schedule;
 mod spread;
 
 pub use part::Part;
 
-use crate::graph::{Graph, GraphError};
-use std::collections::BTreeMap;
+use crate::graph::{Graph, GraphError, Mode};
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Over how many ranks a model is spread.
@@ -45,21 +53,42 @@ pub struct Place {
     pub stage: u64,
 }
 
+/// How a training step is spread, beyond its degrees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Ranges of layers that a stage runs.
+    pub chunks: u64,
+    /// Whether the ranks of a tensor-parallel group share the rows between their parts of weights.
+    pub sequence: bool,
+}
+
+impl Default for Way {
+    fn default() -> Way {
+        Way { chunks: 1, sequence: false }
+    }
+}
+
 /// One rank's part of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shard {
     /// What the rank computes. Its layers count from 0.
     pub graph: Graph,
-    /// The layer of the whole model that is the rank's first.
-    pub first_layer: u64,
+    /// The layers of the whole model that the rank's layers are, in order.
+    pub layers: Vec<u64>,
     /// Parameters that the rank holds in part, by canonical name; the others are whole.
     pub parts: BTreeMap<String, Part>,
+    /// Parameters whose gradient is the sum over the tensor-parallel group of what its ranks have.
+    pub summed: BTreeSet<String>,
+    /// Parameters that are held by two stages, whose gradient is the sum of both.
+    pub tied: BTreeSet<String>,
+    /// Parameters all of which another rank holds too, and which are that rank's where each must count once.
+    pub elsewhere: BTreeSet<String>,
 }
 
 impl Shard {
     /// The whole model's name of a parameter of the rank, `layers.0.attn.q.weight` being the rank's first layer.
     pub fn whole_name(&self, name: &str) -> String {
-        whole_name(name, self.first_layer)
+        whole_name(name, &self.layers)
     }
 
     /// The part of a parameter, by its name with the layer filled in; none where the rank holds all of it.
@@ -68,10 +97,13 @@ impl Shard {
     }
 }
 
-/// A name with the layer's number counted from the first layer of the whole model.
-pub fn whole_name(name: &str, first_layer: u64) -> String {
+/// A name with the layer's number in the whole model, `layers` being those of a rank.
+pub fn whole_name(name: &str, layers: &[u64]) -> String {
     match numbered(name) {
-        Some((layer, rest)) => format!("layers.{}.{rest}", first_layer.saturating_add(layer)),
+        Some((layer, rest)) => {
+            let whole = usize::try_from(layer).ok().and_then(|at| layers.get(at)).copied().unwrap_or(layer);
+            format!("layers.{whole}.{rest}")
+        }
         None => name.to_string(),
     }
 }
@@ -121,32 +153,55 @@ pub fn stage_layers(layers: u64, pipeline: u64, stage: u64) -> std::ops::Range<u
 /// The part of a graph that the rank at `place` computes.
 ///
 /// # Errors
-/// [`ShardError`] when there are more stages than layers, the place is outside of the degrees, the graph is that of a
-/// training step, or an op cannot run on parts.
-pub fn shard(graph: &Graph, degrees: Degrees, place: Place) -> Result<Shard, ShardError> {
-    check(graph, degrees, place)?;
-    let layers = stage_layers(graph.n_layers, degrees.pipeline, place.stage);
-    let stage = cut::stage(graph, degrees.pipeline, place.stage, &layers)?;
-    let first_layer = layers.start;
-    let (graph, parts) = spread::spread(&stage, degrees.tensor, place.tensor)?;
-    Ok(Shard { graph, first_layer, parts })
+/// [`ShardError`] when there are more stages than layers, the place is outside of the degrees, or an op cannot run on
+/// parts.
+pub fn shard(graph: &Graph, degrees: Degrees, way: Way, place: Place) -> Result<Shard, ShardError> {
+    check(graph, degrees, way, place)?;
+    let Degrees { tensor, pipeline } = degrees;
+    let (stage, layers, tied) = match graph.mode {
+        Mode::Train => {
+            let cut::Cut { graph, layers, tied } = cut::training(graph, pipeline, way.chunks, place.stage)?;
+            (graph, layers, tied)
+        }
+        _ => {
+            let layers = stage_layers(graph.n_layers, pipeline, place.stage);
+            (cut::stage(graph, pipeline, place.stage, &layers)?, layers.collect(), BTreeSet::new())
+        }
+    };
+    let spread::Spread { graph, parts, summed, mut elsewhere } =
+        spread::spread(&stage, way, tensor, place.tensor)?;
+    if place.stage > 0 {
+        elsewhere.extend(tied.iter().cloned());
+    }
+    Ok(Shard { graph, layers, parts, summed, tied, elsewhere })
 }
 
-fn check(graph: &Graph, degrees: Degrees, place: Place) -> Result<(), ShardError> {
+fn check(graph: &Graph, degrees: Degrees, way: Way, place: Place) -> Result<(), ShardError> {
     let refuse = |what: String| Err(ShardError::Degrees { what });
     let Degrees { tensor, pipeline } = degrees;
-    if tensor == 0 || pipeline == 0 {
-        return refuse(format!("tensor = {tensor}, pipeline = {pipeline}: both must be at least 1"));
+    if tensor == 0 || pipeline == 0 || way.chunks == 0 {
+        let chunks = way.chunks;
+        return refuse(format!(
+            "tensor = {tensor}, pipeline = {pipeline}, chunks = {chunks}: all must be at least 1"
+        ));
     }
     if pipeline > graph.n_layers {
         return refuse(format!("{pipeline} pipeline stages for {} layers", graph.n_layers));
     }
+    // A range without layers can only be the first, which embeds.
+    if way.chunks > 1 && pipeline.saturating_mul(way.chunks) > graph.n_layers.saturating_add(1) {
+        let (chunks, layers) = (way.chunks, graph.n_layers);
+        return refuse(format!("{pipeline} pipeline stages of {chunks} ranges each for {layers} layers"));
+    }
+    if way.chunks > 1 && pipeline == 1 {
+        return refuse("one stage runs its layers as one range: chunks are for pipelines".into());
+    }
+    if graph.mode != Mode::Train && way != Way::default() {
+        return refuse("ranges of layers and rows shared between ranks are for training steps".into());
+    }
     if place.tensor >= tensor || place.stage >= pipeline {
         let Place { tensor: rank, stage } = place;
         return refuse(format!("rank {rank} of {tensor} in stage {stage} of {pipeline} does not exist"));
-    }
-    if graph.mode == crate::graph::Mode::Train {
-        return refuse("training steps are not spread yet: lower a forward, prefill or decode graph".into());
     }
     Ok(())
 }

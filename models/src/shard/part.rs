@@ -43,6 +43,20 @@ impl Part {
     }
 }
 
+impl Part {
+    /// Adds a part to a whole parameter of `shape`, row-major, where it belongs; padding is left out. The other way of
+    /// [`Part::cut`].
+    pub fn place<T: Copy + std::ops::AddAssign>(&self, shape: &[u64], part: &[T], whole: &mut [T]) {
+        let inner: u64 = shape.iter().skip(self.axis + 1).product();
+        let run = |indices: u64| (indices * inner) as usize;
+        let (all, held, length) = (run(self.whole).max(1), run(self.held).max(1), run(self.length));
+        for (row, from) in whole.chunks_mut(all).zip(part.chunks(held)) {
+            let into = row[run(self.start)..].iter_mut();
+            into.zip(&from[..length]).for_each(|(sum, x)| *sum += *x);
+        }
+    }
+}
+
 /// An axis that is split over the ranks of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Split {
@@ -140,6 +154,19 @@ mod tests {
         assert_eq!(cut(1, 0, 5), [1, 6, 11]);
         let bytes: Vec<u8> = (0..12).collect();
         assert_eq!(Split::even(3, 3, 2).part(1).cut(&[2, 3], 2, &bytes, 0), [4, 5, 10, 11]);
+    }
+
+    #[test]
+    fn parts_go_back_to_where_they_were_cut() {
+        let whole: Vec<u32> = (1..=15).collect();
+        for (axis, ranks) in [(0, 2), (1, 2), (1, 5), (0, 4)] {
+            let mut back = vec![0; 15];
+            for rank in 0..ranks {
+                let part = Split::even([3, 5][axis], ranks, rank).part(axis);
+                part.place(&[3, 5], &part.cut(&[3, 5], 1, &whole, 7), &mut back);
+            }
+            assert_eq!(back, whole, "axis {axis} over {ranks}");
+        }
     }
 
     #[test]

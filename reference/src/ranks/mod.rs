@@ -1,6 +1,8 @@
 //! Walks the parts of a spread model side by side: what ranks say to each other is a sum, a concatenation or a hand-over
 //! of tensors that all lie here.
 
+mod train;
+
 use super::interpret::{Cache, Oracle};
 use super::{Params, Real, Tensor, ops};
 use lapidary_models::op::{Op, Sharded};
@@ -47,12 +49,13 @@ impl<'a, T: Real> Ranks<'a, T> {
 }
 
 fn params<T: Real>(shard: &Shard, whole: &Params<T>) -> Params<T> {
-    let layers = shard.first_layer..shard.first_layer + shard.graph.n_layers;
     let mut own = Params::new();
     for (name, tensor) in whole {
         let local = match numbered(name) {
-            Some((layer, _)) if !layers.contains(&layer) => continue,
-            Some((layer, rest)) => format!("layers.{}.{rest}", layer - layers.start),
+            Some((layer, rest)) => match shard.layers.iter().position(|own| *own == layer) {
+                Some(at) => format!("layers.{at}.{rest}"),
+                None => continue,
+            },
             None => name.clone(),
         };
         let shape: Vec<u64> = tensor.shape.iter().map(|n| *n as u64).collect();
@@ -113,16 +116,11 @@ impl<T: Real> Group<'_, T> {
         assert!(kinds.iter().all(|kind| *kind == kinds[0]), "ranks of a group do the same: {kinds:?}");
         let parts =
             || nodes.iter().zip(values).map(|(node, v)| v[&node.inputs[0]].clone()).collect::<Vec<_>>();
-        match nodes[0].op {
+        match &nodes[0].op {
             Op::Sharded(Sharded::Send { .. }) => parts(),
-            Op::Sharded(Sharded::AllReduce) => {
-                let parts = parts();
-                let sum = parts[1..].iter().fold(parts[0].clone(), |sum, x| ops::zip(&sum, x, |a, b| a + b));
-                vec![sum; parts.len()]
-            }
-            Op::Sharded(Sharded::AllGather { width }) => {
-                let parts = parts();
-                vec![side_by_side(&parts, width as usize); parts.len()]
+            Op::Sharded(op) if op.is_collective() => met(op, &parts()),
+            Op::Sharded(Sharded::Take { .. } | Sharded::TakeRows { .. }) => {
+                nodes.iter().zip(parts()).map(|(node, x)| taken(&node.op, &x)).collect()
             }
             _ => {
                 let ranks = self.ranks.iter().zip(self.caches.iter_mut());
@@ -131,6 +129,51 @@ impl<T: Real> Group<'_, T> {
             }
         }
     }
+}
+
+/// What every rank of a group has of what all of them tell.
+fn met<T: Real>(op: &Sharded, parts: &[Tensor<T>]) -> Vec<Tensor<T>> {
+    let sum = || parts[1..].iter().fold(parts[0].clone(), |sum, x| ops::zip(&sum, x, |a, b| a + b));
+    match *op {
+        Sharded::AllReduce => vec![sum(); parts.len()],
+        Sharded::AllGather { width } => vec![side_by_side(parts, width as usize); parts.len()],
+        Sharded::ReduceScatter { ranks } => {
+            let sum = sum();
+            let rows = (sum.data.len() / sum.width()).div_ceil(ranks as usize);
+            (0..ranks as usize).map(|rank| run_of_rows(&sum, rank * rows, rows)).collect()
+        }
+        Sharded::GatherRows { batch, seq } => {
+            let width = parts[0].width();
+            let (batch, seq) = (batch as usize, seq as usize);
+            let all = parts.iter().flat_map(|part| part.data.iter().copied());
+            let data: Vec<T> = all.take(batch * seq * width).collect();
+            vec![Tensor { shape: vec![batch, seq, width], data }; parts.len()]
+        }
+        _ => unreachable!("{} is met by stages", op.name()),
+    }
+}
+
+/// The part of a value that a rank goes on with.
+fn taken<T: Real>(op: &Op, x: &Tensor<T>) -> Tensor<T> {
+    match *op {
+        Op::Sharded(Sharded::TakeRows { first, rows }) => run_of_rows(x, first as usize, rows as usize),
+        Op::Sharded(Sharded::Take { first, length, held }) => {
+            let (first, length, held) = (first as usize, length as usize, held as usize);
+            x.map_rows(held, |row| {
+                let padding = std::iter::repeat_n(T::from_f64(0.0), held - length);
+                row[first..first + length].iter().copied().chain(padding).collect()
+            })
+        }
+        _ => unreachable!("{} takes nothing", op.name()),
+    }
+}
+
+/// `[1, rows, N]` from row `first` on, zeros behind the last.
+fn run_of_rows<T: Real>(x: &Tensor<T>, first: usize, rows: usize) -> Tensor<T> {
+    let width = x.width();
+    let mut data: Vec<T> = x.data.iter().skip(first * width).take(rows * width).copied().collect();
+    data.resize(rows * width, T::from_f64(0.0));
+    Tensor { shape: vec![1, rows, width], data }
 }
 
 /// Rows of the parts after one another, cut off at `width`.

@@ -1,5 +1,9 @@
 //! Cuts a graph into the stages of a pipeline, at the repeat of its layers.
 
+mod training;
+
+pub(super) use training::{Cut, training};
+
 use super::ShardError;
 use crate::graph::{Function, Graph, Node, Value, ValueId};
 use crate::op::{Op, Sharded};
@@ -43,7 +47,7 @@ impl Cutter<'_> {
         if self.stage > 0 {
             cut.arguments.clear();
             let name = "pipeline.receive".to_string();
-            let op = Op::Sharded(Sharded::Receive { stage: self.stage - 1 });
+            let op = Op::Sharded(Sharded::Receive { stage: self.stage - 1, lane: 0 });
             cut.nodes.push(Node { name, op, inputs: Vec::new(), output: self.stream() });
         }
         for n in keeps {
@@ -57,7 +61,7 @@ impl Cutter<'_> {
             let x = self.main.nodes[self.repeat].output;
             let output = ValueId(cut.values.len());
             cut.values.push(Value { ty: cut.ty(x).clone() });
-            let op = Op::Sharded(Sharded::Send { stage: self.stage + 1 });
+            let op = Op::Sharded(Sharded::Send { stage: self.stage + 1, lane: 0 });
             cut.nodes.push(Node { name: "pipeline.send".into(), op, inputs: vec![x], output });
             cut.results = vec![output];
         }
