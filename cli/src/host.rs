@@ -3,10 +3,12 @@
 use crate::failure::{Exit, Failure};
 use lapidary_ir::import::import;
 use lapidary_ir::{IrContext, Module};
-use lapidary_models::shard::{Degrees, Place};
+use lapidary_models::shard::{Degrees, Place, Way};
 use lapidary_models::{Graph, ModelSpec};
 use lapidary_passes::cpu::{self, HostModule, Options};
-use lapidary_passes::lower_to_cpu::{emit_cpu, emit_cpu_part, emit_cpu_training, read_host};
+use lapidary_passes::lower_to_cpu::{
+    Together, emit_cpu, emit_cpu_part, emit_cpu_training, emit_cpu_training_part, read_host,
+};
 use lapidary_passes::pipeline::{pipeline, rank_pipeline};
 use lapidary_passes::shard::shard_text;
 use lapidary_passes::{Fusion, Goal, Mup, PassError, Pipeline, PipelineError, RunError, Watch};
@@ -80,7 +82,7 @@ pub fn lower_part(
     degrees: Degrees,
     place: Place,
 ) -> Result<Lowered, Failure> {
-    let pipeline = rank_pipeline(switches.mup, &switches.fusion, &shard_text(degrees, place))
+    let pipeline = rank_pipeline(switches.mup, &switches.fusion, &shard_text(degrees, Way::default(), place))
         .map_err(|error| fuse_option(switches, &error))?;
     with_module(spec, |module| {
         let report = lapidary_passes::run(module, &pipeline, Watch::default()).map_err(run_failure)?;
@@ -108,6 +110,40 @@ pub fn lower_training(
     let mut module = imported(&cx, graph)?;
     lapidary_passes::run(&mut module, &pipeline, Watch::default()).map_err(run_failure)?;
     emit_cpu_training(&module, spec).map_err(refused)
+}
+
+/// Where a rank stands in a training step, and how it works with the others.
+#[derive(Clone, Copy, Debug)]
+pub struct RankStep {
+    /// Ranks of a replica.
+    pub degrees: Degrees,
+    /// How they share layers and rows.
+    pub way: Way,
+    /// Which of them.
+    pub place: Place,
+    /// Replicas and micro-batches.
+    pub together: Together,
+}
+
+/// Compiles one rank's part of a training graph for the host; muP's multipliers stay ops.
+///
+/// # Errors
+/// As [`lower`]; exit 5 for a model that cannot be spread so, or a number of micro-batches that has no schedule.
+pub fn lower_training_part(
+    spec: &ModelSpec,
+    graph: &Graph,
+    fusion: &Fusion,
+    rank: &RankStep,
+) -> Result<Checked<TrainProgram>, Failure> {
+    let switches = Switches { mup: Mup::Keep, fusion: fusion.clone() };
+    let shard = shard_text(rank.degrees, rank.way, rank.place);
+    let pipeline =
+        rank_pipeline(Mup::Keep, fusion, &shard).map_err(|error| fuse_option(&switches, &error))?;
+    let cx = IrContext::new();
+    let mut module = imported(&cx, graph)?;
+    let report = lapidary_passes::run(&mut module, &pipeline, Watch::default()).map_err(run_failure)?;
+    let part = report.shard.ok_or_else(|| Failure::new(Exit::Internal, "no part was made"))?;
+    emit_cpu_training_part(&module, spec, &part, rank.together).map_err(refused)
 }
 
 /// A graph as a module.

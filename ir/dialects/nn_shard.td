@@ -35,26 +35,84 @@ def NN_AllGatherOp : NN_Collective<"all_gather"> {
   let assemblyFormat = "$x `width` `=` $width attr-dict `:` functional-type(operands, results)";
 }
 
+def NN_ReduceScatterOp : NN_Collective<"reduce_scatter"> {
+  let summary = "the rank's run of rows of the sum over the tensor-parallel group";
+  let description = [{
+    Rank r has rows `r*n .. (r+1)*n` of the sum over ranks of x, with x of R rows of N, n = R over `ranks` rounded up,
+    result [1,n,N]; zeros behind row R.
+
+    ```mlir
+    %0 = nn.reduce_scatter %x ranks = 4 : (tensor<2x8x64xbf16>) -> tensor<1x4x64xbf16>
+    ```
+  }];
+  let arguments = (ins NN_Tensor:$x, I64Attr:$ranks);
+  let results = (outs NN_Tensor:$result);
+  let assemblyFormat = "$x `ranks` `=` $ranks attr-dict `:` functional-type(operands, results)";
+}
+
+def NN_GatherRowsOp : NN_Collective<"gather_rows"> {
+  let summary = "the rows of all ranks of the tensor-parallel group";
+  let description = [{
+    The rows of all ranks after one another, with x [1,n,N], result [batch,seq,N]; what lies beyond is padding and is
+    dropped.
+  }];
+  let arguments = (ins NN_Tensor:$x, I64Attr:$batch, I64Attr:$seq);
+  let results = (outs NN_Tensor:$result);
+  let assemblyFormat = "$x `batch` `=` $batch `seq` `=` $seq attr-dict `:` functional-type(operands, results)";
+}
+
+def NN_TakeRowsOp : NN_Inferred<"take_rows", [Pure]> {
+  let summary = "a run of rows";
+  let description = [{ Rows `first .. first+rows` of x, with x of R rows of N, result [1,rows,N]; zeros behind row R. }];
+  let arguments = (ins NN_Tensor:$x, I64Attr:$first, I64Attr:$rows);
+  let results = (outs NN_Tensor:$result);
+  let assemblyFormat = "$x `first` `=` $first `rows` `=` $rows attr-dict `:` functional-type(operands, results)";
+}
+
+def NN_TakeOp : NN_Inferred<"take", [Pure]> {
+  let summary = "a run of columns";
+  let description = [{
+    `result[..,n] = x[..,first+n]` for n below `length` and zero behind, with x [..,N], result [..,held].
+  }];
+  let arguments = (ins NN_Tensor:$x, I64Attr:$first, I64Attr:$length, I64Attr:$held);
+  let results = (outs NN_Tensor:$result);
+  let assemblyFormat =
+      "$x `first` `=` $first `length` `=` $length `held` `=` $held attr-dict `:` functional-type(operands, results)";
+}
+
+def NN_EmbedPartDwOp : NN_Inferred<"embed_part_dw", [Pure]> {
+  let summary = "derivative of a lookup by the rows of its table that the rank holds";
+  let description = [{
+    `result[v,:] = sum over ids[b,s] = first+v of dy[b,s,:]` with ids i32 [B,S], dy [B,S,D], result [rows,D].
+  }];
+  let arguments = (ins NN_Ids:$ids, NN_Tensor:$dy, I64Attr:$first, I64Attr:$rows);
+  let results = (outs NN_Tensor:$result);
+  let assemblyFormat =
+      "$ids `,` $dy `first` `=` $first `rows` `=` $rows attr-dict `:` functional-type(operands, results)";
+}
+
 def NN_SendOp : NN_Collective<"send"> {
   let summary = "hand a value to a stage of the pipeline";
   let description = [{
-    Sends x to the rank of that stage with the same place in its group, and returns x.
+    Sends x to the rank of that stage with the same place in its group, and returns x without waiting. Messages of a lane
+    arrive in their order.
 
     ```mlir
     %0 = nn.send %x to 1 : tensor<1x8x64xbf16>
+    %1 = nn.send %x to 0 lane = 3 : tensor<1x8x64xbf16>
     ```
   }];
-  let arguments = (ins NN_Tensor:$x, I64Attr:$stage);
+  let arguments = (ins NN_Tensor:$x, I64Attr:$stage, DefaultValuedAttr<I64Attr, "0">:$lane);
   let results = (outs NN_Tensor:$result);
-  let assemblyFormat = "$x `to` $stage attr-dict `:` type($x)";
+  let assemblyFormat = "$x `to` $stage (`lane` `=` $lane^)? attr-dict `:` type($x)";
 }
 
 def NN_ReceiveOp : NN_Op<"receive", [MemoryEffects<[MemRead, MemWrite]>]> {
   let summary = "what a stage of the pipeline sent";
   let description = [{ The value that the rank of that stage with the same place in its group sends. }];
-  let arguments = (ins I64Attr:$stage);
+  let arguments = (ins I64Attr:$stage, DefaultValuedAttr<I64Attr, "0">:$lane);
   let results = (outs NN_Tensor:$result);
-  let assemblyFormat = "`from` $stage attr-dict `:` type($result)";
+  let assemblyFormat = "`from` $stage (`lane` `=` $lane^)? attr-dict `:` type($result)";
   let hasVerifier = 1;
 }
 

@@ -12,7 +12,10 @@ use lapidary_ir::{Module, Op as IrOp, Value as IrValue};
 use lapidary_models::graph::{Slot, Value};
 use lapidary_models::op::Backward;
 use lapidary_models::{Function, ModelSpec, Node, Op, ValueId};
-use lapidary_runtime_cpu::program::{Checked, CpuProgram, Member, Share, Sizes, TrainProgram};
+use lapidary_models::shard::schedule::{Form, schedule};
+use lapidary_runtime_cpu::program::{
+    Checked, CpuProgram, Member, Share, Sizes, StateSharding, TrainProgram, TrainShare,
+};
 use std::collections::BTreeSet;
 
 /// The host program of a module of `spec`; the module stays as it is. Its bound dimensions do not matter, but it has to
@@ -40,7 +43,8 @@ pub fn emit_cpu_part(
 
 /// What a program says of its part.
 fn share(part: &ShardReport) -> Share {
-    let ShardReport { degrees, place, first_layer, ref parts } = *part;
+    let ShardReport { degrees, place, ref layers, ref parts, .. } = *part;
+    let first_layer = layers.first().copied().unwrap_or(0);
     Share {
         tensor: Member { index: place.tensor, of: degrees.tensor },
         stage: Member { index: place.stage, of: degrees.pipeline },
@@ -69,8 +73,57 @@ fn emit(module: &Module<'_>, host: &HostModule, options: &Options) -> Result<Cpu
 /// # Errors
 /// [`PassError::Refused`] at what the host does not train.
 pub fn emit_cpu_training(module: &Module<'_>, spec: &ModelSpec) -> Result<Checked<TrainProgram>, PassError> {
-    let host = train_module(module.op(), spec)?;
-    let program = lower_train(&host).map_err(|error| {
+    emit_training(module, &train_module(module.op(), spec)?)
+}
+
+/// How the ranks of a training step work together, beyond what the pass `shard` decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Together {
+    /// Ranks that hold the same weights for other sequences.
+    pub replicas: u64,
+    /// How they share what belongs to the weights.
+    pub sharding: StateSharding,
+    /// Micro-batches of a step.
+    pub micros: u64,
+}
+
+/// The training program of a module that the pass `shard` left, with its part of the weights and its schedule.
+///
+/// # Errors
+/// As [`emit_cpu_training`], and for a number of micro-batches that has no schedule.
+pub fn emit_cpu_training_part(
+    module: &Module<'_>,
+    spec: &ModelSpec,
+    part: &ShardReport,
+    together: Together,
+) -> Result<Checked<TrainProgram>, PassError> {
+    let mut host = train_module(module.op(), spec)?;
+    let form = Form {
+        stages: part.degrees.pipeline,
+        chunks: part.way.chunks,
+        micros: together.micros,
+    };
+    let schedule = schedule(form, part.place.stage)
+        .map_err(|error| PassError::at(module.op(), error.to_string()))?;
+    host.model.layers = part.layers.len() as u64;
+    host.share = Some(TrainShare {
+        tensor: Member { index: part.place.tensor, of: part.degrees.tensor },
+        stage: Member { index: part.place.stage, of: part.degrees.pipeline },
+        replicas: together.replicas,
+        layers: part.layers.clone(),
+        parts: part.parts.clone(),
+        summed: part.summed.clone(),
+        tied: part.tied.clone(),
+        elsewhere: part.elsewhere.clone(),
+        sharding: together.sharding,
+        segments: Vec::new(),
+        schedule,
+    });
+    emit_training(module, &host)
+}
+
+fn emit_training(module: &Module<'_>, host: &TrainModule) -> Result<Checked<TrainProgram>, PassError> {
+    let program = lower_train(host).map_err(|error| {
         let name = match &error {
             LowerError::Unsupported { node, .. } => node.as_str(),
             LowerError::Graph(_) | LowerError::Faulty(_) => "",
@@ -84,7 +137,7 @@ pub fn emit_cpu_training(module: &Module<'_>, spec: &ModelSpec) -> Result<Checke
 
 fn train_module(module: IrOp<'_>, spec: &ModelSpec) -> Result<TrainModule, PassError> {
     let (functions, slots) = training_functions(module)?;
-    Ok(TrainModule { model: sizes(spec), slots, functions })
+    Ok(TrainModule { model: sizes(spec), slots, functions, share: None })
 }
 
 /// Reads every function, main last; what layers keep is told from the ops that keep it and the repeats that call them.
@@ -113,14 +166,19 @@ fn slots(functions: &[IrOp<'_>]) -> Result<Vec<Slot>, PassError> {
     let number = |op: IrOp<'_>, name: &str| op.i64(name).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     let mut slots = Vec::new();
     for function in functions {
-        let call = repeats.iter().find(|op| op.symbol("body") == function.symbol_name());
+        // A rank may run several ranges of its layers with one function.
+        let calls = repeats.iter().filter(|op| op.symbol("body") == function.symbol_name());
+        let call = calls.fold(None, |layers: Option<(u64, u64)>, op| {
+            let (first, times) = (number(*op, "first"), number(*op, "times"));
+            Some(layers.map_or((first, times), |(start, all)| (start.min(first), all + times)))
+        });
         for save in function.walk().into_iter().filter(|op| op.is("nn.save")) {
             let ty = save.operand(0).and_then(|value| value.tensor());
-            let (Some(call), Some(ty)) = (call, ty) else {
+            let (Some((first, times)), Some(ty)) = (call, ty) else {
                 return Err(PassError::at(save, "keeps a value of a function that no layer is"));
             };
             let name = save.text("name").unwrap_or_default().to_string();
-            slots.push(Slot { name, ty, first: number(*call, "first"), times: number(*call, "times") });
+            slots.push(Slot { name, ty, first, times });
         }
     }
     Ok(slots)

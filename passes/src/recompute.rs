@@ -69,7 +69,10 @@ impl Pass for RecomputePass {
 }
 
 /// The graph that a training module was imported from.
-fn training_graph(module: IrOp<'_>) -> Result<Graph, PassError> {
+///
+/// # Errors
+/// [`PassError::Refused`] for a module that is no training step.
+pub(crate) fn training_graph(module: IrOp<'_>) -> Result<Graph, PassError> {
     if !module.walk().iter().any(|op| op.is("nn.gradient")) {
         return Err(PassError::at(module, "only a training step has something to compute again"));
     }

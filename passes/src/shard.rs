@@ -4,18 +4,21 @@
 //! after:  @layer: %h = nn.linear %x, %w [2752, 4096]; %y = nn.linear %h, %v; %s = nn.all_reduce %y; %z = nn.add %x, %s
 //!
 //! The split itself is [`mod@lapidary_models::shard`], on the graph that the functions are read back to; which rows and columns
-//! the rank holds leaves through the notes. Leaves alone: nothing; a module that is spread already, fused, or a training
-//! step is refused.
+//! the rank holds leaves through the notes. A training step is spread behind `recompute`. Leaves alone: nothing; a module
+//! that is spread already or fused is refused.
 
 use crate::graph::{self, Read};
 use crate::pass::{Changed, Pass, PassCx, PassError};
+use crate::recompute::training_graph;
 use lapidary_ir::{Op as IrOp, import};
-use lapidary_models::shard::{Degrees, Part, Place, Shard, shard};
-use std::collections::BTreeMap;
+use lapidary_models::shard::{Degrees, Part, Place, Shard, Way, shard};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The pass. Options: `tensor=N rank=R pipeline=P stage=S`; degrees are 1 and places 0 where they are not given.
+/// The pass. Options: `tensor=N rank=R pipeline=P stage=S`, and for training steps `chunks=C sequence=on|off`; degrees and
+/// chunks are 1 and places 0 where they are not given.
 pub struct ShardPass {
     degrees: Degrees,
+    way: Way,
     place: Place,
 }
 
@@ -24,12 +27,20 @@ pub struct ShardPass {
 pub struct ShardReport {
     /// Over how many ranks the model is spread.
     pub degrees: Degrees,
-    /// Which of them this is.
+    /// How a training step is.
+    pub way: Way,
+    /// Which of the ranks this is.
     pub place: Place,
-    /// The layer of the whole model that is the rank's first.
-    pub first_layer: u64,
+    /// The layers of the whole model that are the rank's.
+    pub layers: Vec<u64>,
     /// Parameters that the rank holds in part.
     pub parts: BTreeMap<String, Part>,
+    /// Those whose gradient is the sum over the tensor-parallel group.
+    pub summed: BTreeSet<String>,
+    /// Those whose gradient is the sum over the first stage and the last.
+    pub tied: BTreeSet<String>,
+    /// Those that count at another rank.
+    pub elsewhere: BTreeSet<String>,
 }
 
 impl ShardPass {
@@ -39,29 +50,42 @@ impl ShardPass {
     /// A sentence about an option that does not exist or is no number.
     pub fn of(options: &[(String, String)]) -> Result<ShardPass, String> {
         let (mut degrees, mut place) = (Degrees { tensor: 1, pipeline: 1 }, Place { tensor: 0, stage: 0 });
+        let mut way = Way::default();
         for (key, value) in options {
+            if key == "sequence" {
+                way.sequence = match value.as_str() {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(wrong(key, value)),
+                };
+                continue;
+            }
             let number = value.parse::<u64>();
             let target = match key.as_str() {
                 "tensor" => &mut degrees.tensor,
                 "pipeline" => &mut degrees.pipeline,
                 "rank" => &mut place.tensor,
                 "stage" => &mut place.stage,
+                "chunks" => &mut way.chunks,
                 _ => return Err(wrong(key, value)),
             };
             *target = number.map_err(|_| wrong(key, value))?;
         }
-        Ok(ShardPass { degrees, place })
+        Ok(ShardPass { degrees, way, place })
     }
 }
 
 fn wrong(key: &str, value: &str) -> String {
-    format!("shard takes tensor=N rank=R pipeline=P stage=S, not `{key}={value}`")
+    format!("shard takes tensor=N rank=R pipeline=P stage=S chunks=C sequence=on|off, not `{key}={value}`")
 }
 
 /// The pass as a word of a pipeline.
-pub fn shard_text(degrees: Degrees, place: Place) -> String {
+pub fn shard_text(degrees: Degrees, way: Way, place: Place) -> String {
     let (Degrees { tensor, pipeline }, Place { tensor: rank, stage }) = (degrees, place);
-    format!("shard{{tensor={tensor} rank={rank} pipeline={pipeline} stage={stage}}}")
+    let Way { chunks, sequence } = way;
+    let chunks = if chunks > 1 { format!(" chunks={chunks}") } else { String::new() };
+    let rows = if sequence { " sequence=on" } else { "" };
+    format!("shard{{tensor={tensor} rank={rank} pipeline={pipeline} stage={stage}{chunks}{rows}}}")
 }
 
 impl Pass for ShardPass {
@@ -75,10 +99,15 @@ impl Pass for ShardPass {
 
     fn run(&self, module: IrOp<'_>, cx: &PassCx) -> Result<Changed, PassError> {
         refuse(module)?;
-        let Read { graph, scales } = graph::read(module)?;
+        let trains = module.walk().iter().any(|op| op.is("nn.gradient"));
+        let Read { graph, scales } = match trains {
+            true => Read { graph: training_graph(module)?, scales: BTreeMap::new() },
+            false => graph::read(module)?,
+        };
         let refused = |error: lapidary_models::shard::ShardError| PassError::at(module, error.to_string());
-        let Shard { graph: after, first_layer, parts } =
-            shard(&graph, self.degrees, self.place).map_err(refused)?;
+        let (degrees, way, place) = (self.degrees, self.way, self.place);
+        let Shard { graph: after, layers, parts, summed, tied, elsewhere } =
+            shard(&graph, degrees, way, place).map_err(refused)?;
         let Some(body) = module.region_block(0) else { return Ok(Changed::No) };
         // Main calls the others, so it goes first.
         let main_last = |op: &IrOp<'_>| op.symbol_name() != Some("main");
@@ -87,20 +116,30 @@ impl Pass for ShardPass {
         functions.into_iter().try_for_each(IrOp::erase)?;
         import::functions(body, &after)?;
         scale(module, &scales);
-        let Place { tensor, stage } = self.place;
+        let Place { tensor, stage } = place;
         cx.note(format!(
-            "rank {tensor} of {} in stage {stage} of {}: layers {first_layer} to {}, {} weights in part, {} meetings a layer",
-            self.degrees.tensor,
-            self.degrees.pipeline,
-            first_layer + after.n_layers - 1,
+            "rank {tensor} of {} in stage {stage} of {}: layers {}, {} weights in part, {} meetings a layer",
+            degrees.tensor,
+            degrees.pipeline,
+            runs(&layers),
             parts.len(),
             after.layer().nodes.iter().filter(|node| meets(&node.op)).count()
         ));
         let changed = Changed::when(after.functions != graph.functions);
-        let (degrees, place) = (self.degrees, self.place);
-        cx.with(|notes| notes.shard = Some(ShardReport { degrees, place, first_layer, parts }));
+        let report = ShardReport { degrees, way, place, layers, parts, summed, tied, elsewhere };
+        cx.with(|notes| notes.shard = Some(report));
         Ok(changed)
     }
+}
+
+/// Layers as `0 to 7, 16 to 23`.
+fn runs(layers: &[u64]) -> String {
+    let runs = layers.chunk_by(|a, b| a + 1 == *b);
+    let run = |run: &[u64]| match run {
+        [one] => one.to_string(),
+        _ => format!("{} to {}", run[0], run[run.len() - 1]),
+    };
+    runs.map(run).collect::<Vec<_>>().join(", ")
 }
 
 fn meets(op: &lapidary_models::Op) -> bool {
@@ -110,7 +149,6 @@ fn meets(op: &lapidary_models::Op) -> bool {
 fn refuse(module: IrOp<'_>) -> Result<(), PassError> {
     let refused = [
         ("nn.fused", "kernels are made behind this pass"),
-        ("nn.gradient", "training steps are not spread yet"),
         ("nn.all_reduce", "the module is spread already"),
         ("nn.send", "the module is spread already"),
         ("nn.receive", "the module is spread already"),

@@ -31,7 +31,7 @@ pub mod weights;
 
 pub use generate::{Finish, Generation, generate};
 pub use model::{Engine, LoadError, LoadOptions, Model, Prepared};
-pub use peers::{PeerError, Peers};
+pub use peers::{Group, PeerError, Peers};
 pub use program::{Checked, CpuProgram};
 pub use sample::{Sampler, Sampling};
 pub use session::{Logits, Observation, RunError, Session, Which};

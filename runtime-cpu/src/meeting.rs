@@ -1,7 +1,7 @@
 //! Runs a step in which ranks meet: rows out of a buffer, through the peers, into another.
 
 use crate::model::Model;
-use crate::peers::{PeerError, Peers};
+use crate::peers::{Group, PeerError, Peers};
 use crate::program::{BufferId, Collective};
 use crate::rows::pitch;
 use crate::step::Memory;
@@ -34,22 +34,22 @@ impl Meeting<'_> {
         let met = match self.op {
             Collective::AllReduce => {
                 heard[..length].copy_from_slice(told);
-                peers.all_reduce(self.name, &mut heard[..length])
+                peers.all_reduce(Group::Tensor, self.name, &mut heard[..length])
             }
             Collective::AllGather => {
                 let ranks = model.program.share.as_ref().map_or(1, |share| share.tensor.of) as usize;
                 let width = self.x.map_or(0, |x| buffer(x).width as usize);
                 let parts = &mut memory.gathered;
                 parts.resize(told.len() * ranks, 0.0);
-                let met = peers.all_gather(self.name, told, parts);
+                let met = peers.all_gather(Group::Tensor, self.name, told, parts);
                 side_by_side(parts, (x_pitch, width), &mut heard[..length], out.width as usize);
                 met
             }
             Collective::Send { stage } => {
                 heard[..length].copy_from_slice(told);
-                peers.send(self.name, stage, told)
+                peers.room(2, told.len()).and_then(|()| peers.send(self.name, stage, 0, told))
             }
-            Collective::Receive { stage } => peers.receive(self.name, stage, &mut heard[..length]),
+            Collective::Receive { stage } => peers.receive(self.name, stage, 0, &mut heard[..length]),
         };
         memory.slots[out.slot] = heard;
         met
@@ -57,7 +57,7 @@ impl Meeting<'_> {
 }
 
 /// `[rank][row][part]` to `[row][rank part]`, cut off at `width`.
-fn side_by_side(parts: &[f32], (part_pitch, part): (usize, usize), into: &mut [f32], width: usize) {
+pub(crate) fn side_by_side(parts: &[f32], (part_pitch, part): (usize, usize), into: &mut [f32], width: usize) {
     let step = pitch(width as u64);
     let rows = into.len() / step.max(1);
     for (rank, rows_of) in parts.chunks((rows * part_pitch).max(1)).enumerate() {

@@ -34,7 +34,7 @@ fn function(width: u64, op: RowOp, to: usize) -> RowFn {
 
 /// A table, a head and the loss: logits = table[id] headᵀ.
 fn program() -> TrainProgram {
-    let buffer = |name: &str, width: u64| TrainBuffer { name: name.into(), width, scores: false, kept: None };
+    let buffer = |name: &str, width: u64| TrainBuffer { name: name.into(), width, scores: false, run: false, kept: None };
     let parameter = |name: &str, shape: [u64; 2]| TrainParameter {
         name: name.into(),
         per_layer: false,
@@ -65,7 +65,7 @@ fn program() -> TrainProgram {
                 function: function(4, RowOp::Product { column: 0 }, 3),
             },
             TrainStep::WeightGradient { name: "head.dw".into(), dy: 2, x: 0, parameter: 1 },
-            TrainStep::TableGradient { name: "embed.dw".into(), dy: 3, parameter: 0, by: Lookup::Token },
+            TrainStep::TableGradient { name: "embed.dw".into(), dy: 3, parameter: 0, by: Lookup::Token, part: None },
         ],
     }
 }

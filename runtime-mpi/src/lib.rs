@@ -4,13 +4,16 @@
 //! rank = (stage * data + replica) * tensor + place     tensor-parallel neighbours are neighbours of the launcher
 //! ```
 //! Every meeting is a request that is asked for until it is done or patience ends: a peer that never comes ends the whole
-//! job with the name of the step that waited, not in a hang. Sums are formed by the library, in its order.
+//! job with the name of the step that waited, not in a hang. Sums are formed by the library, in its order. What is sent to
+//! another stage is copied into memory that the library sends from, so a stage goes on before it is received.
 
+mod launch;
 mod world;
 
+pub use launch::{LaunchError, Launched, Launcher, launched};
 pub use world::{Degrees, Grid, Place, Terms, World};
 
-use lapidary_runtime_cpu::{PeerError, Peers};
+use lapidary_runtime_cpu::{Group, PeerError, Peers};
 use mpi::collective::SystemOperation;
 use mpi::datatype::PartitionMut;
 use mpi::request::{Request, Scope, scope};
@@ -20,24 +23,37 @@ use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Sour
 /// Values of one message at most: the library counts in 32 bits.
 const MESSAGE: usize = 1 << 28;
 
-/// A rank among those of its replica.
+/// What the library keeps beside each message that it sends later: above any implementation's `MPI_BSEND_OVERHEAD`.
+const OVERHEAD: usize = 1024;
+
+/// A rank among the others that it meets.
 pub struct Ranks<'w> {
     world: &'w World,
     /// Same stage and replica.
     tensor: SimpleCommunicator,
+    /// Same stage and place, by replica.
+    data: SimpleCommunicator,
     /// Same place and replica, by stage.
     pipeline: SimpleCommunicator,
     told: Vec<f32>,
 }
 
 impl<'w> Ranks<'w> {
-    pub(crate) fn new(
-        world: &'w World,
-        tensor: SimpleCommunicator,
-        pipeline: SimpleCommunicator,
-    ) -> Ranks<'w> {
-        Ranks { world, tensor, pipeline, told: Vec::new() }
+    pub(crate) fn new(world: &'w World, [tensor, data, pipeline]: [SimpleCommunicator; 3]) -> Ranks<'w> {
+        Ranks { world, tensor, data, pipeline, told: Vec::new() }
     }
+
+    fn group(&self, group: Group) -> &SimpleCommunicator {
+        match group {
+            Group::Tensor => &self.tensor,
+            Group::Data => &self.data,
+            Group::Pipeline => &self.pipeline,
+        }
+    }
+}
+
+fn too_long(what: &str, values: usize) -> PeerError {
+    PeerError { what: what.into(), why: format!("{values} values are more than a message holds") }
 }
 
 impl World {
@@ -92,40 +108,78 @@ impl World {
 }
 
 impl Peers for Ranks<'_> {
-    fn all_reduce(&mut self, what: &str, data: &mut [f32]) -> Result<(), PeerError> {
+    fn all_reduce(&mut self, group: Group, what: &str, data: &mut [f32]) -> Result<(), PeerError> {
+        let mut told = std::mem::take(&mut self.told);
         for sum in data.chunks_mut(MESSAGE) {
-            self.told.clear();
-            self.told.extend_from_slice(sum);
-            let told = &self.told[..];
+            told.clear();
+            told.extend_from_slice(sum);
             scope(|s| {
-                let request = self.tensor.immediate_all_reduce_into(s, told, sum, SystemOperation::sum());
+                let comm = self.group(group);
+                let request = comm.immediate_all_reduce_into(s, &told[..], sum, SystemOperation::sum());
                 self.world.meet(what, request);
             });
         }
+        self.told = told;
         Ok(())
     }
 
-    fn all_gather(&mut self, what: &str, part: &[f32], whole: &mut [f32]) -> Result<(), PeerError> {
+    fn all_gather(
+        &mut self,
+        group: Group,
+        what: &str,
+        part: &[f32],
+        whole: &mut [f32],
+    ) -> Result<(), PeerError> {
         if part.len() > MESSAGE {
-            let why = format!("{} values are more than a message holds", part.len());
-            return Err(PeerError { what: what.into(), why });
+            return Err(too_long(what, part.len()));
         }
-        scope(|s| self.world.meet(what, self.tensor.immediate_all_gather_into(s, part, whole)));
+        scope(|s| self.world.meet(what, self.group(group).immediate_all_gather_into(s, part, whole)));
         Ok(())
     }
 
-    fn send(&mut self, what: &str, stage: u64, data: &[f32]) -> Result<(), PeerError> {
+    fn reduce_scatter(
+        &mut self,
+        group: Group,
+        what: &str,
+        whole: &[f32],
+        part: &mut [f32],
+    ) -> Result<(), PeerError> {
+        if part.len() > MESSAGE {
+            return Err(too_long(what, part.len()));
+        }
+        scope(|s| {
+            let comm = self.group(group);
+            let request = comm.immediate_reduce_scatter_block_into(s, whole, part, SystemOperation::sum());
+            self.world.meet(what, request);
+        });
+        Ok(())
+    }
+
+    fn room(&mut self, messages: usize, values: usize) -> Result<(), PeerError> {
+        // A long message goes in pieces, each with what the library keeps beside it.
+        let pieces = values.div_ceil(MESSAGE).max(1);
+        let one = values.saturating_mul(4).saturating_add(pieces * OVERHEAD);
+        let wanted = messages.saturating_mul(one);
+        if wanted > i32::MAX as usize {
+            let why = format!("{messages} messages of {values} values may be on their way at once: more than 2 GiB");
+            return Err(PeerError { what: "room for messages".into(), why });
+        }
+        self.world.room(wanted);
+        Ok(())
+    }
+
+    fn send(&mut self, what: &str, stage: u64, lane: u64, data: &[f32]) -> Result<(), PeerError> {
         let to = self.pipeline.process_at_rank(stage as i32);
         for part in data.chunks(MESSAGE) {
-            scope(|s| self.world.meet(what, to.immediate_send(s, part)));
+            scope(|s| self.world.meet(what, to.immediate_buffered_send_with_tag(s, part, lane as i32)));
         }
         Ok(())
     }
 
-    fn receive(&mut self, what: &str, stage: u64, into: &mut [f32]) -> Result<(), PeerError> {
+    fn receive(&mut self, what: &str, stage: u64, lane: u64, into: &mut [f32]) -> Result<(), PeerError> {
         let from = self.pipeline.process_at_rank(stage as i32);
         for part in into.chunks_mut(MESSAGE) {
-            scope(|s| self.world.meet(what, from.immediate_receive_into(s, part)));
+            scope(|s| self.world.meet(what, from.immediate_receive_into_with_tag(s, part, lane as i32)));
         }
         Ok(())
     }

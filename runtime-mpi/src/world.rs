@@ -5,6 +5,7 @@ use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::Communicator;
+use std::cell::RefCell;
 use std::time::Duration;
 
 /// How long a rank waits for others, and what it does when they do not come.
@@ -22,7 +23,7 @@ pub struct Terms {
 /// All processes of a job. There is one in a process, and it ends with it.
 pub struct World {
     pub(crate) terms: Terms,
-    universe: Universe,
+    universe: RefCell<Universe>,
 }
 
 /// Over how many ranks a model is spread.
@@ -78,11 +79,19 @@ impl World {
     /// Joins the job that the launcher started; a job of one without a launcher. None if it was joined before.
     pub fn join(terms: Terms) -> Option<World> {
         let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)?;
-        Some(World { terms, universe })
+        Some(World { terms, universe: RefCell::new(universe) })
     }
 
     pub(crate) fn communicator(&self) -> SimpleCommunicator {
-        self.universe.world()
+        self.universe.borrow().world()
+    }
+
+    /// Gives the library memory for messages that are on their way, if it has less; waits until those before are gone.
+    pub(crate) fn room(&self, bytes: usize) {
+        let mut universe = self.universe.borrow_mut();
+        if universe.buffer_size() < bytes {
+            universe.set_buffer_size(bytes);
+        }
     }
 
     /// Number of processes.
@@ -107,7 +116,8 @@ impl World {
         let world = self.communicator();
         let beside = world.split_by_color_with_key(color(stage * data + replica), tensor as i32)?;
         let behind = world.split_by_color_with_key(color(replica * width + tensor), stage as i32)?;
-        Some(Ranks::new(self, beside, behind))
+        let again = world.split_by_color_with_key(color(stage * width + tensor), replica as i32)?;
+        Some(Ranks::new(self, [beside, again, behind]))
     }
 
     /// Ends all processes of the job with this exit code.

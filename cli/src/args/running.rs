@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use lapidary_models::autodiff::Recompute;
 use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
+use lapidary_runtime_cpu::program::StateSharding;
 use lapidary_runtime_mpi::Degrees;
 use std::path::PathBuf;
 
@@ -265,11 +266,14 @@ pub struct Verify {
     pub recompute: RecomputeSwitch,
     /// Spread the model over the processes of an MPI job: a plan's name, such as tp2pp2dp2 for tensor-parallel groups of 2,
     /// 2 pipeline stages and 2 replicas, started as `mpirun -n 8 lapidary verify ..`.
-    #[arg(long, value_name = "PLAN", value_parser = crate::ranks::degrees, conflicts_with_all = ["grads", "all_switches", "bisect"])]
+    #[arg(long, value_name = "PLAN", value_parser = crate::ranks::degrees, conflicts_with_all = ["all_switches", "bisect"])]
     pub plan: Option<Degrees>,
     /// Seconds that a rank waits for the others before the job ends.
     #[arg(long, value_name = "SECONDS", default_value = "60", requires = "plan")]
     pub patience: u64,
+    /// How the training step of --grads is spread.
+    #[command(flatten)]
+    pub step: SpreadStep,
     /// Verify with every switch of the device, not with one setting.
     #[arg(long, conflicts_with_all = ["mup", "fuse", "precision", "grid", "mode"])]
     pub all_switches: bool,
@@ -279,6 +283,46 @@ pub struct Verify {
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How ranks work together in a training step.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SpreadStep {
+    /// Micro-batches of a step on each replica; as many as there are pipeline stages when absent. The stored sequences are
+    /// repeated until every micro-batch has the same number of them.
+    #[arg(long, value_name = "N", requires = "plan", requires = "grads", value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    pub micro_batches: Option<u64>,
+    /// Ranges of layers of each pipeline stage: more than 1 for an interleaved schedule.
+    #[arg(long, value_name = "N", requires = "plan", requires = "grads", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    pub chunks: u64,
+    /// Split norms and residual sums over the ranks of a tensor-parallel group, row by row.
+    #[arg(long, requires = "plan", requires = "grads")]
+    pub sequence_parallel: bool,
+    /// What replicas share of the weights' state: nothing, the optimizer's (ZeRO-1), or weights, gradients and optimizer's
+    /// (FSDP).
+    #[arg(long, value_enum, requires = "plan", requires = "grads", default_value = "none")]
+    pub sharding: ShardingSwitch,
+}
+
+/// What replicas share of the weights' state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShardingSwitch {
+    /// Nothing: each has everything.
+    None,
+    /// The optimizer's state.
+    Optimizer,
+    /// Weights, gradients and the optimizer's state.
+    Full,
+}
+
+impl From<ShardingSwitch> for StateSharding {
+    fn from(switch: ShardingSwitch) -> StateSharding {
+        match switch {
+            ShardingSwitch::None => StateSharding::None,
+            ShardingSwitch::Optimizer => StateSharding::Optimizer,
+            ShardingSwitch::Full => StateSharding::Full,
+        }
+    }
 }
 
 /// What a backward pass computes again.

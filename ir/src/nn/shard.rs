@@ -21,7 +21,20 @@ pub fn sharded<'c>(at: At<'c>, op: &Sharded, operands: &[Value<'c>], ty: &Tensor
         Sharded::EmbedPart { first } => new.with("first", count(at, first)),
         Sharded::AllReduce => new,
         Sharded::AllGather { width } => new.with("width", count(at, width)),
-        Sharded::Send { stage } | Sharded::Receive { stage } => new.with("stage", count(at, stage)),
+        Sharded::ReduceScatter { ranks } => new.with("ranks", count(at, ranks)),
+        Sharded::GatherRows { batch, seq } => {
+            new.with("batch", count(at, batch)).with("seq", count(at, seq))
+        }
+        Sharded::TakeRows { first, rows } | Sharded::EmbedPartDw { first, rows } => {
+            new.with("first", count(at, first)).with("rows", count(at, rows))
+        }
+        Sharded::Take { first, length, held } => new
+            .with("first", count(at, first))
+            .with("length", count(at, length))
+            .with("held", count(at, held)),
+        Sharded::Send { stage, lane } | Sharded::Receive { stage, lane } => {
+            new.with("stage", count(at, stage)).with("lane", count(at, lane))
+        }
     };
     result(at, &new)
 }

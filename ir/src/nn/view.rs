@@ -146,6 +146,16 @@ views! {
     AllReduce = "nn.all_reduce" { x: 0 }
     /// The parts of all ranks.
     AllGather = "nn.all_gather" { x: 0 }
+    /// The rank's rows of a sum over ranks.
+    ReduceScatter = "nn.reduce_scatter" { x: 0 }
+    /// The rows of all ranks.
+    GatherRows = "nn.gather_rows" { x: 0 }
+    /// A run of rows.
+    TakeRows = "nn.take_rows" { x: 0 }
+    /// A run of columns.
+    Take = "nn.take" { x: 0 }
+    /// Derivative of a lookup by the rank's rows of its table.
+    EmbedPartDw = "nn.embed_part_dw" { ids: 0, dy: 1 }
     /// A value handed to another stage.
     Send = "nn.send" { x: 0 }
     /// What another stage sent.

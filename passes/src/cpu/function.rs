@@ -151,8 +151,8 @@ impl<'m> Emitter<'m> {
         let op = match node.op {
             Op::Sharded(Sharded::AllReduce) => Collective::AllReduce,
             Op::Sharded(Sharded::AllGather { .. }) => Collective::AllGather,
-            Op::Sharded(Sharded::Send { stage }) => Collective::Send { stage },
-            Op::Sharded(Sharded::Receive { stage }) => Collective::Receive { stage },
+            Op::Sharded(Sharded::Send { stage, .. }) => Collective::Send { stage },
+            Op::Sharded(Sharded::Receive { stage, .. }) => Collective::Receive { stage },
             _ => return unsupported(node, "ranks do not meet in this op"),
         };
         let x = node.inputs.first().map(|x| scope.buffer_of(node, *x)).transpose()?;

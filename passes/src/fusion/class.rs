@@ -40,6 +40,7 @@ pub const fn class(op: &Op) -> Class {
         Op::Param { .. } | Op::Repeat { .. } => Class::Outside,
         Op::Backward(op) => backward(op),
         Op::Sharded(Sharded::EmbedPart { .. }) => Class::Gather,
+        Op::Sharded(Sharded::EmbedPartDw { .. }) => Class::Alone,
         Op::Sharded(_) => Class::Outside,
     }
 }

@@ -33,14 +33,31 @@ pub fn read(op: IrOp<'_>, symbols: &[&str], params: usize) -> Result<Op, String>
         "nn.save" => Ok(Op::Backward(Backward::Save { slot: 0 })),
         "nn.saved" => Ok(Op::Backward(Backward::Saved { slot: 0 })),
         "nn.gradient" => Ok(Op::Backward(Backward::Gradient { param: params })),
-        "nn.embed_part" => Ok(Sharded::EmbedPart { first: length(op, "first") }.into()),
-        "nn.all_reduce" => Ok(Sharded::AllReduce.into()),
-        "nn.all_gather" => Ok(Sharded::AllGather { width: length(op, "width") }.into()),
-        "nn.send" => Ok(Sharded::Send { stage: length(op, "stage") }.into()),
-        "nn.receive" => Ok(Sharded::Receive { stage: length(op, "stage") }.into()),
-        name if name.starts_with("nn.") => backward(op).map(Op::Backward),
+        name if name.starts_with("nn.") => match sharded(op) {
+            Some(op) => Ok(op.into()),
+            None => backward(op).map(Op::Backward),
+        },
         other => Err(format!("{other} is no part of a model's graph")),
     }
+}
+
+/// The op of a rank's part of a model, if it is one.
+fn sharded(op: IrOp<'_>) -> Option<Sharded> {
+    let at = |name: &str| length(op, name);
+    let found = match op.name() {
+        "nn.embed_part" => Sharded::EmbedPart { first: at("first") },
+        "nn.all_reduce" => Sharded::AllReduce,
+        "nn.all_gather" => Sharded::AllGather { width: at("width") },
+        "nn.reduce_scatter" => Sharded::ReduceScatter { ranks: at("ranks") },
+        "nn.gather_rows" => Sharded::GatherRows { batch: at("batch"), seq: at("seq") },
+        "nn.take_rows" => Sharded::TakeRows { first: at("first"), rows: at("rows") },
+        "nn.take" => Sharded::Take { first: at("first"), length: at("length"), held: at("held") },
+        "nn.embed_part_dw" => Sharded::EmbedPartDw { first: at("first"), rows: at("rows") },
+        "nn.send" => Sharded::Send { stage: at("stage"), lane: at("lane") },
+        "nn.receive" => Sharded::Receive { stage: at("stage"), lane: at("lane") },
+        _ => return None,
+    };
+    Some(found)
 }
 
 /// A length that the verifier has found to be at least 0; absent means 0.

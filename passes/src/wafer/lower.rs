@@ -315,6 +315,11 @@ impl<'c> Lowering<'c> {
             | nn::Any::EmbedPart(_)
             | nn::Any::AllReduce(_)
             | nn::Any::AllGather(_)
+            | nn::Any::ReduceScatter(_)
+            | nn::Any::GatherRows(_)
+            | nn::Any::TakeRows(_)
+            | nn::Any::Take(_)
+            | nn::Any::EmbedPartDw(_)
             | nn::Any::Send(_)
             | nn::Any::Receive(_) => {
                 return Err(PassError::at(op, format!("{} has no place on a wafer yet", op.name())));

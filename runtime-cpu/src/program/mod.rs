@@ -17,10 +17,12 @@ mod row;
 mod share;
 pub mod train;
 mod train_check;
+mod train_share_check;
 
 pub use check::{Checked, ProgramFault, ProgramFaults};
 pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
-pub use share::{Collective, Member, Share};
+pub use train_share_check::begins_segment;
+pub use share::{Collective, Member, Share, StateSharding, TrainShare};
 pub use train::TrainProgram;
 
 use lapidary_models::spec::Rope;

@@ -1,8 +1,9 @@
 //! What a program says of being one rank's part of a model.
 
 use lapidary_models::shard::Part;
+use lapidary_models::shard::schedule::Schedule;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which part of a model a program is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,64 @@ pub struct Share {
     pub first_layer: u64,
     /// Parameters that the rank holds in part, by canonical name, `*` for the layer.
     pub parts: BTreeMap<String, Part>,
+}
+
+/// Which part of a training step a program is, and how its ranks share the state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainShare {
+    /// Place in the tensor-parallel group.
+    pub tensor: Member,
+    /// Stage of the pipeline.
+    pub stage: Member,
+    /// Ranks that hold the same weights for other sequences.
+    pub replicas: u64,
+    /// The layers of the whole model that the program's layers are.
+    pub layers: Vec<u64>,
+    /// Parameters that the rank holds in part, by canonical name, `*` for the layer.
+    pub parts: BTreeMap<String, Part>,
+    /// Parameters whose gradient is the sum over the tensor-parallel group of what its ranks have.
+    pub summed: BTreeSet<String>,
+    /// Parameters that the first stage and the last hold, whose gradient is the sum of both.
+    pub tied: BTreeSet<String>,
+    /// Parameters that count at another rank, where each must count once.
+    pub elsewhere: BTreeSet<String>,
+    /// What of a replica's state the others of its group hold.
+    pub sharding: StateSharding,
+    /// The first step of each segment of the body.
+    pub segments: Vec<usize>,
+    /// In which order the segments run.
+    pub schedule: Schedule,
+}
+
+/// How the ranks that hold the same weights share what belongs to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateSharding {
+    /// Each holds everything; gradients are summed.
+    #[default]
+    None,
+    /// Each has the optimizer's state for a run of every parameter (ZeRO-1): gradients are summed and scattered, new
+    /// weights gathered.
+    Optimizer,
+    /// Each holds a run of every parameter alone (FSDP): weights are gathered before they are used, gradients summed and
+    /// scattered behind that.
+    Full,
+}
+
+impl StateSharding {
+    /// Every choice.
+    pub const ALL: [StateSharding; 3] =
+        [StateSharding::None, StateSharding::Optimizer, StateSharding::Full];
+
+    /// The word on the command line and in programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            StateSharding::None => "none",
+            StateSharding::Optimizer => "optimizer",
+            StateSharding::Full => "full",
+        }
+    }
 }
 
 /// One of several.

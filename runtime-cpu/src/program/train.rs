@@ -12,15 +12,21 @@
 //! attention(-backward)                                          no matrix of scores in memory
 //! loss              mean cross entropy and its derivative
 //! repeat            layers, forwards or backwards
+//! meet              what the ranks of a spread model say to each other
+//! gather, release   weights that a rank holds in part until they are used
 //! ```
+//! The program of one rank of a spread model is cut into segments, each of which begins with what another stage sends; its
+//! share says in which order they run for the micro-batches of a step.
 
-use crate::program::{BufferId, Mask, ParameterId, Rotation, RowFn, Sizes};
+use crate::program::{
+    BufferId, Mask, ParameterId, Rotation, RowFn, RowOp, Sizes, Target, TrainShare,
+};
 use serde::{Deserialize, Serialize};
 
 /// What the first key of a saved program says.
 pub const SCHEMA: &str = "lapidary/cpu-train-program";
 /// Version of the saved form.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A compiled training step for the host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +38,9 @@ pub struct TrainProgram {
     pub version: u32,
     /// The model.
     pub model: Sizes,
+    /// Which part of the model it is; none for the whole of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<TrainShare>,
     /// Weights.
     pub parameters: Vec<TrainParameter>,
     /// Rotary embeddings that row functions apply.
@@ -75,6 +84,9 @@ pub struct TrainBuffer {
     /// Whether it holds one value for each head, query and key.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub scores: bool,
+    /// Whether it has the rank's run of the rows, not all of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub run: bool,
     /// The layers that each keep a copy of their own for the backward pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<Kept>,
@@ -132,6 +144,47 @@ pub struct Heads {
     pub heads: u64,
     /// Key-value heads.
     pub kv_heads: u64,
+}
+
+/// The lane on which the first stage and the last tell each other gradients of weights that both have; those of steps are
+/// below.
+pub const TIED_LANE: u64 = 32_767;
+
+/// What ranks of a spread model say to each other in a training step, and what they take of values that they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "meeting", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Meeting {
+    /// The sum over the tensor-parallel group.
+    AllReduce,
+    /// The columns of the tensor-parallel group side by side, cut off at the width of the result.
+    AllGather,
+    /// The rank's run of rows of the sum over the tensor-parallel group.
+    ReduceScatter,
+    /// The rows of the tensor-parallel group after one another.
+    GatherRows,
+    /// The rank's run of rows; nobody is met.
+    TakeRows,
+    /// Columns, zeros behind them; nobody is met.
+    Take {
+        /// The first.
+        first: u64,
+        /// How many.
+        length: u64,
+    },
+    /// Hands rows to a stage and does not wait; the result is what is handed on.
+    Send {
+        /// Index of the stage.
+        stage: u64,
+        /// Messages of a lane arrive in their order.
+        lane: u64,
+    },
+    /// Rows that a stage handed on.
+    Receive {
+        /// Index of the stage.
+        stage: u64,
+        /// The lane of its send.
+        lane: u64,
+    },
 }
 
 /// Ops over scores in memory.
@@ -206,6 +259,9 @@ pub enum TrainStep {
         parameter: ParameterId,
         /// Which row.
         by: Lookup,
+        /// The row of the whole table that is the first here; what belongs outside of the rows here is left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        part: Option<u64>,
     },
     /// `softmax(mask(scale q kᵀ)) v` for every head.
     Attention {
@@ -292,6 +348,35 @@ pub enum TrainStep {
         /// Derivative by the logits.
         gradient: BufferId,
     },
+    /// What ranks say to each other.
+    Meet {
+        /// Name in reports.
+        name: String,
+        /// What is said.
+        op: Meeting,
+        /// What is told; none for a receive.
+        x: Option<BufferId>,
+        /// What is heard; `x` itself for a send.
+        out: BufferId,
+    },
+    /// Gathers weights of which each rank of the data-parallel group holds a run, and makes room for gradients.
+    Gather {
+        /// Name in reports.
+        name: String,
+        /// Weights that the next steps read.
+        parameters: Vec<ParameterId>,
+        /// Those whose gradients they make.
+        gradients: Vec<ParameterId>,
+    },
+    /// Gives their memory back; gradients are summed over the data-parallel group and scattered first.
+    Release {
+        /// Name in reports.
+        name: String,
+        /// Weights.
+        parameters: Vec<ParameterId>,
+        /// Those that have gradients by now.
+        gradients: Vec<ParameterId>,
+    },
     /// Runs its body once for each layer; each time `yielded` becomes `carried`.
     Repeat {
         /// Name in reports.
@@ -325,12 +410,118 @@ impl TrainStep {
             | TrainStep::Values { name, .. }
             | TrainStep::ValuesBackward { name, .. }
             | TrainStep::Loss { name, .. }
+            | TrainStep::Meet { name, .. }
+            | TrainStep::Gather { name, .. }
+            | TrainStep::Release { name, .. }
             | TrainStep::Repeat { name, .. } => name,
         }
     }
 }
 
+impl TrainStep {
+    /// Tells every buffer that the step or its body reads or writes.
+    pub fn buffers(&self, tell: &mut dyn FnMut(BufferId)) {
+        let mut of = |ids: &[BufferId]| ids.iter().for_each(|id| tell(*id));
+        match self {
+            TrainStep::Rows { function, .. } => function_buffers(function, tell),
+            TrainStep::Linear { products, function, .. } => {
+                products.iter().for_each(|product| tell(product.x));
+                function_buffers(function, tell);
+            }
+            // Its output names no buffer.
+            TrainStep::ColumnGradient { function, .. } => function_sources(function, tell),
+            TrainStep::WeightGradient { dy, x, .. } => of(&[*dy, *x]),
+            TrainStep::TableGradient { dy, .. } => of(&[*dy]),
+            TrainStep::Attention { operands, out, .. } => {
+                of(operands);
+                of(&[*out]);
+            }
+            TrainStep::AttentionBackward { operands, out, .. } => {
+                of(operands);
+                of(out);
+            }
+            TrainStep::Scores { operands, out, .. }
+            | TrainStep::Values { operands, out, .. }
+            | TrainStep::ValuesBackward { operands, out, .. } => {
+                of(operands);
+                of(&[*out]);
+            }
+            TrainStep::Keys { x, out, op, .. } => {
+                of(&[*x, *out]);
+                if let KeyOp::SoftmaxDx { other } = op {
+                    of(&[*other]);
+                }
+            }
+            TrainStep::Loss { logits, gradient, .. } => of(&[*logits, *gradient]),
+            TrainStep::Meet { x, out, .. } => {
+                of(x.as_slice());
+                of(&[*out]);
+            }
+            TrainStep::Gather { .. } | TrainStep::Release { .. } => {}
+            TrainStep::Repeat { carried, yielded, body, .. } => {
+                of(&[*carried, *yielded]);
+                body.iter().for_each(|step| step.buffers(tell));
+            }
+        }
+    }
+
+    /// Tells every weight that the step or its body reads, and every one whose gradient it adds to.
+    pub fn parameters(&self, reads: &mut dyn FnMut(ParameterId), adds: &mut dyn FnMut(ParameterId)) {
+        match self {
+            TrainStep::Rows { function, .. } => function_parameters(function, reads),
+            TrainStep::Linear { products, function, .. } => {
+                products.iter().for_each(|product| reads(product.weight));
+                function_parameters(function, reads);
+            }
+            TrainStep::ColumnGradient { function, parameter, .. } => {
+                function_parameters(function, reads);
+                adds(*parameter);
+            }
+            TrainStep::WeightGradient { parameter, .. } | TrainStep::TableGradient { parameter, .. } => {
+                adds(*parameter);
+            }
+            TrainStep::Repeat { body, .. } => body.iter().for_each(|step| step.parameters(reads, adds)),
+            _ => {}
+        }
+    }
+}
+
+fn function_sources(function: &RowFn, tell: &mut dyn FnMut(BufferId)) {
+    for value in &function.values {
+        if let RowOp::Buffer { buffer } = value.op {
+            tell(buffer);
+        }
+    }
+}
+
+fn function_buffers(function: &RowFn, tell: &mut dyn FnMut(BufferId)) {
+    function_sources(function, tell);
+    for output in &function.outputs {
+        if let Target::Buffer(id) = output.to {
+            tell(id);
+        }
+    }
+}
+
+fn function_parameters(function: &RowFn, reads: &mut dyn FnMut(ParameterId)) {
+    for value in &function.values {
+        match value.op {
+            RowOp::Vector { parameter }
+            | RowOp::Embedding { parameter, .. }
+            | RowOp::Position { parameter } => reads(parameter),
+            _ => {}
+        }
+    }
+}
+
 impl TrainProgram {
+    /// The steps of a segment of the body; all of them where it has none.
+    pub fn segment(&self, segment: usize) -> std::ops::Range<usize> {
+        let Some(share) = &self.share else { return 0..self.body.len() };
+        let start = share.segments.get(segment).copied().unwrap_or(self.body.len());
+        start..share.segments.get(segment + 1).copied().unwrap_or(self.body.len())
+    }
+
     /// The program as JSON text.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"

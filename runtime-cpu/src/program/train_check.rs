@@ -15,6 +15,7 @@ impl TrainProgram {
     pub fn check(self) -> Result<Checked<TrainProgram>, ProgramFaults> {
         let mut checker = Checker { program: &self, faults: Vec::new(), layers: None };
         checker.header();
+        checker.share();
         checker.steps(&self.body);
         match checker.faults {
             faults if faults.is_empty() => Ok(Checked(self)),
@@ -23,15 +24,15 @@ impl TrainProgram {
     }
 }
 
-struct Checker<'p> {
-    program: &'p TrainProgram,
-    faults: Vec<ProgramFault>,
+pub(super) struct Checker<'p> {
+    pub program: &'p TrainProgram,
+    pub faults: Vec<ProgramFault>,
     /// The layers that the steps under check run for.
-    layers: Option<Kept>,
+    pub layers: Option<Kept>,
 }
 
 impl Checker<'_> {
-    fn expect(&mut self, holds: bool, place: &str, what: impl FnOnce() -> String) {
+    pub fn expect(&mut self, holds: bool, place: &str, what: impl FnOnce() -> String) {
         if !holds {
             self.faults.push(ProgramFault { place: place.to_string(), what: what() });
         }
@@ -81,6 +82,7 @@ impl Checker<'_> {
                 let shape = self.shape(name, *parameter, 2);
                 self.row(name, *dy, shape[0]);
                 self.row(name, *x, shape[1]);
+                self.same_rows(name, &[*dy, *x], None);
             }
             TrainStep::ColumnGradient { function, parameter, .. } => {
                 let shape = self.shape(name, *parameter, 1);
@@ -89,10 +91,11 @@ impl Checker<'_> {
                 let fits = function.outputs.len() == 1 && summed.is_some_and(|value| value.width == shape[0]);
                 self.expect(fits, name, || format!("does not sum one row of {}", shape[0]));
             }
-            TrainStep::TableGradient { dy, parameter, by, .. } => {
+            TrainStep::TableGradient { dy, parameter, by, part, .. } => {
                 let shape = self.shape(name, *parameter, 2);
                 self.row(name, *dy, shape[1]);
-                self.table(name, *by, shape[0]);
+                self.same_rows(name, &[*dy], Some(false));
+                self.table(name, *by, shape[0], part.is_some());
             }
             TrainStep::Attention { operands: [q, k, v], out, heads, .. } => {
                 self.attention(name, *heads, &[*q, *out], &[*k, *v]);
@@ -126,7 +129,11 @@ impl Checker<'_> {
                 });
                 self.row(name, *logits, width);
                 self.row(name, *gradient, width);
+                self.same_rows(name, &[*logits, *gradient], Some(false));
             }
+            TrainStep::Meet { op, x, out, .. } => self.meet(name, *op, *x, *out),
+            TrainStep::Gather { parameters, gradients, .. }
+            | TrainStep::Release { parameters, gradients, .. } => self.held(name, parameters, gradients),
             TrainStep::Repeat { layers, carried, yielded, body, .. } => {
                 let fits = layers.first.saturating_add(layers.times) <= self.program.model.layers;
                 self.expect(fits && self.layers.is_none(), name, || {
@@ -134,6 +141,7 @@ impl Checker<'_> {
                 });
                 let width = self.program.buffers.get(*carried).map_or(0, |buffer| buffer.width);
                 self.row(name, *carried, width);
+                self.same_rows(name, &[*carried, *yielded], None);
                 self.layers = Some(*layers);
                 self.row(name, *yielded, width);
                 self.steps(body);
@@ -143,7 +151,7 @@ impl Checker<'_> {
     }
 
     /// A buffer of rows of this width, there for every layer that the step runs for.
-    fn row(&mut self, name: &str, id: BufferId, width: u64) {
+    pub fn row(&mut self, name: &str, id: BufferId, width: u64) {
         self.buffer(name, id, width, false);
     }
 
@@ -175,7 +183,11 @@ impl Checker<'_> {
         found.map_or(vec![1; rank], |parameter| parameter.shape.clone())
     }
 
-    fn table(&mut self, name: &str, by: Lookup, rows: u64) {
+    /// A table has a row for every token or position, but where it is one rank's part.
+    fn table(&mut self, name: &str, by: Lookup, rows: u64, part: bool) {
+        if part && by == Lookup::Token && self.program.share.is_some() {
+            return;
+        }
         let needed = match by {
             Lookup::Token => self.program.model.vocab,
             Lookup::Position => self.program.model.max_seq,
@@ -191,6 +203,8 @@ impl Checker<'_> {
         let (q, k) = (queries.first().map_or(0, width), keys.first().map_or(0, width));
         let same = fits && q.is_multiple_of(heads) && k.is_multiple_of(kv_heads) && q / heads == k / kv_heads;
         self.expect(same, name, || format!("queries of {q} and keys of {k} have no common head width"));
+        let all: Vec<BufferId> = queries.iter().chain(keys).copied().collect();
+        self.same_rows(name, &all, Some(false));
         queries.iter().for_each(|id| self.row(name, *id, q));
         keys.iter().for_each(|id| self.row(name, *id, k));
     }
@@ -203,6 +217,7 @@ impl Checker<'_> {
             Side::Backward => (shape[0], shape[1]),
         };
         self.row(name, product.x, inner);
+        self.same_rows(name, &[product.x], Some(false));
         self.expect(product.column.is_multiple_of(PANEL), name, || "a product starts inside a panel".into());
         product.column.saturating_add(width)
     }
@@ -212,13 +227,35 @@ impl Checker<'_> {
         for output in &f.outputs {
             let width = f.values.get(output.value).map_or(0, |value| value.width);
             match output.to {
-                Target::Buffer(id) => self.row(name, id, width),
+                Target::Buffer(id) => {
+                    self.row(name, id, width);
+                    let read = f.values.iter().find_map(|value| match value.op {
+                        RowOp::Buffer { buffer } => Some(buffer),
+                        _ => None,
+                    });
+                    self.same_rows(name, &[[id], [read.unwrap_or(id)]].concat(), None);
+                }
                 Target::Cache(_) => self.expect(false, name, || "a training step has no cache".into()),
             }
         }
     }
 
+    /// The buffers of a function have the same rows; those of tokens and positions are all of the batch's.
+    fn rows_of_function(&mut self, name: &str, f: &RowFn, product: u64) {
+        let mut ids = Vec::new();
+        let mut whole = product > 0;
+        for value in &f.values {
+            match value.op {
+                RowOp::Buffer { buffer } => ids.push(buffer),
+                RowOp::Embedding { .. } | RowOp::Position { .. } | RowOp::Rotate { .. } => whole = true,
+                _ => {}
+            }
+        }
+        self.same_rows(name, &ids, whole.then_some(false));
+    }
+
     fn function(&mut self, name: &str, f: &RowFn, product: u64) {
+        self.rows_of_function(name, f, product);
         for (at, value) in f.values.iter().enumerate() {
             let width = value.width;
             for operand in value.op.operands() {
@@ -243,7 +280,8 @@ impl Checker<'_> {
                         _ => Lookup::Position,
                     };
                     let shape = self.shape(name, parameter, 2);
-                    self.table(name, by, shape[0]);
+                    let part = matches!(value.op, RowOp::Embedding { part: Some(_), .. });
+                    self.table(name, by, shape[0], part);
                     self.expect(shape[1] == width, name, || {
                         format!("table rows of {} for {width}", shape[1])
                     });

@@ -7,14 +7,14 @@ use rayon::prelude::*;
 /// Elements of a gradient whose squares are added by one thread, so that the sum does not depend on how many there are.
 const SHARE: usize = 1 << 14;
 
-/// The norm of all gradients together.
-pub fn norm(weights: &[Weight]) -> f64 {
+/// The sum of the squares of the gradients of those weights that count here.
+pub fn squares(weights: &[Weight], counts: &dyn Fn(&Weight) -> bool) -> f64 {
     let squares = |chunk: &[f32]| chunk.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
     let of = |weight: &Weight| -> f64 {
-        let parts: Vec<f64> = weight.gradient[..weight.len].par_chunks(SHARE).map(squares).collect();
+        let parts: Vec<f64> = weight.reduced().par_chunks(SHARE).map(squares).collect();
         parts.iter().sum()
     };
-    weights.iter().map(of).sum::<f64>().sqrt()
+    weights.iter().filter(|weight| counts(weight)).map(of).sum()
 }
 
 /// Factors of one step for one weight.
@@ -30,10 +30,9 @@ struct Factors {
     eps: f32,
 }
 
-/// One step, the `t`th from 1, on every weight; `rates` are learning rate and decay of each parameter. Returns the norm
-/// before clipping.
-pub fn update(settings: &AdamW, t: i32, rates: &[(f64, f64)], weights: &mut [Weight]) -> f64 {
-    let norm = norm(weights);
+/// One step, the `t`th from 1, on every weight; `rates` are learning rate and decay of each parameter, `norm` that of all
+/// gradients together.
+pub fn update(settings: &AdamW, t: i32, rates: &[(f64, f64)], norm: f64, weights: &mut [Weight]) {
     let clip = settings.clip.map_or(1.0, |limit| (limit / (norm + CLIP_EPS)).min(1.0));
     for weight in weights {
         let (lr, decay) = rates[weight.parameter];
@@ -48,14 +47,17 @@ pub fn update(settings: &AdamW, t: i32, rates: &[(f64, f64)], weights: &mut [Wei
         };
         step(weight, factors);
     }
-    norm
 }
 
 fn step(weight: &mut Weight, f: Factors) {
-    weight.mean.resize(weight.values.len(), 0.0);
-    weight.square.resize(weight.values.len(), 0.0);
-    let moments = weight.mean.par_chunks_mut(SHARE).zip(weight.square.par_chunks_mut(SHARE));
-    let values = weight.values.par_chunks_mut(SHARE).zip(weight.gradient.par_chunks(SHARE));
+    let own = weight.own.clone();
+    weight.mean.resize(own.len(), 0.0);
+    weight.square.resize(own.len(), 0.0);
+    let Weight { values, gradient, scattered, held, mean, square, .. } = weight;
+    let gradient = if scattered.is_empty() { &gradient[own.clone()] } else { &scattered[..own.len()] };
+    let values = if held.is_empty() { &mut values[own] } else { &mut held[..own.len()] };
+    let moments = mean.par_chunks_mut(SHARE).zip(square.par_chunks_mut(SHARE));
+    let values = values.par_chunks_mut(SHARE).zip(gradient.par_chunks(SHARE));
     values.zip(moments).for_each(|((values, gradient), (mean, square))| {
         for (((w, g), m), v) in values.iter_mut().zip(gradient).zip(mean).zip(square) {
             let g = g * f.clip;

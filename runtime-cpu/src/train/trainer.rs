@@ -1,13 +1,15 @@
 //! A model while it is trained: weights, gradients, moments, and the program that changes them.
 
 use super::adamw;
-use super::memory::{AllWeights, Buffers};
-use super::pass::Pass;
+use super::memory::{AllWeights, Buffers, Form, Replica, Weight};
+use super::pass::{Batch, Pass};
 use super::product::Packing;
 use crate::attention::alibi_slopes;
 use crate::model::{Engine, LoadError, LoadOptions};
+use crate::parts::of_training_rank;
+use crate::peers::{PeerError, Peers};
 use crate::program::train::{KeyOp, TrainStep};
-use crate::program::{Checked, Mask, TrainProgram};
+use crate::program::{Checked, Mask, StateSharding, TrainProgram};
 use crate::rotation::{RotationTable, turn};
 use crate::rows::{Jit, Kernel, Turn};
 use crate::simd::Isa;
@@ -28,17 +30,21 @@ pub enum TrainError {
         /// Canonical name.
         name: String,
     },
+    /// Other ranks cannot be met.
+    #[error(transparent)]
+    Peers(#[from] PeerError),
 }
 
 /// A model while it is trained.
 pub struct Trainer {
-    program: Checked<TrainProgram>,
+    pub(super) program: Checked<TrainProgram>,
     isa: Isa,
-    pool: rayon::ThreadPool,
+    pub(super) pool: rayon::ThreadPool,
     plan: Vec<Planned>,
-    tables: Vec<RotationTable>,
-    weights: AllWeights,
-    buffers: Buffers,
+    pub(super) weights: AllWeights,
+    pub(super) buffers: Buffers,
+    pub(super) replica: Replica,
+    packing: Packing,
     steps: i32,
 }
 
@@ -53,12 +59,26 @@ pub(super) struct Planned {
 }
 
 impl Trainer {
-    /// Reads weights and compiles row functions.
+    /// Reads weights and compiles row functions. The program of one rank reads its part of the whole model's weights; of
+    /// the ranks that hold the same ones it is the first.
     ///
     /// # Errors
     /// [`LoadError`] where a weight is missing or of another shape, or threads cannot be had.
     pub fn load(
         program: Checked<TrainProgram>,
+        weights: &dyn Weights,
+        options: LoadOptions,
+    ) -> Result<Trainer, LoadError> {
+        Trainer::load_replica(program, 0, weights, options)
+    }
+
+    /// The same for a rank among those that hold the same weights: `replica` counts them from 0.
+    ///
+    /// # Errors
+    /// As [`Trainer::load`].
+    pub fn load_replica(
+        program: Checked<TrainProgram>,
+        replica: u64,
         weights: &dyn Weights,
         options: LoadOptions,
     ) -> Result<Trainer, LoadError> {
@@ -70,16 +90,22 @@ impl Trainer {
         };
         let turns: Vec<Turn> = program.rotations.iter().map(|r| turn(&r.rotation)).collect();
         let plan = plan(&program.body, &turns, &mut jit);
-        let weights = AllWeights::load(&program, weights)?;
-        let buffers = Buffers::default();
+        let replica = program.share.as_ref().map_or(Replica::ALONE, |share| Replica {
+            index: replica as usize,
+            of: share.replicas as usize,
+            sharding: if share.replicas > 1 { share.sharding } else { StateSharding::None },
+        });
+        let weights =
+            of_training_rank(&program, weights, |weights| AllWeights::load(&program, weights, &replica))?;
         Ok(Trainer {
             program,
             isa: Isa::detect(),
             pool,
             plan,
-            tables: Vec::new(),
             weights,
-            buffers,
+            buffers: Buffers::default(),
+            replica,
+            packing: Packing::default(),
             steps: 0,
         })
     }
@@ -91,31 +117,51 @@ impl Trainer {
     /// When sequences are empty, of different lengths, longer than the model was built for, or hold ids or labels
     /// outside of the vocabulary.
     pub fn accumulate(&mut self, ids: &[&[u32]], labels: &[&[i32]]) -> Result<f64, TrainError> {
+        if self.program.share.is_some() {
+            return Err(TrainError::Batch("one rank's part of a step runs among the others".into()));
+        }
         let seq = self.check_batch(ids, labels)?;
+        let form = Form { batch: ids.len(), seq, run: ids.len() * seq, flights: 1 };
+        self.buffers.prepare(&self.program, form);
+        let batch = Batch::new(ids, labels, None);
+        let steps = 0..self.program.body.len();
+        self.run(&batch, steps, seq, &mut None)
+    }
+
+    /// Runs steps of the body for a batch and returns the loss, where they make one.
+    pub(super) fn run(
+        &mut self,
+        batch: &Batch,
+        steps: std::ops::Range<usize>,
+        seq: usize,
+        peers: &mut Option<&mut dyn Peers>,
+    ) -> Result<f64, TrainError> {
         let tables = self.program.rotations.iter();
-        self.tables = tables.map(|r| RotationTable::directed(&r.rotation, seq, r.back)).collect();
-        self.buffers.prepare(&self.program, ids.len(), seq);
-        let Trainer { program, isa, pool, plan, tables, weights, buffers, .. } = self;
+        let tables: Vec<RotationTable> =
+            tables.map(|r| RotationTable::directed(&r.rotation, seq, r.back)).collect();
+        let Trainer { program, isa, pool, plan, weights, buffers, packing, replica, .. } = self;
         let mut pass = Pass {
             program,
             isa: *isa,
+            pool,
             weights,
             buffers,
-            tables,
-            tokens: ids.concat(),
-            labels: labels.concat(),
-            batch: ids.len(),
-            seq,
+            replica: *replica,
+            tables: &tables,
+            batch,
             layer: 0,
             loss: 0.0,
-            packing: Packing::default(),
+            packing: std::mem::take(packing),
             products: Vec::new(),
         };
-        pool.install(|| pass.steps(&pass.program.body, plan));
-        Ok(pass.loss)
+        let done = pass.steps(&program.body[steps.clone()], &plan[steps], peers);
+        let (loss, used) = (pass.loss, std::mem::take(&mut pass.packing));
+        *packing = used;
+        done?;
+        Ok(loss)
     }
 
-    fn check_batch(&self, ids: &[&[u32]], labels: &[&[i32]]) -> Result<usize, TrainError> {
+    pub(super) fn check_batch(&self, ids: &[&[u32]], labels: &[&[i32]]) -> Result<usize, TrainError> {
         let fault = |what: String| Err(TrainError::Batch(what));
         let seq = ids.first().map_or(0, |ids| ids.len());
         if seq == 0 || seq as u64 > self.program.model.max_seq {
@@ -139,12 +185,21 @@ impl Trainer {
 
     /// Sets every gradient to zero.
     pub fn clear(&mut self) {
-        self.pool.install(|| self.weights.list.par_iter_mut().for_each(|weight| weight.gradient.fill(0.0)));
+        let clear = |weight: &mut Weight| {
+            weight.gradient.fill(0.0);
+            weight.scattered.fill(0.0);
+        };
+        self.pool.install(|| self.weights.list.par_iter_mut().for_each(clear));
     }
 
     /// The norm of all gradients together.
     pub fn gradient_norm(&self) -> f64 {
-        self.pool.install(|| adamw::norm(&self.weights.list))
+        self.squares(&|_| true).sqrt()
+    }
+
+    /// The sum of the squares of the gradients of some weights.
+    pub(super) fn squares(&self, counts: &(dyn Fn(&Weight) -> bool + Sync)) -> f64 {
+        self.pool.install(|| adamw::squares(&self.weights.list, &|weight| counts(weight)))
     }
 
     /// Changes every weight by its gradient and returns the norm of the gradients before clipping; `updates` are those of
@@ -153,6 +208,18 @@ impl Trainer {
     /// # Errors
     /// When a parameter has no rule.
     pub fn update(&mut self, settings: &AdamW, updates: &[ParamUpdate]) -> Result<f64, TrainError> {
+        let norm = self.gradient_norm();
+        self.change(settings, updates, norm)?;
+        Ok(norm)
+    }
+
+    /// One step of the optimizer on what the rank changes.
+    pub(super) fn change(
+        &mut self,
+        settings: &AdamW,
+        updates: &[ParamUpdate],
+        norm: f64,
+    ) -> Result<(), TrainError> {
         let rule = |name: &String| match updates.iter().find(|update| update.name == *name) {
             Some(update) => Ok((update.lr, update.weight_decay)),
             None => Err(TrainError::Rule { name: name.clone() }),
@@ -165,12 +232,16 @@ impl Trainer {
             .collect::<Result<_, _>>()?;
         self.steps += 1;
         let (steps, weights) = (self.steps, &mut self.weights.list);
-        Ok(self.pool.install(|| adamw::update(settings, steps, &rates, weights)))
+        self.pool.install(|| adamw::update(settings, steps, &rates, norm, weights));
+        Ok(())
     }
 
-    /// Every weight by its canonical name: values and gradient.
+    /// Every weight by its canonical name: values and gradient; empty where other ranks hold them.
     pub fn weights(&self) -> impl Iterator<Item = (&str, &[f32], &[f32])> {
-        self.weights.list.iter().map(|w| (w.name.as_str(), &w.values[..w.len], &w.gradient[..w.len]))
+        fn all(values: &[f32], len: usize) -> &[f32] {
+            values.get(..len).unwrap_or(&[])
+        }
+        self.weights.list.iter().map(|w| (w.name.as_str(), all(&w.values, w.len), all(&w.gradient, w.len)))
     }
 
     /// Bytes of the buffers of the last batch.

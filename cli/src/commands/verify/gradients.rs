@@ -18,6 +18,7 @@ use lapidary_reference::{Batch, Optimizer, Oracle, Params, Tensor};
 use lapidary_runtime_cpu::train::Trainer;
 use lapidary_runtime_cpu::{Engine, LoadOptions};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// Largest difference of a gradient over its largest value; the stored implementations' f32 gap stays below 5e-6.
 pub const TOLERANCE: f64 = 1e-4;
@@ -122,9 +123,16 @@ impl Settings {
 }
 
 /// Something that computes losses and gradients of the stored batch and can step.
-trait Learner {
+pub trait Learner {
+    /// The loss, and the gradient of every parameter.
+    ///
+    /// # Errors
+    /// What the device says.
     fn gradients(&mut self) -> Result<(f64, Params<f64>), Failure>;
     /// Steps by the gradients computed last; returns their norm.
+    ///
+    /// # Errors
+    /// What the device says.
     fn step(&mut self, settings: &AdamW, updates: &[ParamUpdate]) -> Result<f64, Failure>;
 }
 
@@ -137,11 +145,30 @@ pub fn check(
     weights: &Opened<'_>,
     making: &Making<'_>,
 ) -> Result<GradientChecks, Failure> {
+    there(directory)?;
+    let mut learner = learner(directory, weights, making)?;
+    compare_all(directory, making.recompute, learner.as_mut())
+}
+
+fn there(directory: &Directory) -> Result<PathBuf, Failure> {
     let path = directory.folder.join("grads.safetensors");
     if !path.is_file() {
         let what = format!("{}: not there, so there are no gradients to compare", path.display());
         return Err(Failure::new(Exit::InvalidInput, what));
     }
+    Ok(path)
+}
+
+/// Compares what a learner computes with the gradients of a directory, and its optimizer steps.
+///
+/// # Errors
+/// As [`check`].
+pub fn compare_all(
+    directory: &Directory,
+    recompute: Recompute,
+    learner: &mut dyn Learner,
+) -> Result<GradientChecks, Failure> {
+    let path = there(directory)?;
     let stored: Params<f64> = weights::with(&path, &directory.spec, |opened| opened.params())?;
     let meta = directory.folder.join("meta.json");
     let meta: Meta = match meta.is_file() {
@@ -149,7 +176,6 @@ pub fn check(
             .map_err(|what| Failure::new(Exit::InvalidInput, format!("{}: {what}", meta.display())))?,
         false => Meta::default(),
     };
-    let mut learner = learner(directory, weights, making)?;
     let (found, gradients) = learner.gradients()?;
     let rounding = ROUNDING * stored.values().map(largest).fold(0.0, f64::max);
     let tensors: Vec<GradientCheck> =
@@ -159,13 +185,13 @@ pub fn check(
         LossCheck { expected, found, tolerance, ok: (found - expected).abs() <= tolerance }
     });
     let steps = match &meta.adamw {
-        Some(stored) => steps(directory, learner.as_mut(), stored)?,
+        Some(stored) => steps(directory, learner, stored)?,
         None => Vec::new(),
     };
     let ok = tensors.iter().all(|tensor| tensor.ok)
         && loss.is_none_or(|loss| loss.ok)
         && steps.iter().all(|step| step.ok);
-    Ok(GradientChecks { recompute: making.recompute.name(), loss, tensors, steps, ok })
+    Ok(GradientChecks { recompute: recompute.name(), loss, tensors, steps, ok })
 }
 
 fn largest(stored: &Tensor<f64>) -> f64 {

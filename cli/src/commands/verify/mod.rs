@@ -11,6 +11,7 @@ mod interpreted;
 mod report;
 mod simulated;
 mod spread;
+mod spread_step;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -125,9 +126,17 @@ fn spread(args: &Verify, global: &Global, job: Job<'_>) -> Result<(), Failure> {
             ("precision", precision.name().to_string()),
         ];
         let options = LoadOptions { jobs: super::jobs(global), ..LoadOptions::default() };
+        let (world, degrees, place) = (job.world, job.degrees, job.place);
         let device = Spread::load(&directory.spec, &switches, dtype, weights, job, options)?;
         let runs = vec![Run { switches: told, checks: check(&directory, &device, allowed)? }];
-        let (device, gradients) = (args.device.name(), Vec::new());
+        let gradients = match (args.grads, world.ranks(lapidary_runtime_mpi::Grid { degrees })) {
+            (true, Some(ranks)) => {
+                let job = Job { world, ranks, degrees, place };
+                vec![spread_step::check(&directory, weights, args, options, job)?]
+            }
+            _ => Vec::new(),
+        };
+        let device = args.device.name();
         Ok(Report { directory: &directory, device, allowed, runs, gradients, bisection: None })
     })?;
     if speaks {

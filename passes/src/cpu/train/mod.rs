@@ -4,6 +4,7 @@
 //! this is an emitter of its own. A gradient never exists on its own: the op that makes it adds into its buffer. A value
 //! that is kept is written where it is kept. Attention whose softmax is computed again runs without a matrix of scores.
 
+mod held;
 mod rows;
 mod scope;
 
@@ -12,13 +13,15 @@ use crate::cpu::parts::{Chain, chain};
 use crate::cpu::{HostFunction, HostParam, LowerError, sizes};
 use lapidary_models::autodiff::Training;
 use lapidary_models::graph::Slot;
-use lapidary_models::op::Backward;
+use lapidary_models::op::{Backward, Sharded};
 use lapidary_models::{ModelSpec, Node, Op, ValueId};
 use lapidary_runtime_cpu::program::train::{
-    Heads, Kept, KeyOp, Lookup, SCHEMA, TrainBuffer, TrainParameter, TrainProgram, TrainRotation, TrainStep,
+    Heads, Kept, KeyOp, Lookup, Meeting, SCHEMA, TrainBuffer, TrainParameter, TrainProgram, TrainRotation, TrainStep,
     VERSION,
 };
-use lapidary_runtime_cpu::program::{BufferId, Mask, ParameterId, RowFn, RowOp, Sizes, Target};
+use lapidary_runtime_cpu::program::{
+    BufferId, Mask, ParameterId, RowFn, RowOp, Sizes, StateSharding, Target, TrainShare,
+};
 use scope::Scope;
 use std::collections::BTreeSet;
 
@@ -31,6 +34,8 @@ pub struct TrainModule {
     pub slots: Vec<Slot>,
     /// The functions in the graph's order, main last.
     pub functions: Vec<HostFunction>,
+    /// Which part of the model it is; none for the whole of it. Its segments are found when steps are.
+    pub share: Option<TrainShare>,
 }
 
 impl TrainModule {
@@ -42,6 +47,7 @@ impl TrainModule {
             model: sizes(spec),
             slots: graph.slots.clone(),
             functions: graph.functions.iter().map(|f| HostFunction::unfused(f, params())).collect(),
+            share: None,
         }
     }
 }
@@ -73,7 +79,8 @@ impl<'m> Emitter<'m> {
         for slot in &self.module.slots {
             let (width, scores) = width_of(&slot.ty.shape);
             let kept = Some(Kept { first: slot.first, times: slot.times });
-            self.buffers.push(TrainBuffer { name: slot.name.clone(), width, scores, kept });
+            let run = self.is_run(&slot.ty.shape);
+            self.buffers.push(TrainBuffer { name: slot.name.clone(), width, scores, run, kept });
         }
         let Some(main) = self.module.functions.last() else {
             return Err(LowerError::Unsupported {
@@ -82,11 +89,18 @@ impl<'m> Emitter<'m> {
             });
         };
         let mut scope = Scope::new(main);
-        let body = self.steps(&mut scope)?;
+        let mut body = self.steps(&mut scope)?;
+        let share = self.module.share.clone().map(|share| {
+            if share.sharding == StateSharding::Full && share.replicas > 1 {
+                body = held::gathered(std::mem::take(&mut body));
+            }
+            TrainShare { segments: held::segments(&body), ..share }
+        });
         Ok(TrainProgram {
             schema: SCHEMA.into(),
             version: VERSION,
             model: self.module.model.clone(),
+            share,
             parameters: self.parameters,
             rotations: self.rotations,
             buffers: self.buffers,
@@ -94,9 +108,21 @@ impl<'m> Emitter<'m> {
         })
     }
 
-    fn buffer(&mut self, name: &str, width: u64, scores: bool) -> BufferId {
-        self.buffers.push(TrainBuffer { name: name.into(), width, scores, kept: None });
+    fn buffer(&mut self, name: &str, shape: &[u64]) -> BufferId {
+        let (width, scores) = width_of(shape);
+        let run = self.is_run(shape);
+        self.buffers.push(TrainBuffer { name: name.into(), width, scores, run, kept: None });
         self.buffers.len() - 1
+    }
+
+    /// Whether a value of this shape has a rank's run of the rows: fewer than the tokens that main gets.
+    fn is_run(&self, shape: &[u64]) -> bool {
+        let main = self.module.functions.last().map(|main| &main.function);
+        let ids = main.and_then(|main| main.arguments.first().map(|id| main.ty(*id)));
+        match (shape, ids) {
+            ([1, rows, _], Some(ids)) => self.module.share.is_some() && *rows != ids.elements(),
+            _ => false,
+        }
     }
 
     /// Where the result of a node goes: its slot, if it is kept.
@@ -104,8 +130,8 @@ impl<'m> Emitter<'m> {
         let id = match scope.slot_of(node.output) {
             Some(slot) => slot,
             None => {
-                let (width, scores) = width_of(&scope.uses.function.ty(node.output).shape);
-                self.buffer(&node.name, width, scores)
+                let shape = &scope.uses.function.ty(node.output).shape;
+                self.buffer(&node.name, shape)
             }
         };
         scope.held.insert(node.output, id);
@@ -189,7 +215,9 @@ impl<'m> Emitter<'m> {
                 | Backward::NormDw { .. }
                 | Backward::EmbedDw { .. }
                 | Backward::PositionDw { .. },
-            ) => self.gradients(scope, node),
+            )
+            | Op::Sharded(Sharded::EmbedPartDw { .. }) => self.gradients(scope, node),
+            Op::Sharded(ref op) => one(self.meet(scope, node, op)?),
             Op::Backward(Backward::CrossEntropyDx) => {
                 let logits = scope.buffer_of(node, node.inputs[0])?;
                 one(TrainStep::Loss { name, logits, gradient: self.result(scope, node) })
@@ -214,6 +242,32 @@ impl<'m> Emitter<'m> {
             }
             _ => one(self.keys(scope, node)?),
         }
+    }
+
+    /// What ranks say to each other. What is sent stays where it is.
+    fn meet(&mut self, scope: &mut Scope, node: &Node, op: &Sharded) -> Lowered<TrainStep> {
+        let op = match *op {
+            Sharded::AllReduce => Meeting::AllReduce,
+            Sharded::AllGather { .. } => Meeting::AllGather,
+            Sharded::ReduceScatter { .. } => Meeting::ReduceScatter,
+            Sharded::GatherRows { .. } => Meeting::GatherRows,
+            Sharded::TakeRows { .. } => Meeting::TakeRows,
+            Sharded::Take { first, length, .. } => Meeting::Take { first, length },
+            Sharded::Send { stage, lane } => Meeting::Send { stage, lane },
+            Sharded::Receive { stage, lane } => Meeting::Receive { stage, lane },
+            Sharded::EmbedPart { .. } | Sharded::EmbedPartDw { .. } => {
+                return unsupported(node, "is no meeting of ranks");
+            }
+        };
+        let x = node.inputs.first().map(|x| scope.buffer_of(node, *x)).transpose()?;
+        let out = match (op, x) {
+            (Meeting::Send { .. }, Some(x)) => {
+                scope.held.insert(node.output, x);
+                x
+            }
+            _ => self.result(scope, node),
+        };
+        Ok(TrainStep::Meet { name: node.name.clone(), op, x, out })
     }
 
     fn keys(&mut self, scope: &mut Scope, node: &Node) -> Lowered<TrainStep> {
@@ -312,10 +366,14 @@ impl<'m> Emitter<'m> {
                 TrainStep::WeightGradient { name, dy: buffer(0)?, x: buffer(1)?, parameter }
             }
             Op::Backward(Backward::EmbedDw { .. }) => {
-                TrainStep::TableGradient { name, dy: buffer(1)?, parameter, by: Lookup::Token }
+                TrainStep::TableGradient { name, dy: buffer(1)?, parameter, by: Lookup::Token, part: None }
+            }
+            Op::Sharded(Sharded::EmbedPartDw { first, .. }) => {
+                let (dy, by, part) = (buffer(1)?, Lookup::Token, Some(first));
+                TrainStep::TableGradient { name, dy, parameter, by, part }
             }
             Op::Backward(Backward::PositionDw { .. }) => {
-                TrainStep::TableGradient { name, dy: buffer(0)?, parameter, by: Lookup::Position }
+                TrainStep::TableGradient { name, dy: buffer(0)?, parameter, by: Lookup::Position, part: None }
             }
             Op::Backward(Backward::NormDw { kind, eps }) => {
                 // The normalised row times dy: a norm whose weight is dy.

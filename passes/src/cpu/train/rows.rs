@@ -3,7 +3,7 @@
 
 use super::scope::Scope;
 use super::{Emitter, Lowered, unsupported};
-use lapidary_models::op::Backward;
+use lapidary_models::op::{Backward, Sharded};
 use lapidary_models::spec::Rope;
 use lapidary_models::{Node, Op, ValueId};
 use lapidary_runtime_cpu::program::train::{Product, Side, TrainRotation, TrainStep};
@@ -78,6 +78,9 @@ impl Emitter<'_> {
         let operand = |emitter: &mut Self, draft: &mut RowsDraft, at| emitter.operand(scope, node, at, draft);
         let op = match node.op {
             Op::Embed => RowOp::Embedding { parameter: self.parameter(scope, node, 1)?, part: None },
+            Op::Sharded(Sharded::EmbedPart { first }) => {
+                RowOp::Embedding { parameter: self.parameter(scope, node, 1)?, part: Some(first) }
+            }
             Op::Position { .. } => {
                 let (a, parameter) = (operand(self, draft, 0)?, self.parameter(scope, node, 1)?);
                 let b = draft.function.push(width, RowOp::Position { parameter });

@@ -4,7 +4,7 @@ use super::{Lowered, unsupported};
 use crate::attention_backward::{Core, cores};
 use crate::cpu::HostFunction;
 use crate::cpu::parts::{Chain, Uses};
-use lapidary_models::op::Backward;
+use lapidary_models::op::{Backward, Sharded};
 use lapidary_models::{Node, Op, ValueId};
 use lapidary_runtime_cpu::program::{BufferId, Mask};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ impl<'m> Scope<'m> {
                         | Backward::NormDw { .. }
                         | Backward::EmbedDw { .. }
                         | Backward::PositionDw { .. }
-                )
+                ) | Op::Sharded(Sharded::EmbedPartDw { .. })
             )
         };
         maker.is_some_and(adds) && !self.gradients_of(gradient.inputs[0]).is_empty()
@@ -86,6 +86,7 @@ impl<'m> Scope<'m> {
         let row = matches!(
             node.op,
             Op::Embed
+                | Op::Sharded(Sharded::EmbedPart { .. })
                 | Op::Position { .. }
                 | Op::Bias
                 | Op::Add
