@@ -300,6 +300,10 @@ LogicalResult MaskOp::inferReturnTypes(MLIRContext *, Loc loc, Adaptor op, Types
 
 LogicalResult MaskOp::verify() {
   auto type = cast<RankedTensorType>(getType());
+  if (failed(atLeast(*this, "alibi_first", getAlibiFirst(), 0)) || failed(atLeast(*this, "alibi_heads", getAlibiHeads(), 0)))
+    return failure();
+  if (!getAlibi() && getAlibiHeads() != 0)
+    return emitOpError("alibi_heads belongs to alibi");
   return verifyMask(*this, type.getDimSize(2), type.getDimSize(3));
 }
 

@@ -204,15 +204,18 @@ def NN_MaskOp : NN_Inferred<"mask", [Pure]> {
   let summary = "add minus infinity where a query may not look, and ALiBi's slopes";
   let description = [{
     x [B,H,S,L]; query s stands at position p = offset + s. `causal`: keys l > p become -inf. `window` w > 0: keys
-    l <= p - w become -inf. `alibi`: adds `slope_h * alibi_scaling * (l - p)` with the slopes of H heads. A mask that
-    does nothing folds away.
+    l <= p - w become -inf. `alibi`: adds `slope_h * alibi_scaling * (l - p)` with the slopes of H heads, or with
+    those of the heads from `alibi_first` on of a model of `alibi_heads` heads where that is not 0. A mask that does
+    nothing folds away.
   }];
   let arguments = (ins NN_Tensor:$x, UnitAttr:$causal, DefaultValuedAttr<I64Attr, "0">:$window, UnitAttr:$alibi,
-                       DefaultValuedAttr<F64Attr, "1.0">:$alibi_scaling, DefaultValuedAttr<I64Attr, "0">:$offset);
+                       DefaultValuedAttr<F64Attr, "1.0">:$alibi_scaling, DefaultValuedAttr<I64Attr, "0">:$alibi_first,
+                       DefaultValuedAttr<I64Attr, "0">:$alibi_heads, DefaultValuedAttr<I64Attr, "0">:$offset);
   let results = (outs NN_Tensor:$result);
   let assemblyFormat = [{
     $x (`causal` $causal^)? (`window` `=` $window^)? (`alibi` $alibi^)?
-    (`alibi_scaling` `=` custom<Number>($alibi_scaling)^)? (`offset` `=` $offset^)? attr-dict `:` type($x)
+    (`alibi_scaling` `=` custom<Number>($alibi_scaling)^)? (`alibi_first` `=` $alibi_first^)?
+    (`alibi_heads` `=` $alibi_heads^)? (`offset` `=` $offset^)? attr-dict `:` type($x)
   }];
   let hasVerifier = 1;
   let hasFolder = 1;

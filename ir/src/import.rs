@@ -129,8 +129,8 @@ impl<'g, 'c> Importer<'g, 'c> {
             Op::KvAppend { cache, cached } => nn::kv_append(at, x(0)?, self.layer(node)?, cache, cached),
             Op::Scores { heads, kv_heads } => nn::scores(at, x(0)?, x(1)?, heads, kv_heads),
             Op::Values { heads, kv_heads } => nn::values(at, x(0)?, x(1)?, heads, kv_heads),
-            Op::Mask { causal, window, alibi, offset } => {
-                nn::mask(at, x(0)?, &MaskParameters { causal, window, alibi, offset })
+            Op::Mask { causal, window, alibi, heads, offset } => {
+                nn::mask(at, x(0)?, &MaskParameters { causal, window, alibi, heads, offset })
             }
             _ => Err(IrError::Missing { op: node.op.name().into(), what: "import".into() }),
         }

@@ -123,7 +123,7 @@ fn mask_op(spec: &ModelSpec, dims: Dims) -> Op {
         Position::Alibi { scaling } => Some(scaling),
         _ => None,
     };
-    Op::Mask { causal: true, window: spec.attn.window.unwrap_or(0), alibi, offset: dims.cached }
+    Op::Mask { causal: true, window: spec.attn.window.unwrap_or(0), alibi, heads: None, offset: dims.cached }
 }
 
 fn mlp(f: &mut Builder, spec: &ModelSpec, h: ValueId) -> Result<ValueId, GraphError> {

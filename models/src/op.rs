@@ -12,6 +12,7 @@
 use crate::dtype::DType;
 use crate::graph::TensorType;
 use crate::spec::{Activation, NormKind, Pairing, RopeScaling};
+use serde::{Deserialize, Serialize};
 
 mod backward;
 mod sharded;
@@ -70,6 +71,16 @@ impl Cache {
             Cache::Value => "v",
         }
     }
+}
+
+/// Which of a model's heads those are that a rank has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadRun {
+    /// The first of them; past the last head where the rank only pads.
+    pub first: u64,
+    /// Heads of the model.
+    pub of: u64,
 }
 
 /// One operation. Operand shapes stand in the comment, then the result's.
@@ -148,6 +159,8 @@ pub enum Op {
         window: u64,
         /// ALiBi's factor on the distances; absent without ALiBi.
         alibi: Option<f64>,
+        /// Which heads of the model they are, for ALiBi's slopes; all of them where nothing is said.
+        heads: Option<HeadRun>,
         /// Position of the first query: the cached length.
         offset: u64,
     },
@@ -415,7 +428,7 @@ mod tests {
             ),
             (&values, &[t(&[1, 4, 3, 5]), t(&[1, 6, 16])], "p L = 5 but v L = 6"),
             (
-                &Op::Mask { causal: true, window: 0, alibi: None, offset: 0 },
+                &Op::Mask { causal: true, window: 0, alibi: None, heads: None, offset: 0 },
                 &[t(&[3, 5])],
                 "scores has rank 2, expected 4",
             ),

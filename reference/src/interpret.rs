@@ -111,8 +111,10 @@ impl<T: Real> Oracle<'_, T> {
             Op::Scores { heads, kv_heads } => {
                 ops::scores(input(0), input(1), heads as usize, kv_heads as usize)
             }
-            Op::Mask { causal, window, alibi, offset } => {
-                ops::mask(input(0), Mask { causal, window: window as usize, alibi, offset: offset as usize })
+            Op::Mask { causal, window, alibi, heads, offset } => {
+                let (window, offset) = (window as usize, offset as usize);
+                let heads = heads.map(|run| (run.first as usize, run.of as usize));
+                ops::mask(input(0), Mask { causal, window, alibi, heads, offset })
             }
             Op::Softmax => ops::softmax(input(0)),
             Op::Values { heads, kv_heads } => {

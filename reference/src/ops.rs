@@ -190,6 +190,8 @@ pub struct Mask {
     pub window: usize,
     /// Factor on ALiBi's distances.
     pub alibi: Option<f64>,
+    /// The first of the model's heads that these are, and how many it has; all of them where nothing is said.
+    pub heads: Option<(usize, usize)>,
     /// Position of the first query.
     pub offset: usize,
 }
@@ -197,6 +199,7 @@ pub struct Mask {
 /// Minus infinity at hidden keys, ALiBi's slope times the distance elsewhere.
 pub fn mask<T: Real>(scores: &Tensor<T>, m: Mask) -> Tensor<T> {
     let (heads, seq, keys) = (scores.shape[1], scores.shape[2], scores.shape[3]);
+    let (first, all) = m.heads.unwrap_or((0, heads));
     Tensor::build(scores.shape.clone(), |i| {
         let (head, query, key) = (i / (seq * keys) % heads, m.offset + i / keys % seq, i % keys);
         let later = m.causal && key > query;
@@ -205,7 +208,7 @@ pub fn mask<T: Real>(scores: &Tensor<T>, m: Mask) -> Tensor<T> {
             return T::from_f64(f64::NEG_INFINITY);
         }
         let distance = query as f64 - key as f64;
-        let penalty = m.alibi.map_or(0.0, |factor| slope(head, heads) * factor * distance);
+        let penalty = m.alibi.map_or(0.0, |factor| slope((first + head).min(all - 1), all) * factor * distance);
         scores.data[i] - T::from_f64(penalty)
     })
 }
@@ -271,7 +274,7 @@ mod tests {
     #[test]
     fn a_mask_hides_the_future_and_what_is_out_of_the_window() {
         let scores = Tensor::build(vec![1, 1, 2, 5], |_| 0.0f64);
-        let mask = mask(&scores, Mask { causal: true, window: 3, alibi: None, offset: 2 });
+        let mask = mask(&scores, Mask { causal: true, window: 3, alibi: None, heads: None, offset: 2 });
         let seen: Vec<u8> = mask.data.iter().map(|x| u8::from(*x == 0.0)).collect();
         // Queries stand at positions 2 and 3; each sees itself and the two before.
         assert_eq!(seen, [1, 1, 1, 0, 0, 0, 1, 1, 1, 0]);
@@ -280,7 +283,7 @@ mod tests {
     #[test]
     fn alibi_takes_slope_times_distance() {
         let scores = Tensor::build(vec![1, 8, 1, 4], |_| 1.0f64);
-        let mask = mask(&scores, Mask { causal: true, window: 0, alibi: Some(2.0), offset: 3 });
+        let mask = mask(&scores, Mask { causal: true, window: 0, alibi: Some(2.0), heads: None, offset: 3 });
         assert_eq!(mask.data[..4], [1.0 - 3.0, 1.0 - 2.0, 1.0 - 1.0, 1.0]);
     }
 

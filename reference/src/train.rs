@@ -122,7 +122,7 @@ fn backward<'v, T: Real>(op: &Backward, input: &dyn Fn(usize) -> &'v Tensor<T>) 
         }
         Backward::MaskDx { causal, window, offset } => {
             let (window, offset) = (window as usize, offset as usize);
-            back::mask_dx(input(0), Mask { causal, window, alibi: None, offset })
+            back::mask_dx(input(0), Mask { causal, window, alibi: None, heads: None, offset })
         }
         Backward::SoftmaxDx => back::softmax_dx(input(0), input(1)),
         Backward::ValuesDv { heads, kv_heads } => {

@@ -7,6 +7,7 @@
 
 use crate::cache::KeyValues;
 use crate::program::Mask;
+use lapidary_models::op::HeadRun;
 use crate::simd::{COLUMNS, Isa, TILE_ROWS, Tile, pack, panel_product, softmax_step};
 use rayon::prelude::*;
 
@@ -74,6 +75,15 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
 }
 
 impl Mask {
+    /// ALiBi's slopes of a number of heads, times its factor; none without ALiBi. Heads that only pad take the last slope.
+    pub fn slopes(&self, heads: u64) -> Vec<f32> {
+        let Some(factor) = self.alibi else { return Vec::new() };
+        let run = self.heads.unwrap_or(HeadRun { first: 0, of: heads });
+        let all = alibi_slopes(run.of as usize);
+        let at = |head: u64| (run.first.saturating_add(head) as usize).min(all.len().saturating_sub(1));
+        (0..heads).filter_map(|head| all.get(at(head))).map(|slope| slope * factor as f32).collect()
+    }
+
     /// The keys that a query at `position` sees, of `keys` in all.
     pub fn visible(&self, position: usize, keys: usize) -> std::ops::Range<usize> {
         let end = if self.causal { keys.min(position + 1) } else { keys };

@@ -1,6 +1,5 @@
 //! A program with its weights at hand and its row functions compiled: everything that sessions share.
 
-use crate::attention::alibi_slopes;
 use crate::parts::of_rank;
 use crate::peers::Peers;
 use crate::program::{Checked, CpuProgram, KeyOp, Mask, RowFn, Step};
@@ -196,20 +195,13 @@ fn planned(steps: &[Step], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned
             Step::Rows { function, .. } | Step::Linear { function, .. } => {
                 Planned { kernel: kernel(function), ..none }
             }
-            Step::Attention { heads, mask, .. } => Planned { slopes: slopes(*heads, mask), ..none },
+            Step::Attention { heads, mask, .. } => Planned { slopes: mask.slopes(*heads), ..none },
             Step::Keys { heads, op: KeyOp::Mask(mask), .. } => {
-                Planned { slopes: slopes(*heads, mask), ..none }
+                Planned { slopes: mask.slopes(*heads), ..none }
             }
             Step::Repeat { body, .. } => Planned { body: planned(body, turns, jit), ..none },
             Step::Scores { .. } | Step::Keys { .. } | Step::Values { .. } | Step::Collective { .. } => none,
         });
     }
     planned_steps
-}
-
-fn slopes(heads: u64, mask: &Mask) -> Vec<f32> {
-    match mask.alibi {
-        Some(factor) => alibi_slopes(heads as usize).into_iter().map(|s| s * factor as f32).collect(),
-        None => Vec::new(),
-    }
 }

@@ -114,7 +114,7 @@ fn program() -> CpuProgram {
     let mut logits = RowFn::default();
     let value = logits.push(V, RowOp::Product { column: 0 });
     logits.send(value, Target::Buffer(6));
-    let mask = Mask { causal: true, window: 0, alibi: None };
+    let mask = Mask { causal: true, ..Mask::OPEN };
     let body = vec![
         Step::Rows { name: "norm".into(), rows: Rows::Tokens, function: norm },
         Step::Linear { name: "qkv".into(), rows: Rows::Tokens, x: 2, weight: 2, function: qkv },

@@ -10,7 +10,7 @@ use crate::error::IrError;
 use crate::handle::{View, missing};
 use crate::raw::{Block, Op, Value};
 use lapidary_models::TensorType;
-use lapidary_models::op::{Cache, ScaleRole};
+use lapidary_models::op::{Cache, HeadRun, ScaleRole};
 use lapidary_models::spec::{Activation, NormKind, RopeScaling};
 use melior::ir::{Attribute, Type};
 
@@ -173,6 +173,12 @@ pub fn mask<'c>(at: At<'c>, x: Value<'c>, parameters: &MaskParameters) -> Built<
     let cx = at.context();
     let new = mask_attributes(at, New::inferred("nn.mask").reads(&[x]), parameters);
     let new = new.with_some("alibi", parameters.alibi.map(|_| cx.unit()));
+    let new = match parameters.heads {
+        Some(HeadRun { first, of }) => {
+            new.with("alibi_first", count(at, first)).with("alibi_heads", count(at, of))
+        }
+        None => new,
+    };
     result(at, &new.with("alibi_scaling", cx.f64(parameters.alibi.unwrap_or(1.0))))
 }
 

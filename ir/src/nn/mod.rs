@@ -15,6 +15,7 @@ pub use train::*;
 pub use view::*;
 pub use word::Anchor;
 
+use lapidary_models::op::HeadRun;
 use lapidary_models::spec::{Pairing, RopeScaling};
 
 /// What `nn.rope` does with positions.
@@ -43,6 +44,8 @@ pub struct MaskParameters {
     pub window: u64,
     /// ALiBi's factor on the distances; none without ALiBi.
     pub alibi: Option<f64>,
+    /// Which heads of the model they are, for ALiBi's slopes; all of them where nothing is said.
+    pub heads: Option<HeadRun>,
     /// Position of the first query: the number of cached tokens.
     pub offset: u64,
 }

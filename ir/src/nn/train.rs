@@ -33,7 +33,7 @@ pub fn backward<'c>(at: At<'c>, op: &Backward, operands: &[Value<'c>]) -> Built<
             rope_attributes(at, new, &parameters)?
         }
         Backward::MaskDx { causal, window, offset } => {
-            mask_attributes(at, new, &MaskParameters { causal, window, alibi: None, offset })
+            mask_attributes(at, new, &MaskParameters { causal, window, alibi: None, heads: None, offset })
         }
         Backward::ValuesDv { heads, kv_heads } => {
             new.with("heads", count(at, heads)).with("kv_heads", count(at, kv_heads))

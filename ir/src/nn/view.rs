@@ -7,7 +7,7 @@ use super::word::{Anchor, Word};
 use super::{FusedParameters, MaskParameters, RopeParameters};
 use crate::handle::View;
 use crate::raw::{Block, Op, Value};
-use lapidary_models::op::{Cache, ScaleRole};
+use lapidary_models::op::{Cache, HeadRun, ScaleRole};
 use lapidary_models::spec::{Activation, NormKind, Pairing, RopeScaling};
 
 const VERIFIED: &str = "the dialect demands it and the op was verified";
@@ -303,9 +303,16 @@ impl Mask<'_> {
             causal: self.0.flag("causal"),
             window: count(self.0, "window"),
             alibi: self.0.flag("alibi").then(|| self.0.f64("alibi_scaling").unwrap_or(1.0)),
+            heads: head_run(self.0),
             offset: count(self.0, "offset"),
         }
     }
+}
+
+/// Which heads of the model a mask is for, where it says so.
+pub fn head_run(mask: Op<'_>) -> Option<HeadRun> {
+    let of = count(mask, "alibi_heads");
+    (of > 0).then(|| HeadRun { first: count(mask, "alibi_first"), of })
 }
 
 impl Values<'_> {

@@ -129,7 +129,7 @@ fn rope_and_mask_keep_their_parameters() {
     };
     let rotated = nn::rope(at, argument(&module, 2), &rope).expect("a rotation");
     assert_eq!(rotated.defined_by::<nn::Rope>().map(|view| view.parameters()), Some(rope));
-    let mask = nn::MaskParameters { causal: true, window: 4, alibi: Some(0.5), offset: 1 };
+    let mask = nn::MaskParameters { causal: true, window: 4, alibi: Some(0.5), heads: None, offset: 1 };
     let masked = nn::mask(at, argument(&module, 11), &mask).expect("a mask");
     assert_eq!(masked.defined_by::<nn::Mask>().map(|view| view.parameters()), Some(mask));
 }

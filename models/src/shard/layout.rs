@@ -3,7 +3,7 @@
 use super::ShardError;
 use super::part::{Part, Split, heads};
 use crate::graph::{Graph, TensorType};
-use crate::op::Op;
+use crate::op::{HeadRun, Op};
 
 /// What is split over the ranks of a tensor-parallel group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,11 @@ impl Splits {
         };
         let (q, kv) = heads(all, kv_heads, ranks, rank);
         Ok(Splits { ranks, q, kv })
+    }
+
+    /// Which query heads the rank has.
+    pub fn head_run(&self) -> HeadRun {
+        HeadRun { first: self.q.start, of: self.q.whole }
     }
 
     /// How many query heads and key-value heads the rank has.

@@ -49,7 +49,7 @@ fn decode_reads_the_cache_and_returns_the_last_logits() {
     assert_eq!(shape(layer, "attn.k.cache"), [3, 4096, 1024]);
     assert_eq!(shape(layer, "attn.scores"), [3, 32, 1, 4096]);
     let mask = layer.nodes.iter().find(|node| node.name == "attn.mask").unwrap();
-    assert_eq!(mask.op, Op::Mask { causal: true, window: 4096, alibi: None, offset: 4095 });
+    assert_eq!(mask.op, Op::Mask { causal: true, window: 4096, alibi: None, heads: None, offset: 4095 });
     let rope = layer.nodes.iter().find(|node| node.name == "attn.q.rope").unwrap();
     assert!(matches!(rope.op, Op::Rope { offset: 4095, .. }));
     assert_eq!(shape(graph.main(), "head"), [3, 1, 32_000]);

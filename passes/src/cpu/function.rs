@@ -358,7 +358,7 @@ impl<'m> Emitter<'m> {
             return unsupported(scores, "is not the start of an attention");
         };
         let mut scale = 1.0;
-        let mut mask = Mask { causal: false, window: 0, alibi: None };
+        let mut mask = Mask::OPEN;
         for n in &chain.before {
             match scope.uses.node(*n).op {
                 // Behind the mask a factor acts on ALiBi's bias too; what is hidden stays hidden.
@@ -366,7 +366,7 @@ impl<'m> Emitter<'m> {
                     scale *= by;
                     mask.alibi = mask.alibi.map(|slope| slope * by);
                 }
-                Op::Mask { causal, window, alibi, .. } => mask = Mask { causal, window, alibi },
+                Op::Mask { causal, window, alibi, heads, .. } => mask = Mask { causal, window, alibi, heads },
                 _ => {}
             }
         }
@@ -387,7 +387,9 @@ impl<'m> Emitter<'m> {
                 return Ok(Step::Values { name, p, v, out: self.result(scope, node), heads });
             }
             Op::Scale { by, .. } => KeyOp::Scale { by },
-            Op::Mask { causal, window, alibi, .. } => KeyOp::Mask(Mask { causal, window, alibi }),
+            Op::Mask { causal, window, alibi, heads, .. } => {
+                KeyOp::Mask(Mask { causal, window, alibi, heads })
+            }
             Op::Softmax => KeyOp::Softmax,
             _ => return unsupported(node, "this op does not work on scores"),
         };

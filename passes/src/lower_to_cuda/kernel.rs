@@ -153,7 +153,9 @@ fn kernel_op(op: &Op, param: &str) -> Option<KernelOp> {
         }
         Op::KvAppend { cache, cached } => KernelOp::KvAppend { cache: cache.name().to_string(), cached },
         Op::Scores { heads, kv_heads } => KernelOp::Scores { heads, kv_heads },
-        Op::Mask { causal, window, alibi, offset } => KernelOp::Mask(Mask {
+        // A rank's run of heads has no kernel yet: their slopes are counted from the first head.
+        Op::Mask { heads: Some(_), .. } => return None,
+        Op::Mask { causal, window, alibi, heads: None, offset } => KernelOp::Mask(Mask {
             causal,
             window,
             alibi: alibi.is_some(),

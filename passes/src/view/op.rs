@@ -163,6 +163,7 @@ fn mask(op: IrOp<'_>) -> Op {
         causal: op.flag("causal"),
         window: length(op, "window"),
         alibi: op.flag("alibi").then(|| op.f64("alibi_scaling").unwrap_or(1.0)),
+        heads: lapidary_ir::nn::head_run(op),
         offset: length(op, "offset"),
     }
 }

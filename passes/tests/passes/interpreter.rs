@@ -230,7 +230,7 @@ fn values(op: IrOp<'_>, operands: &[Tensor], heads: usize, kv_heads: usize) -> T
 }
 
 fn mask(x: &[f64], op: &Op, shape: &[u64]) -> Tensor {
-    let Op::Mask { causal, window, alibi, offset } = op else { unreachable!() };
+    let Op::Mask { causal, window, alibi, offset, .. } = op else { unreachable!() };
     let (heads, queries, keys) = (shape[1], shape[2], shape[3]);
     let at = |(i, v): (usize, &f64)| {
         let i = i as u64;

@@ -25,6 +25,7 @@ pub use train_share_check::begins_segment;
 pub use share::{Collective, Member, Share, StateSharding, TrainShare};
 pub use train::TrainProgram;
 
+use lapidary_models::op::HeadRun;
 use lapidary_models::spec::Rope;
 use serde::{Deserialize, Serialize};
 
@@ -251,6 +252,19 @@ pub struct Mask {
     /// Adds `slope(head) * this * (key - query)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alibi: Option<f64>,
+    /// Which heads of the model they are, for the slopes; all of them where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<HeadRun>,
+}
+
+impl Mask {
+    /// Hides nothing.
+    pub const OPEN: Mask = Mask { causal: false, window: 0, alibi: None, heads: None };
+
+    /// Whether its heads are some of a model's: no more than any attention has.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.heads.is_none_or(|run| (1..=1 << 20).contains(&run.of))
+    }
 }
 
 /// Pointwise and row ops over scores.

@@ -2,7 +2,7 @@
 
 use super::train::{Heads, Kept, KeyOp, Lookup, Product, SCHEMA, Side, TrainProgram, TrainStep, VERSION};
 use crate::program::check::Checked;
-use crate::program::{BufferId, PANEL, ParameterId, ProgramFault, ProgramFaults, RowFn, RowOp, Target};
+use crate::program::{BufferId, Mask, PANEL, ParameterId, ProgramFault, ProgramFaults, RowFn, RowOp, Target};
 
 /// Sizes beyond this are refused: products of a few of them still fit 64 bits.
 const LARGEST: u64 = 1 << 28;
@@ -97,10 +97,12 @@ impl Checker<'_> {
                 self.same_rows(name, &[*dy], Some(false));
                 self.table(name, *by, shape[0], part.is_some());
             }
-            TrainStep::Attention { operands: [q, k, v], out, heads, .. } => {
+            TrainStep::Attention { operands: [q, k, v], out, heads, mask, .. } => {
+                self.mask(name, mask);
                 self.attention(name, *heads, &[*q, *out], &[*k, *v]);
             }
-            TrainStep::AttentionBackward { operands: [q, k, v, dy], out: [dq, dk, dv], heads, .. } => {
+            TrainStep::AttentionBackward { operands: [q, k, v, dy], out: [dq, dk, dv], heads, mask, .. } => {
+                self.mask(name, mask);
                 self.attention(name, *heads, &[*q, *dy, *dq], &[*k, *v, *dk, *dv]);
             }
             TrainStep::Scores { operands: [q, k], out, heads, .. } => {
@@ -118,8 +120,10 @@ impl Checker<'_> {
             TrainStep::Keys { x, out, heads, op, .. } => {
                 self.scores(name, *x, *heads);
                 self.scores(name, *out, *heads);
-                if let KeyOp::SoftmaxDx { other } = op {
-                    self.scores(name, *other, *heads);
+                match op {
+                    KeyOp::SoftmaxDx { other } => self.scores(name, *other, *heads),
+                    KeyOp::Mask(mask) => self.mask(name, mask),
+                    _ => {}
                 }
             }
             TrainStep::Loss { logits, gradient, .. } => {
@@ -193,6 +197,10 @@ impl Checker<'_> {
             Lookup::Position => self.program.model.max_seq,
         };
         self.expect(rows >= needed, name, || format!("{rows} rows of a table for {needed}"));
+    }
+
+    fn mask(&mut self, name: &str, mask: &Mask) {
+        self.expect(mask.is_sound(), name, || format!("a mask for heads of a model of {:?}", mask.heads));
     }
 
     fn attention(&mut self, name: &str, heads: Heads, queries: &[BufferId], keys: &[BufferId]) {

@@ -178,7 +178,6 @@ impl Pass<'_> {
     }
 
     fn attention(&mut self, step: &TrainStep, planned: &Planned) {
-        const OPEN: Mask = Mask { causal: false, window: 0, alibi: None };
         let width = |id: BufferId| pitch(self.program.buffers[id].width);
         match step {
             TrainStep::Attention { operands: [q, k, v], out, heads, scale, mask, .. } => {
@@ -198,18 +197,18 @@ impl Pass<'_> {
             }
             TrainStep::Scores { operands: [q, k], out, heads, .. } => {
                 let mut made = self.buffers.take(self.program, *out, self.layer);
-                self.form(*heads, *q, OPEN, 1.0, &[]).scores(self.heads(*q), self.heads(*k), &mut made);
+                self.form(*heads, *q, Mask::OPEN, 1.0, &[]).scores(self.heads(*q), self.heads(*k), &mut made);
                 self.buffers.put(self.program, *out, self.layer, made);
             }
             TrainStep::Values { operands: [p, v], out, heads, .. } => {
                 let mut made = self.buffers.take(self.program, *out, self.layer);
-                let form = self.form(*heads, *out, OPEN, 1.0, &[]);
+                let form = self.form(*heads, *out, Mask::OPEN, 1.0, &[]);
                 form.values(self.get(*p), self.heads(*v), &mut made, width(*out));
                 self.buffers.put(self.program, *out, self.layer, made);
             }
             TrainStep::ValuesBackward { operands: [p, y], out, heads, .. } => {
                 let mut made = self.buffers.take(self.program, *out, self.layer);
-                let form = self.form(*heads, *y, OPEN, 1.0, &[]);
+                let form = self.form(*heads, *y, Mask::OPEN, 1.0, &[]);
                 form.values_backward(self.get(*p), self.heads(*y), &mut made, width(*out));
                 self.buffers.put(self.program, *out, self.layer, made);
             }

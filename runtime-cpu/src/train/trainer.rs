@@ -4,12 +4,11 @@ use super::adamw;
 use super::memory::{AllWeights, Buffers, Form, Replica, Weight};
 use super::pass::{Batch, Pass};
 use super::product::Packing;
-use crate::attention::alibi_slopes;
 use crate::model::{Engine, LoadError, LoadOptions};
 use crate::parts::of_training_rank;
 use crate::peers::{PeerError, Peers};
 use crate::program::train::{KeyOp, TrainStep};
-use crate::program::{Checked, Mask, StateSharding, TrainProgram};
+use crate::program::{Checked, StateSharding, TrainProgram};
 use crate::rotation::{RotationTable, turn};
 use crate::rows::{Jit, Kernel, Turn};
 use crate::simd::Isa;
@@ -264,10 +263,6 @@ impl Trainer {
 }
 
 fn plan(steps: &[TrainStep], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Planned> {
-    let slopes = |heads: u64, mask: &Mask| match mask.alibi {
-        Some(factor) => alibi_slopes(heads as usize).into_iter().map(|slope| slope * factor as f32).collect(),
-        None => Vec::new(),
-    };
     let mut planned = Vec::with_capacity(steps.len());
     for step in steps {
         let none = Planned { kernel: None, slopes: Vec::new(), body: Vec::new() };
@@ -278,10 +273,10 @@ fn plan(steps: &[TrainStep], turns: &[Turn], jit: &mut Option<Jit>) -> Vec<Plann
                 Planned { kernel: Some(Kernel::new(function, turns, jit.as_mut())), ..none }
             }
             TrainStep::Attention { heads, mask, .. } | TrainStep::AttentionBackward { heads, mask, .. } => {
-                Planned { slopes: slopes(heads.heads, mask), ..none }
+                Planned { slopes: mask.slopes(heads.heads), ..none }
             }
             TrainStep::Keys { heads, op: KeyOp::Mask(mask), .. } => {
-                Planned { slopes: slopes(*heads, mask), ..none }
+                Planned { slopes: mask.slopes(*heads), ..none }
             }
             TrainStep::Repeat { body, .. } => Planned { body: plan(body, turns, jit), ..none },
             _ => none,

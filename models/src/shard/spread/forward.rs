@@ -151,6 +151,15 @@ impl Rank<'_, '_> {
         Ok(Held::Value(self.push(&node.name, op, &[a, b])?, layout))
     }
 
+    /// ALiBi's slopes are those of the model's heads, of which the rank has a run.
+    pub(super) fn slopes(&mut self, node: &Node) -> Made {
+        let mut own = node.clone();
+        if let (Op::Mask { heads, .. }, Some(splits)) = (&mut own.op, &self.context.splits) {
+            *heads = Some(splits.head_run());
+        }
+        self.pointwise(&own)
+    }
+
     /// The error of an op whose operands are held in ways that do not go together.
     pub(super) fn apart(node: &Node, a: Layout, b: Layout) -> ShardError {
         mismatch(node, a, b)

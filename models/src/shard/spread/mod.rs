@@ -225,10 +225,7 @@ impl<'a, 'g> Rank<'a, 'g> {
             Op::Add => self.add(node),
             Op::Bias | Op::Scale { .. } | Op::LastToken => self.linear_map(node),
             Op::Scores { .. } | Op::Values { .. } => self.attention(node),
-            Op::Mask { alibi: Some(_), .. } if self.context.splits.is_some() => {
-                let what = "ALiBi's slopes count the heads of the whole model: not with tensor parallelism";
-                Err(ShardError::Unsupported { node: node.name.clone(), what: what.into() })
-            }
+            Op::Mask { alibi: Some(_), .. } => self.slopes(node),
             Op::Mul
             | Op::Activation(_)
             | Op::Rope { .. }

@@ -273,9 +273,11 @@ impl<'m> Emitter<'m> {
     fn keys(&mut self, scope: &mut Scope, node: &Node) -> Lowered<TrainStep> {
         let op = match node.op {
             Op::Scale { by, .. } => KeyOp::Scale { by },
-            Op::Mask { causal, window, alibi, .. } => KeyOp::Mask(Mask { causal, window, alibi }),
+            Op::Mask { causal, window, alibi, heads, .. } => {
+                KeyOp::Mask(Mask { causal, window, alibi, heads })
+            }
             Op::Backward(Backward::MaskDx { causal, window, .. }) => {
-                KeyOp::MaskDx(Mask { causal, window, alibi: None })
+                KeyOp::MaskDx(Mask { causal, window, ..Mask::OPEN })
             }
             Op::Softmax => KeyOp::Softmax,
             Op::Backward(Backward::SoftmaxDx) => {

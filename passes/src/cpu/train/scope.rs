@@ -111,7 +111,7 @@ impl<'m> Scope<'m> {
     /// What stands between scores and softmax as one factor and one mask.
     pub fn factor_and_mask(&self, between: &[usize]) -> (f64, Mask) {
         let mut scale = 1.0;
-        let mut mask = Mask { causal: false, window: 0, alibi: None };
+        let mut mask = Mask::OPEN;
         for n in between {
             match self.uses.node(*n).op {
                 // Behind the mask a factor acts on ALiBi's bias too; what is hidden stays hidden.
@@ -119,7 +119,7 @@ impl<'m> Scope<'m> {
                     scale *= by;
                     mask.alibi = mask.alibi.map(|slope| slope * by);
                 }
-                Op::Mask { causal, window, alibi, .. } => mask = Mask { causal, window, alibi },
+                Op::Mask { causal, window, alibi, heads, .. } => mask = Mask { causal, window, alibi, heads },
                 _ => {}
             }
         }
