@@ -2,7 +2,9 @@
 
 use crate::failure::{Exit, Failure};
 use lapidary_models::{ModelSpec, shard};
-use lapidary_runtime_mpi::{Degrees, Grid, Place, Ranks, Terms, World};
+use lapidary_runtime_mpi::{
+    Degrees, Grid, Launched, Launcher, Place, Ranks, Terms, World, launched,
+};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -67,12 +69,16 @@ impl Job<'_> {
 /// its exit code: nobody waits for a rank that is gone.
 ///
 /// # Errors
-/// Exit 4 when the job has another number of processes than the plan has ranks.
+/// Exit 4 when the job has another number of processes than the plan has ranks, 7 when what the launcher says of it is
+/// wrong or MPI cannot join it.
 pub fn among(
     degrees: Degrees,
     patience: Duration,
     share: impl FnOnce(Job<'_>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    let launched = launched(&|name| std::env::var(name).ok())
+        .map_err(|error| Failure::new(Exit::Missing, error.to_string()).help(START))?;
+    joinable(degrees, launched.as_ref())?;
     let start = Instant::now();
     let late = move |what: &str| {
         let why = format!("waited {} s for the other ranks in {what}", patience.as_secs());
@@ -136,25 +142,49 @@ fn watch_join(patience: Duration, late: impl Fn(&str) + Send + 'static) -> mpsc:
     joined
 }
 
+/// How a job is started, for who sets variables by hand.
+const START: &str = "start the job with mpirun -n N or srun --mpi=pmix -n N, or unset the variable";
+
+/// Whether what the launcher says is a job for the plan that MPI can join: told before MPI is asked, which waits for
+/// processes that never come.
+fn joinable(degrees: Degrees, launched: Option<&Launched>) -> Result<(), Failure> {
+    let Some(Launched { launcher, world, .. }) = launched else { return Ok(()) };
+    let ranks = degrees.ranks();
+    if *world != ranks {
+        return Err(wrong_size(degrees, *world as usize));
+    }
+    if *launcher == Launcher::Torchrun && ranks > 1 {
+        let what = "torchrun starts processes that MPI cannot join, and ranks on the host meet over MPI";
+        let help = format!("mpirun -n {ranks} lapidary .., or srun --mpi=pmix -n {ranks} lapidary ..");
+        return Err(Failure::new(Exit::Missing, what).help(help));
+    }
+    Ok(())
+}
+
 fn wrong_size(degrees: Degrees, found: usize) -> Failure {
     let ranks = degrees.ranks();
     let Degrees { tensor, pipeline, data } = degrees;
     let what = format!(
         "the plan tp{tensor}pp{pipeline}dp{data} has {ranks} ranks, but {found} processes were started"
     );
-    let launched = std::env::var_os("TORCHELASTIC_RUN_ID").is_some();
-    let help = match launched {
-        true => format!(
-            "torchrun does not start MPI jobs: mpirun -n {ranks} lapidary .., or srun --mpi=pmix -n {ranks}"
-        ),
-        false => format!("mpirun -n {ranks} lapidary .."),
-    };
-    Failure::new(Exit::DoesNotFit, what).help(help)
+    Failure::new(Exit::DoesNotFit, what).help(format!("mpirun -n {ranks} lapidary .."))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_is_none_of_the_plan_is_not_joined() {
+        let of = |launcher, world| Launched { launcher, rank: 0, world, local: 0, address: None };
+        let degrees = Degrees { tensor: 2, pipeline: 1, data: 1 };
+        let exit = |launched| joinable(degrees, Some(&launched)).map_err(|failure| failure.exit as i32);
+        assert_eq!(exit(of(Launcher::Mpirun, 2)), Ok(()));
+        assert_eq!(exit(of(Launcher::Slurm, 2)), Ok(()));
+        assert_eq!(exit(of(Launcher::Slurm, 3)), Err(4));
+        assert_eq!(exit(of(Launcher::Torchrun, 2)), Err(7));
+        assert!(joinable(degrees, None).is_ok());
+    }
 
     #[test]
     fn a_plan_is_read_by_its_name() {

@@ -23,7 +23,7 @@ def NN_Dialect : Dialect {
     weights end in `nn.gradient`. An op `nn.X_dx` or `nn.X_dw` is the derivative of `nn.X`.
 
     The module of one rank of a spread model holds its part of every weight and meets the other ranks in `nn.all_reduce`,
-    `nn.all_gather`, `nn.send` and `nn.receive`.
+    `nn.all_gather`, `nn.reduce_scatter`, `nn.gather_rows`, `nn.send` and `nn.receive`.
 
     Attributes of this dialect on other ops: `nn.model` (string), `nn.mode` (string), `nn.batch`, `nn.seq`,
     `nn.cached` (i64) on the module; `nn.name` (string) on function arguments.

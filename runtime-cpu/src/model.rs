@@ -2,7 +2,7 @@
 
 use crate::parts::of_rank;
 use crate::peers::Peers;
-use crate::program::{Checked, CpuProgram, KeyOp, Mask, RowFn, Step};
+use crate::program::{Checked, CpuProgram, KeyOp, RowFn, Step};
 use crate::rotation::turn;
 use crate::rows::{Jit, Kernel, Turn};
 use crate::session::{RunError, Session};

@@ -31,7 +31,7 @@
 // LAST: nn.linear
 
 // DEEP: 3 pipeline stages for 2 layers
-// WRONG: shard takes tensor=N rank=R pipeline=P stage=S, not `ranks=2`
+// WRONG: shard takes tensor=N rank=R pipeline=P stage=S chunks=C sequence=on|off, not `ranks=2`
 module attributes {nn.batch = 1 : i64, nn.seq = 2 : i64, nn.cached = 0 : i64, nn.mode = "forward", nn.model = "tiny"} {
 func.func @layer(%layer: index, %x: tensor<1x2x8xf32>) -> tensor<1x2x8xf32> {
   %wq = nn.param "layers.*.attn.q.weight"[%layer] scale = 0.5 : tensor<8x8xf32>

@@ -40,7 +40,7 @@ fn verified(name: &str, [tensor, pipeline, data]: [u64; 3]) {
         .iter()
         .map(|tensor| tensor["name"].as_str().expect("a name"))
         .collect();
-    for wanted in ["hidden.0", "hidden.1", "hidden.2", "logits"] {
+    for wanted in ["hidden.0", "hidden.1", "hidden.2", "block0.norm1", "logits"] {
         assert!(checked.contains(&wanted), "{name} {plan}: {checked:?}");
     }
 }
@@ -64,6 +64,45 @@ fn every_way_to_spread_a_model_gives_its_numbers() {
     verified("llama3-tiny", [5, 1, 1]);
 }
 
+/// Loss, gradients and AdamW steps of a training step in micro-batches, as one process has them.
+fn trained(name: &str, ranks: u64, plan: &str, more: &[&str]) {
+    let directory = stored(name);
+    let args = [&["verify", text(&directory), "--grads", "--json", "--plan", plan], more].concat();
+    let ended = job(ranks, &args);
+    assert_eq!(ended.code, 0, "{name} {plan} {more:?}\n{}", ended.stderr);
+    let document = ended.json();
+    let checks = &document["gradients"][0];
+    let tensors = checks["tensors"].as_array().expect("gradients");
+    assert!(tensors.len() > 20 && tensors.iter().all(|tensor| tensor["ok"] == true), "{name} {plan} {more:?}");
+    let steps = checks["steps"].as_array().expect("steps");
+    assert!(steps.len() > 1 && steps.iter().all(|step| step["ok"] == true), "{name} {plan} {more:?}");
+}
+
+/// Each way of spreading a step alone: weights by rows and columns, with rows of norms or without; stages in 1F1B order and
+/// interleaved; replicas that have everything, run the optimizer each for a part (ZeRO-1), or hold a part (FSDP).
+#[test]
+fn every_way_to_spread_a_step_gives_its_gradients() {
+    trained("amber-tiny", 2, "tp2", &[]);
+    trained("crystal-tiny", 3, "tp3", &["--sequence-parallel"]);
+    trained("amber-tiny", 3, "pp3", &["--micro-batches", "5"]);
+    trained("amber-tiny", 2, "pp2", &["--chunks", "2", "--micro-batches", "4"]);
+    trained("amber-tiny", 2, "dp2", &[]);
+    trained("llama3-tiny", 2, "dp2", &["--sharding", "optimizer"]);
+    trained("llama3-tiny", 2, "dp2", &["--sharding", "full", "--recompute", "full"]);
+}
+
+/// All of them together on eight processes: tied weights at both ends of the pipeline, key-value heads that ranks share,
+/// biases, norms of both kinds.
+#[test]
+fn every_way_together_gives_the_gradients_of_every_stored_model() {
+    for name in STORED {
+        trained(name, 8, "tp2pp2dp2", &["--sequence-parallel", "--sharding", "full", "--micro-batches", "2"]);
+    }
+    trained("llama3-tiny", 8, "tp8", &["--sequence-parallel"]);
+    trained("crystal-tiny", 8, "tp2pp2dp2", &["--sharding", "optimizer", "--fuse", "off"]);
+    trained("amber-tiny", 8, "tp2pp2dp2", &["--chunks", "2", "--sharding", "optimizer", "--recompute", "none"]);
+}
+
 #[test]
 fn a_spread_model_generates_what_one_process_generates() {
     let directory = stored("llama3-tiny");
@@ -73,6 +112,31 @@ fn a_spread_model_generates_what_one_process_generates() {
     let spread = job(4, &[&args[..], &["--plan", "tp2pp2"]].concat());
     assert_eq!(spread.code, 0, "{}", spread.stderr);
     assert_eq!(spread.json(), alone.json());
+    for plan in ["dp2", "tp2dp2", "dp4"] {
+        let ranks = if plan == "dp2" { 2 } else { 4 };
+        let shared = job(ranks, &[&args[..], &["--plan", plan]].concat());
+        assert_eq!(shared.code, 0, "{plan}: {}", shared.stderr);
+        assert_eq!(shared.json(), alone.json(), "{plan}");
+    }
+}
+
+/// Variables of launchers, set as they set them and as nobody should.
+#[test]
+fn what_a_launcher_says_is_checked_before_anybody_is_waited_for() {
+    let directory = stored("amber-tiny");
+    let told = |variables: &[(&str, &str)], code: i32, word: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+        command.args(["verify", text(&directory), "--plan", "tp2", "--patience", "2"]);
+        command.env("NO_COLOR", "1").envs(variables.iter().copied()).stdin(Stdio::null());
+        let ended = ended(&mut command);
+        assert_eq!(ended.code, code, "{variables:?}\n{}", ended.stderr);
+        assert!(ended.stderr.contains(word), "{variables:?}: no `{word}` in\n{}", ended.stderr);
+    };
+    let torch = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")];
+    told(&torch, 7, "torchrun starts processes that MPI cannot join");
+    told(&[("RANK", "0")], 7, "RANK is set, as torchrun does it, but WORLD_SIZE is not");
+    told(&[("RANK", "2"), ("WORLD_SIZE", "2")], 7, "RANK=2: expected a whole number below WORLD_SIZE=2");
+    told(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4")], 4, "has 2 ranks, but 4 processes were started");
 }
 
 fn refused(ranks: u64, args: &[&str], code: i32, words: &[&str]) {
@@ -94,6 +158,11 @@ fn jobs_that_cannot_be_end_with_the_reason() {
     };
     refused(3, "tp2", 4, &["tp2pp1dp1 has 2 ranks, but 3 processes were started", "mpirun -n 2"]);
     refused(4, "pp4", 4, &["4 pipeline stages for the 3 layers"]);
+    let uneven = ["verify", text(&directory), "--grads", "--plan", "pp2", "--chunks", "2", "--micro-batches", "3"];
+    super::refused(&uneven, 4, &["2 ranks, but 1 processes"]);
+    let ended = job(2, &uneven);
+    assert_eq!(ended.code, 4, "{}", ended.stderr);
+    assert!(ended.stderr.contains("3 micro-batches do not divide among 2 stages"), "{}", ended.stderr);
     super::refused(&["verify", text(&directory), "--plan", "tp2"], 4, &["2 ranks, but 1 processes"]);
     super::refused(&["verify", text(&directory), "--plan", "tp0"], 2, &["at least 1"]);
     super::refused(&["verify", text(&directory), "--plan", "2x2"], 2, &["named like tp2pp2dp2"]);

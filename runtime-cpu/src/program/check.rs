@@ -197,8 +197,9 @@ impl Checker<'_> {
                     let product = self.product(name, *rows, *x, *weight, inside);
                     self.function(name, *rows, function, Some(product), inside);
                 }
-                Step::Attention { name, q, k, v, out, heads, scale, .. } => {
+                Step::Attention { name, q, k, v, out, heads, scale, mask } => {
                     self.expect(scale.is_finite(), name, || format!("scale is {scale}"));
+                    self.expect(mask.is_sound(), name, || format!("a mask for heads of {:?}", mask.heads));
                     self.heads(name, *k, CacheKind::Key, *q, *heads, inside);
                     self.heads(name, *v, CacheKind::Value, *out, *heads, inside);
                     let same = |c: &Cache| (c.heads, c.head_dim);
@@ -213,8 +214,16 @@ impl Checker<'_> {
                 Step::Keys { name, x, out, heads, op } => {
                     self.keyed(name, *x, *heads);
                     self.keyed(name, *out, *heads);
-                    if let KeyOp::Scale { by } = op {
-                        self.expect(by.is_finite(), name, || format!("scale is {by}"));
+                    match op {
+                        KeyOp::Scale { by } => {
+                            self.expect(by.is_finite(), name, || format!("scale is {by}"));
+                        }
+                        KeyOp::Mask(mask) => {
+                            self.expect(mask.is_sound(), name, || {
+                                format!("a mask for heads of {:?}", mask.heads)
+                            });
+                        }
+                        KeyOp::Softmax => {}
                     }
                 }
                 Step::Values { name, p, v, out, heads } => {

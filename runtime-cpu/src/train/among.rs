@@ -196,16 +196,6 @@ impl Trainer {
         };
         Ok(self.weights.list.iter().filter(own).map(part).collect())
     }
-
-    /// Bytes of weights, gradients and moments that the rank has between steps.
-    pub fn state_bytes(&self) -> usize {
-        let of = |weight: &Weight| {
-            let held = [&weight.values, &weight.gradient, &weight.scattered, &weight.held];
-            let moments = [&weight.mean, &weight.square];
-            held.into_iter().chain(moments).map(Vec::len).sum::<usize>()
-        };
-        4 * self.weights.list.iter().map(of).sum::<usize>()
-    }
 }
 
 /// The sum over groups of a number of each rank; what f32 leaves of it goes along.

@@ -7,7 +7,7 @@ use super::product::Packing;
 use crate::model::{Engine, LoadError, LoadOptions};
 use crate::parts::of_training_rank;
 use crate::peers::{PeerError, Peers};
-use crate::program::train::{KeyOp, TrainStep};
+use crate::program::train::{KeyOp, TrainRotation, TrainStep};
 use crate::program::{Checked, StateSharding, TrainProgram};
 use crate::rotation::{RotationTable, turn};
 use crate::rows::{Jit, Kernel, Turn};
@@ -40,6 +40,8 @@ pub struct Trainer {
     isa: Isa,
     pub(super) pool: rayon::ThreadPool,
     plan: Vec<Planned>,
+    /// Rotations by position, for sequences of a length.
+    tables: (usize, Vec<RotationTable>),
     pub(super) weights: AllWeights,
     pub(super) buffers: Buffers,
     pub(super) replica: Replica,
@@ -101,6 +103,7 @@ impl Trainer {
             isa: Isa::detect(),
             pool,
             plan,
+            tables: (0, Vec::new()),
             weights,
             buffers: Buffers::default(),
             replica,
@@ -135,10 +138,12 @@ impl Trainer {
         seq: usize,
         peers: &mut Option<&mut dyn Peers>,
     ) -> Result<f64, TrainError> {
-        let tables = self.program.rotations.iter();
-        let tables: Vec<RotationTable> =
-            tables.map(|r| RotationTable::directed(&r.rotation, seq, r.back)).collect();
-        let Trainer { program, isa, pool, plan, weights, buffers, packing, replica, .. } = self;
+        if self.tables.0 != seq {
+            let rotations = self.program.rotations.iter();
+            let table = |r: &TrainRotation| RotationTable::directed(&r.rotation, seq, r.back);
+            self.tables = (seq, rotations.map(table).collect());
+        }
+        let Trainer { program, isa, pool, plan, tables, weights, buffers, packing, replica, .. } = self;
         let mut pass = Pass {
             program,
             isa: *isa,
@@ -146,7 +151,7 @@ impl Trainer {
             weights,
             buffers,
             replica: *replica,
-            tables: &tables,
+            tables: &tables.1,
             batch,
             layer: 0,
             loss: 0.0,

@@ -4,6 +4,7 @@ mod asked;
 mod cuda;
 mod output;
 mod simulated;
+mod spread;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +14,6 @@ use crate::gpu;
 use crate::host::{self, Lowered, Switches};
 use crate::input;
 use crate::memory::{self, Needs};
-use crate::ranks;
 use crate::show;
 use crate::wafer::Simulator;
 use crate::weights::{self, Opened};
@@ -23,10 +23,8 @@ use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{
     Generation, LoadError, LoadOptions, Model, Prepared, RunError, Sampling, WeightError, generate,
 };
-use lapidary_runtime_mpi::Degrees;
 use output::{Clock, Writer};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Runs the verb.
 ///
@@ -42,7 +40,7 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, what).help("add --device cuda, or leave --int8 out"));
     }
     if let Some(degrees) = args.plan {
-        return spread(args, global, degrees);
+        return spread::run(args, global, degrees);
     }
     let sampling = sampling(args)?;
     let spec = input::runnable_model(&args.model)?.spec;
@@ -75,55 +73,6 @@ pub fn run(args: &Run, global: &Global) -> Result<(), Failure> {
         clock.tell(prompts.iter().map(|prompt| prompt.len()).sum(), prompts.len());
     }
     Ok(())
-}
-
-/// The same in every process of a job that the model is spread over; the first one tells the text.
-fn spread(args: &Run, global: &Global, degrees: Degrees) -> Result<(), Failure> {
-    if args.device != Device::Cpu {
-        let what =
-            format!("--plan spreads a model over processes of the host, not --device {}", args.device.name());
-        return Err(Failure::new(Exit::Unsupported, what));
-    }
-    if degrees.data > 1 {
-        let what = format!("--plan with dp{}: a run has one replica", degrees.data);
-        return Err(Failure::new(Exit::Usage, what).help("start a job for each replica"));
-    }
-    ranks::among(degrees, Duration::from_secs(args.patience), |mut job| {
-        let sampling = sampling(args)?;
-        let spec = input::runnable_model(&args.model)?.spec;
-        ranks::fits(degrees, &spec)?;
-        let folder = weights_folder(args.weights.as_deref(), &args.model)?;
-        let asked = Asked::read(args, &spec, &folder)?;
-        let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };
-        let needs = asked.needs(&spec, ask.max_new);
-        let clock = Clock::start();
-        let model = weights::with_unread(&folder, &spec, |weights: &Opened<'_>| {
-            let (degrees, place) = job.part();
-            let packed = packed(args.dtype, weights);
-            let lowered = host::lower_part(&spec, &Switches::default(), packed, degrees, place)?;
-            prepared(lowered, weights, &needs, global)
-        })?;
-        let mut clock = clock.loaded();
-        let speaks = job.speaks();
-        let mut session = model
-            .session_among(&mut job.ranks, asked.prompts.len(), needs.positions as usize)
-            .map_err(no_room)?;
-        let prompts: Vec<&[u32]> = asked.prompts.iter().map(Vec::as_slice).collect();
-        let mut writer = speaks.then(|| Writer::new(&asked, args.json));
-        let made = generate(&mut session, &prompts, &ask, |sequence, token| {
-            clock.token();
-            if let Some(writer) = &mut writer {
-                writer.token(sequence, token, ask.stop.contains(&token));
-            }
-        })
-        .map_err(no_room)?;
-        let Some(writer) = writer else { return Ok(()) };
-        writer.finish(&spec, args.device.name(), &made)?;
-        if !global.quiet {
-            clock.tell(prompts.iter().map(|prompt| prompt.len()).sum(), prompts.len());
-        }
-        Ok(())
-    })
 }
 
 /// The type that weights are computed in.

@@ -6,14 +6,15 @@ use crate::commands::run::load_failure;
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use crate::ranks::Job;
-use lapidary_models::ModelSpec;
+use lapidary_models::op::Sharded;
+use lapidary_models::{Function, ModelSpec, Op, ValueId};
 use lapidary_passes::cpu::HostModule;
 use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{LoadOptions, Model, Observation, PeerError, RunError, Weights, Which};
 use lapidary_runtime_mpi::{Grid, Place, Ranks, World};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// This process's part of a model.
@@ -25,8 +26,8 @@ pub struct Spread<'w> {
     ranks: RefCell<Ranks<'w>>,
     grid: Grid,
     place: Place,
-    /// The node that a layer ends with.
-    result: String,
+    /// Values of a layer that every rank of a group has whole, under their names in the whole model.
+    wholes: BTreeSet<String>,
 }
 
 /// What one process has seen, as bits: what is no number has no other form in a document.
@@ -34,6 +35,31 @@ pub struct Spread<'w> {
 struct Seen {
     values: BTreeMap<String, Vec<u32>>,
     logits: Vec<u32>,
+}
+
+/// The values of a layer that are whole on every rank of a tensor-parallel group: what the layer gets, what is put
+/// together from parts, and what is made of such values alone.
+fn wholes(layer: &Function, tensor: u64) -> BTreeSet<String> {
+    let mut whole: BTreeSet<ValueId> = layer.arguments.iter().copied().collect();
+    let mut names = BTreeSet::new();
+    for node in &layer.nodes {
+        let met = matches!(node.op, Op::Sharded(Sharded::AllReduce | Sharded::AllGather { .. }));
+        // Biases and norms read vectors that all ranks have; a linear's weight is a part.
+        let made = match node.op {
+            Op::Param { .. } => false,
+            Op::Norm { .. } => whole.contains(&node.inputs[0]),
+            Op::Add | Op::Scale { .. } => node.inputs.iter().all(|id| whole.contains(id)),
+            _ => false,
+        };
+        if met || made || tensor == 1 {
+            whole.insert(node.output);
+        }
+        // A sum over ranks has a name of its own, and may be but a summand of what the whole model calls so.
+        if (made || tensor == 1) && !matches!(node.op, Op::Param { .. }) {
+            names.insert(node.name.clone());
+        }
+    }
+    names
 }
 
 fn numbers(bits: Vec<u32>) -> impl Iterator<Item = f64> {
@@ -56,13 +82,11 @@ impl<'w> Spread<'w> {
         let whole = host::lower(spec, switches, dtype)?;
         let (degrees, place) = job.part();
         let part = host::lower_part(spec, switches, dtype, degrees, place)?;
+        let wholes = wholes(&part.module.layer.function, job.degrees.tensor);
         let model = Model::load(part.program, weights, options).map_err(|error| load_failure(&error))?;
-        let layer = &whole.module.layer.function;
-        let made = |id: &lapidary_models::ValueId| layer.nodes.iter().find(|node| node.output == *id);
-        let result = layer.results.first().and_then(made).map_or_else(String::new, |node| node.name.clone());
         let Job { world, ranks, degrees, place } = job;
         let (ranks, grid) = (RefCell::new(ranks), Grid { degrees });
-        Ok(Spread { module: whole.module, model, world, ranks, grid, place, result })
+        Ok(Spread { module: whole.module, model, world, ranks, grid, place, wholes })
     }
 
     /// The sequences of a replica.
@@ -75,7 +99,7 @@ impl<'w> Spread<'w> {
     fn whole_name(&self, o: &Observation) -> Option<String> {
         let first = self.model.program().share.as_ref().map_or(0, |share| share.first_layer) as usize;
         match o.layer {
-            Some(layer) => (o.value == self.result).then(|| traced(Some(first + layer), o.value)),
+            Some(layer) => self.wholes.contains(o.value).then(|| traced(Some(first + layer), o.value)),
             // A sum over ranks stands for the value that the whole model has.
             None if o.value.starts_with("pipeline.") => None,
             None => Some(o.value.trim_end_matches(".all_reduce").to_string()),

@@ -4,7 +4,7 @@
 use super::super::ShardError;
 use super::super::layout::{Axis, Layout};
 use super::super::part::Part;
-use super::{Held, Made, Rank};
+use super::{Held, Made, Rank, mismatch};
 use crate::graph::{Node, ValueId};
 use crate::op::{Backward, Op, Sharded};
 
@@ -60,7 +60,7 @@ impl Rank<'_, '_> {
             (Layout::Whole, Layout::Whole, _) => Layout::Whole,
             (Layout::Whole, Layout::Split(by), Some(1)) => Layout::Split(by),
             (Layout::Split(a), Layout::Split(b), Some(0)) if a == b => Layout::Partial,
-            _ => return Err(Self::apart(node, dy_layout, w_layout)),
+            _ => return Err(mismatch(node, dy_layout, w_layout)),
         };
         Ok(Held::Value(self.push(&node.name, node.op.clone(), &[dy, w])?, layout))
     }
@@ -71,7 +71,7 @@ impl Rank<'_, '_> {
         let layout = match (dy_layout, x_layout) {
             (Layout::Whole, Layout::Whole) => Layout::Whole,
             (Layout::Split(by), Layout::Whole) | (Layout::Whole, Layout::Split(by)) => Layout::Split(by),
-            _ => return Err(Self::apart(node, dy_layout, x_layout)),
+            _ => return Err(mismatch(node, dy_layout, x_layout)),
         };
         Ok(Held::Value(self.push(&node.name, node.op.clone(), &[dy, x])?, layout))
     }
@@ -111,7 +111,7 @@ impl Rank<'_, '_> {
                 let (heads, kv_heads) = splits.heads();
                 (Layout::Split(Axis::KvHeads), Backward::ValuesDv { heads, kv_heads }.into())
             }
-            _ => return Err(Self::apart(node, left, right)),
+            _ => return Err(mismatch(node, left, right)),
         };
         Ok(Held::Value(self.push(&node.name, op, &[p, y])?, layout))
     }
@@ -160,7 +160,7 @@ impl Rank<'_, '_> {
         match (layout, wanted) {
             (Layout::Partial, Layout::Whole) => drop(self.context.summed.insert(name)),
             (layout, wanted) if layout == wanted => {}
-            _ => return Err(Self::apart(node, layout, wanted)),
+            _ => return Err(mismatch(node, layout, wanted)),
         }
         let value: ValueId = self.push(&node.name, Backward::Gradient { param: own }.into(), &[dw])?;
         Ok(Held::Value(value, layout))

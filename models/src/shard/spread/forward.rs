@@ -1,6 +1,5 @@
 //! Ops of a forward pass on parts.
 
-use super::super::ShardError;
 use super::super::layout::{Axis, Layout};
 use super::super::part::Part;
 use super::{Held, Made, Rank, mismatch, part_of_rows};
@@ -135,7 +134,7 @@ impl Rank<'_, '_> {
 
     /// Products of heads: query heads with the key-value heads that the rank holds next to them.
     pub(super) fn attention(&mut self, node: &Node) -> Made {
-        let ((a, left), (b, right)) = (self.as_is(node.inputs[0])?, self.as_is(node.inputs[1])?);
+        let ((a, left), (b, right)) = (self.all_rows(node.inputs[0])?, self.all_rows(node.inputs[1])?);
         let (layout, op) = match (left, right, &self.context.splits) {
             (Layout::Whole, Layout::Whole, _) => (Layout::Whole, node.op.clone()),
             (Layout::Split(Axis::Heads), Layout::Split(Axis::KvHeads), Some(splits)) => {
@@ -158,10 +157,5 @@ impl Rank<'_, '_> {
             *heads = Some(splits.head_run());
         }
         self.pointwise(&own)
-    }
-
-    /// The error of an op whose operands are held in ways that do not go together.
-    pub(super) fn apart(node: &Node, a: Layout, b: Layout) -> ShardError {
-        mismatch(node, a, b)
     }
 }
