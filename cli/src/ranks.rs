@@ -2,9 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use lapidary_models::{ModelSpec, shard};
-use lapidary_runtime_mpi::{
-    Degrees, Grid, Launched, Launcher, Place, Ranks, Terms, World, launched,
-};
+use lapidary_runtime_mpi::{Degrees, Grid, Launched, Launcher, Place, Ranks, Terms, World, launched};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 

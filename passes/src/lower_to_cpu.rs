@@ -11,8 +11,8 @@ use crate::view::read_op;
 use lapidary_ir::{Module, Op as IrOp, Value as IrValue};
 use lapidary_models::graph::{Slot, Value};
 use lapidary_models::op::Backward;
-use lapidary_models::{Function, ModelSpec, Node, Op, ValueId};
 use lapidary_models::shard::schedule::{Form, schedule};
+use lapidary_models::{Function, ModelSpec, Node, Op, ValueId};
 use lapidary_runtime_cpu::program::{
     Checked, CpuProgram, Member, Share, Sizes, StateSharding, TrainProgram, TrainShare,
 };
@@ -98,13 +98,9 @@ pub fn emit_cpu_training_part(
     together: Together,
 ) -> Result<Checked<TrainProgram>, PassError> {
     let mut host = train_module(module.op(), spec)?;
-    let form = Form {
-        stages: part.degrees.pipeline,
-        chunks: part.way.chunks,
-        micros: together.micros,
-    };
-    let schedule = schedule(form, part.place.stage)
-        .map_err(|error| PassError::at(module.op(), error.to_string()))?;
+    let form = Form { stages: part.degrees.pipeline, chunks: part.way.chunks, micros: together.micros };
+    let schedule =
+        schedule(form, part.place.stage).map_err(|error| PassError::at(module.op(), error.to_string()))?;
     host.model.layers = part.layers.len() as u64;
     host.share = Some(TrainShare {
         tensor: Member { index: part.place.tensor, of: part.degrees.tensor },

@@ -70,7 +70,7 @@ pub const PASSES: &[PassRow] = &[
     PassRow {
         name: "shard",
         summary: "leave what one rank of a tensor-parallel group and stage computes",
-        options: "tensor=N rank=R pipeline=P stage=S",
+        options: "tensor=N rank=R pipeline=P stage=S chunks=C sequence=on|off",
         kind: PassKind::Ours(|options| Ok(Box::new(ShardPass::of(options)?))),
     },
     PassRow {

@@ -208,7 +208,8 @@ pub fn mask<T: Real>(scores: &Tensor<T>, m: Mask) -> Tensor<T> {
             return T::from_f64(f64::NEG_INFINITY);
         }
         let distance = query as f64 - key as f64;
-        let penalty = m.alibi.map_or(0.0, |factor| slope((first + head).min(all - 1), all) * factor * distance);
+        let penalty =
+            m.alibi.map_or(0.0, |factor| slope((first + head).min(all - 1), all) * factor * distance);
         scores.data[i] - T::from_f64(penalty)
     })
 }

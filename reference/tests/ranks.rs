@@ -159,7 +159,9 @@ fn sequences(spec: &ModelSpec, count: usize, seq: usize) -> (Vec<Vec<u32>>, Vec<
 fn collectives(name: &str) -> (usize, usize) {
     let spec = lapidary_models::builtin(name).unwrap();
     let graph = Graph::build(&spec, Mode::Prefill, Dims { batch: 1, seq: 8, cached: 0 }).unwrap();
-    let shard = shard(&graph, Degrees { tensor: 2, pipeline: 1 }, Way::default(), Place { tensor: 1, stage: 0 }).unwrap();
+    let shard =
+        shard(&graph, Degrees { tensor: 2, pipeline: 1 }, Way::default(), Place { tensor: 1, stage: 0 })
+            .unwrap();
     let count =
         |f: &lapidary_models::Function| f.nodes.iter().filter(|n| n.op.name() == "all_reduce").count();
     (count(shard.graph.layer()), count(shard.graph.main()))
@@ -178,8 +180,12 @@ fn the_ranks_hold_the_parameters_once() {
     let spec = lapidary_models::builtin("amber").unwrap();
     let graph = Graph::build(&spec, Mode::Prefill, Dims { batch: 1, seq: 8, cached: 0 }).unwrap();
     let degrees = Degrees { tensor: 4, pipeline: 2 };
-    let held: u64 =
-        all(&graph, degrees, Way::default()).unwrap().iter().flatten().map(|shard| shard.graph.parameters()).sum();
+    let held: u64 = all(&graph, degrees, Way::default())
+        .unwrap()
+        .iter()
+        .flatten()
+        .map(|shard| shard.graph.parameters())
+        .sum();
     let norms = 64 * 4096 * 3 + 4096 * 3;
     assert_eq!(held, graph.parameters() + norms);
 }

@@ -7,8 +7,8 @@
 
 use crate::cache::KeyValues;
 use crate::program::Mask;
-use lapidary_models::op::HeadRun;
 use crate::simd::{COLUMNS, Isa, TILE_ROWS, Tile, pack, panel_product, softmax_step};
+use lapidary_models::op::HeadRun;
 use rayon::prelude::*;
 
 /// Keys that pass by at once: four panels, 128 scores per row.

@@ -57,7 +57,12 @@ impl Meeting<'_> {
 }
 
 /// `[rank][row][part]` to `[row][rank part]`, cut off at `width`.
-pub(crate) fn side_by_side(parts: &[f32], (part_pitch, part): (usize, usize), into: &mut [f32], width: usize) {
+pub(crate) fn side_by_side(
+    parts: &[f32],
+    (part_pitch, part): (usize, usize),
+    into: &mut [f32],
+    width: usize,
+) {
     let step = pitch(width as u64);
     let rows = into.len() / step.max(1);
     for (rank, rows_of) in parts.chunks((rows * part_pitch).max(1)).enumerate() {

@@ -2,12 +2,15 @@
 
 use lapidary_models::DType;
 use lapidary_models::optimizer::{AdamW, Decay, ParamUpdate};
+use lapidary_models::shard::schedule::{Schedule, Turn};
 use lapidary_runtime_cpu::program::train::{
-    Kept, Lookup, Product, SCHEMA, Side, TrainBuffer, TrainParameter, TrainProgram, TrainStep, VERSION,
+    Kept, Lookup, Meeting, Product, SCHEMA, Side, TrainBuffer, TrainParameter, TrainProgram, TrainStep,
+    VERSION,
 };
-use lapidary_runtime_cpu::program::{RowFn, RowOp, Sizes, Target};
+use lapidary_runtime_cpu::program::{Member, RowFn, RowOp, Sizes, StateSharding, Target, TrainShare};
 use lapidary_runtime_cpu::train::Trainer;
 use lapidary_runtime_cpu::{Engine, LoadOptions, TensorView, WeightError, Weights};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Values between -1 and 1 for any tensor of the two below.
 struct Some2;
@@ -34,7 +37,13 @@ fn function(width: u64, op: RowOp, to: usize) -> RowFn {
 
 /// A table, a head and the loss: logits = table[id] headᵀ.
 fn program() -> TrainProgram {
-    let buffer = |name: &str, width: u64| TrainBuffer { name: name.into(), width, scores: false, run: false, kept: None };
+    let buffer = |name: &str, width: u64| TrainBuffer {
+        name: name.into(),
+        width,
+        scores: false,
+        run: false,
+        kept: None,
+    };
     let parameter = |name: &str, shape: [u64; 2]| TrainParameter {
         name: name.into(),
         per_layer: false,
@@ -45,6 +54,7 @@ fn program() -> TrainProgram {
         schema: SCHEMA.into(),
         version: VERSION,
         model: Sizes { name: "by hand".into(), layers: 1, vocab: 5, max_seq: 8 },
+        share: None,
         parameters: vec![parameter("embed.weight", [5, 4]), parameter("head.weight", [6, 4])],
         rotations: Vec::new(),
         buffers: vec![buffer("x", 4), buffer("logits", 6), buffer("dlogits", 6), buffer("dx", 4)],
@@ -65,7 +75,13 @@ fn program() -> TrainProgram {
                 function: function(4, RowOp::Product { column: 0 }, 3),
             },
             TrainStep::WeightGradient { name: "head.dw".into(), dy: 2, x: 0, parameter: 1 },
-            TrainStep::TableGradient { name: "embed.dw".into(), dy: 3, parameter: 0, by: Lookup::Token, part: None },
+            TrainStep::TableGradient {
+                name: "embed.dw".into(),
+                dy: 3,
+                parameter: 0,
+                by: Lookup::Token,
+                part: None,
+            },
         ],
     }
 }
@@ -178,7 +194,7 @@ fn programs_that_do_not_fit_are_refused_with_every_fault() {
     );
     assert_eq!(faults(|p| p.parameters[1].per_layer = true).lines().count(), 3);
     assert_eq!(faults(|p| p.buffers[0].kept = Some(Kept { first: 0, times: 1 })).lines().count(), 3);
-    assert!(faults(|p| p.version = 9).contains("expected lapidary/cpu-train-program 2"));
+    assert!(faults(|p| p.version = 9).contains("expected lapidary/cpu-train-program 3"));
     let outside = faults(|p| p.body[5] = TrainStep::Loss { name: "loss".into(), logits: 9, gradient: 9 });
     assert!(outside.contains("loss: there is no buffer 9"), "{outside}");
     let caches = faults(|p| {
@@ -187,4 +203,66 @@ fn programs_that_do_not_fit_are_refused_with_every_fault() {
         }
     });
     assert_eq!(caches, "embed: a training step has no cache");
+}
+
+/// The second of two ranks, for two micro-batches.
+fn share(p: &mut TrainProgram) -> &mut TrainShare {
+    let turn = |micro| Turn { segment: 0, micro, flight: 0 };
+    p.share.insert(TrainShare {
+        tensor: Member { index: 1, of: 2 },
+        stage: Member { index: 0, of: 1 },
+        replicas: 1,
+        layers: vec![0],
+        parts: BTreeMap::new(),
+        summed: BTreeSet::new(),
+        tied: BTreeSet::new(),
+        elsewhere: BTreeSet::new(),
+        sharding: StateSharding::None,
+        segments: vec![0],
+        schedule: Schedule { micros: 2, flights: 1, turns: vec![turn(0), turn(1)] },
+    })
+}
+
+/// What a program says of being one rank's part is checked like its steps.
+#[test]
+fn a_rank_that_cannot_meet_others_is_found() {
+    let faults = |change: &dyn Fn(&mut TrainProgram)| {
+        let mut program = program();
+        change(&mut program);
+        program.check().map(drop).map_err(|faults| faults.to_string())
+    };
+    let meet = |op, x, out| TrainStep::Meet { name: "meet".into(), op, x, out };
+    let with = |op, x, out| {
+        faults(&|p| {
+            share(p);
+            p.body.insert(1, meet(op, x, out));
+        })
+    };
+    assert_eq!(with(Meeting::AllReduce, Some(0), 3), Ok(()));
+    assert_eq!(with(Meeting::Take { first: 1, length: 2 }, Some(0), 3), Ok(()));
+    for (op, x, out) in [
+        (Meeting::AllReduce, Some(0), 1),
+        (Meeting::AllReduce, None, 0),
+        (Meeting::GatherRows, Some(0), 3),
+        (Meeting::Take { first: 3, length: 2 }, Some(0), 3),
+        (Meeting::Receive { stage: 1, lane: 0 }, None, 0),
+        (Meeting::Send { stage: 0, lane: 0 }, Some(0), 0),
+    ] {
+        let why = with(op, x, out).expect_err("faulty");
+        assert!(why.contains("does not fit its buffers or the other ranks"), "{op:?}: {why}");
+    }
+    let alone = faults(&|p| p.body.insert(1, meet(Meeting::AllReduce, Some(0), 3)));
+    assert_eq!(alone, Err("meet: meets others in a program of no rank".into()));
+    let wrong = |change: &dyn Fn(&mut TrainShare)| faults(&|p| change(share(p))).expect_err("faulty");
+    assert!(wrong(&|s| s.tensor.index = 2).starts_with("share: a rank of a group"));
+    assert!(wrong(&|s| s.layers.clear()).starts_with("share.layers: 0 layers"));
+    assert!(wrong(&|s| s.segments = vec![0, 99]).contains("are no runs of steps"));
+    assert!(wrong(&|s| s.schedule.turns[1].micro = 2).contains("that is not there"));
+    assert!(wrong(&|s| drop(s.schedule.turns.pop())).contains("one turn for each micro-batch"));
+    let gather = |p: &mut TrainProgram| {
+        share(p);
+        let (name, parameters) = ("gather".into(), vec![0]);
+        p.body.insert(0, TrainStep::Gather { name, parameters, gradients: Vec::new() });
+    };
+    assert_eq!(faults(&gather), Err("gather: gathers weights that every rank has".into()));
 }

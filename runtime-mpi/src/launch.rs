@@ -258,10 +258,7 @@ mod tests {
     #[test]
     fn what_is_missing_or_contradicts_is_named() {
         let says = |list: &[(&str, &str)]| of(list).unwrap_err().to_string();
-        assert_eq!(
-            says(&[("WORLD_SIZE", "4")]),
-            "WORLD_SIZE is set, as torchrun does it, but RANK is not"
-        );
+        assert_eq!(says(&[("WORLD_SIZE", "4")]), "WORLD_SIZE is set, as torchrun does it, but RANK is not");
         assert_eq!(
             says(&[("SLURM_PROCID", "0")]),
             "SLURM_PROCID is set, as Slurm does it, but SLURM_STEP_NUM_TASKS is not"

@@ -161,7 +161,9 @@ impl Peers for Ranks<'_> {
         let one = values.saturating_mul(4).saturating_add(pieces * OVERHEAD);
         let wanted = messages.saturating_mul(one);
         if wanted > i32::MAX as usize {
-            let why = format!("{messages} messages of {values} values may be on their way at once: more than 2 GiB");
+            let why = format!(
+                "{messages} messages of {values} values may be on their way at once: more than 2 GiB"
+            );
             return Err(PeerError { what: "room for messages".into(), why });
         }
         self.world.room(wanted);

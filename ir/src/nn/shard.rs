@@ -22,9 +22,7 @@ pub fn sharded<'c>(at: At<'c>, op: &Sharded, operands: &[Value<'c>], ty: &Tensor
         Sharded::AllReduce => new,
         Sharded::AllGather { width } => new.with("width", count(at, width)),
         Sharded::ReduceScatter { ranks } => new.with("ranks", count(at, ranks)),
-        Sharded::GatherRows { batch, seq } => {
-            new.with("batch", count(at, batch)).with("seq", count(at, seq))
-        }
+        Sharded::GatherRows { batch, seq } => new.with("batch", count(at, batch)).with("seq", count(at, seq)),
         Sharded::TakeRows { first, rows } | Sharded::EmbedPartDw { first, rows } => {
             new.with("first", count(at, first)).with("rows", count(at, rows))
         }

@@ -221,7 +221,10 @@ mod tests {
         assert_eq!(refusal(take, &[t(&[2, 4])]), "columns 2 to 5 of 4, held in 4");
         let rows = Sharded::GatherRows { batch: 1, seq: 2 };
         assert_eq!(refusal(rows, &[t(&[1, 3, 4])]), "parts of 3 rows make a whole of 2");
-        assert_eq!(refusal(Sharded::Receive { stage: 0, lane: 0 }, &[]), "what is received has a declared type");
+        assert_eq!(
+            refusal(Sharded::Receive { stage: 0, lane: 0 }, &[]),
+            "what is received has a declared type"
+        );
         assert_eq!(refusal(Sharded::AllReduce, &[]), "all_reduce takes 1..=1 operands, found 0");
     }
 }

@@ -49,7 +49,9 @@ pub struct Schedule {
 
 /// Why there is no such schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{micros} micro-batches for {stages} stages of {chunks} ranges each: expected a multiple of {stages}")]
+#[error(
+    "{micros} micro-batches for {stages} stages of {chunks} ranges each: expected a multiple of {stages}"
+)]
 pub struct ScheduleError {
     micros: u64,
     stages: u64,
@@ -186,9 +188,17 @@ mod tests {
     /// two things.
     #[test]
     fn no_schedule_locks() {
-        for (stages, chunks, micros) in
-            [(1, 1, 3), (2, 1, 1), (4, 1, 2), (4, 1, 9), (3, 1, 3), (2, 2, 2), (2, 3, 4), (4, 2, 8), (3, 2, 3)]
-        {
+        for (stages, chunks, micros) in [
+            (1, 1, 3),
+            (2, 1, 1),
+            (4, 1, 2),
+            (4, 1, 9),
+            (3, 1, 3),
+            (2, 2, 2),
+            (2, 3, 4),
+            (4, 2, 8),
+            (3, 2, 3),
+        ] {
             let form = Form { stages, chunks, micros };
             let plans: Vec<Schedule> = (0..stages).map(|stage| schedule(form, stage).unwrap()).collect();
             let mut sent = BTreeSet::new();

@@ -37,15 +37,18 @@ impl<T: Real> Ranks<'_, T> {
     /// When the parts do not fit together, or the turns lock.
     pub fn step(&self, turns: &[Vec<Turn>], micros: &[Batch<'_>]) -> (f64, Params<T>) {
         let oracles: Vec<Vec<Oracle<'_, T>>> = self.stages.iter().map(|group| oracles(group)).collect();
-        let mut walkers: Vec<Vec<Walkers<'_, '_, T>>> =
-            oracles.iter().map(|group| micros.iter().map(|batch| Walkers::new(group, *batch)).collect()).collect();
+        let mut walkers: Vec<Vec<Walkers<'_, '_, T>>> = oracles
+            .iter()
+            .map(|group| micros.iter().map(|batch| Walkers::new(group, *batch)).collect())
+            .collect();
         let mut stages: Vec<Stage<'_>> = Vec::new();
         for (group, turns) in self.stages.iter().zip(turns) {
             stages.push(Stage::new(stages.len(), group, turns));
         }
         let mut mail = Mail::new();
         while stages.iter().any(|stage| stage.done < stage.turns.len()) {
-            let moved = stages.iter_mut().zip(&mut walkers).map(|(stage, walkers)| stage.go(walkers, &mut mail));
+            let moved =
+                stages.iter_mut().zip(&mut walkers).map(|(stage, walkers)| stage.go(walkers, &mut mail));
             assert!(moved.fold(false, |any, moved| any || moved), "the stages wait for one another");
         }
         assert!(mail.values().all(VecDeque::is_empty), "a message that nobody reads");

@@ -21,9 +21,9 @@ mod train_share_check;
 
 pub use check::{Checked, ProgramFault, ProgramFaults};
 pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
-pub use train_share_check::begins_segment;
 pub use share::{Collective, Member, Share, StateSharding, TrainShare};
 pub use train::TrainProgram;
+pub use train_share_check::begins_segment;
 
 use lapidary_models::op::HeadRun;
 use lapidary_models::spec::Rope;

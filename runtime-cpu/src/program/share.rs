@@ -64,8 +64,7 @@ pub enum StateSharding {
 
 impl StateSharding {
     /// Every choice.
-    pub const ALL: [StateSharding; 3] =
-        [StateSharding::None, StateSharding::Optimizer, StateSharding::Full];
+    pub const ALL: [StateSharding; 3] = [StateSharding::None, StateSharding::Optimizer, StateSharding::Full];
 
     /// The word on the command line and in programs.
     pub const fn name(self) -> &'static str {

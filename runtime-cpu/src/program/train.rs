@@ -18,9 +18,7 @@
 //! The program of one rank of a spread model is cut into segments, each of which begins with what another stage sends; its
 //! share says in which order they run for the micro-batches of a step.
 
-use crate::program::{
-    BufferId, Mask, ParameterId, Rotation, RowFn, RowOp, Sizes, Target, TrainShare,
-};
+use crate::program::{BufferId, Mask, ParameterId, Rotation, RowFn, RowOp, Sizes, Target, TrainShare};
 use serde::{Deserialize, Serialize};
 
 /// What the first key of a saved program says.

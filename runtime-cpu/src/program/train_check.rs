@@ -101,7 +101,9 @@ impl Checker<'_> {
                 self.mask(name, mask);
                 self.attention(name, *heads, &[*q, *out], &[*k, *v]);
             }
-            TrainStep::AttentionBackward { operands: [q, k, v, dy], out: [dq, dk, dv], heads, mask, .. } => {
+            TrainStep::AttentionBackward {
+                operands: [q, k, v, dy], out: [dq, dk, dv], heads, mask, ..
+            } => {
                 self.mask(name, mask);
                 self.attention(name, *heads, &[*q, *dy, *dq], &[*k, *v, *dk, *dv]);
             }

@@ -28,9 +28,7 @@ impl Checker<'_> {
             "a turn of a segment, micro-batch or flight that is not there".into()
         });
         let each = schedule.turns.len() as u64 == schedule.micros.saturating_mul(segments.len() as u64);
-        self.expect(each, "share.schedule", || {
-            "not every segment has one turn for each micro-batch".into()
-        });
+        self.expect(each, "share.schedule", || "not every segment has one turn for each micro-batch".into());
     }
 
     /// Buffers that have the same rows: all of the batch's, or all the rank's run of them; `run` says which, if it

@@ -199,12 +199,7 @@ impl Trainer {
 }
 
 /// The sum over groups of a number of each rank; what f32 leaves of it goes along.
-fn sum_everywhere(
-    peers: &mut dyn Peers,
-    what: &str,
-    own: f64,
-    groups: &[Group],
-) -> Result<f64, TrainError> {
+fn sum_everywhere(peers: &mut dyn Peers, what: &str, own: f64, groups: &[Group]) -> Result<f64, TrainError> {
     let mut sum = own;
     for group in groups {
         let high = sum as f32;

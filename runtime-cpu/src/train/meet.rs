@@ -201,7 +201,11 @@ pub(super) fn sum_summands(
 }
 
 /// Adds this rank's run of the sum of a gradient over the ranks that hold the same weight to what it has of it.
-pub(super) fn scatter(weight: &mut Weight, replica: &Replica, peers: &mut dyn Peers) -> Result<(), PeerError> {
+pub(super) fn scatter(
+    weight: &mut Weight,
+    replica: &Replica,
+    peers: &mut dyn Peers,
+) -> Result<(), PeerError> {
     let run = replica.run(weight.len);
     let mut whole = weight.gradient[..weight.len].to_vec();
     whole.resize(run * replica.of, 0.0);

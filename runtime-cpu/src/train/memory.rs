@@ -219,9 +219,9 @@ impl Buffers {
 
     fn index(&self, program: &TrainProgram, id: usize, layer: usize) -> usize {
         let flight = if self.flies[id] { self.flight } else { 0 };
-        program.buffers[id].kept.map_or(flight, |kept| {
-            flight * kept.times as usize + layer - kept.first as usize
-        })
+        program.buffers[id]
+            .kept
+            .map_or(flight, |kept| flight * kept.times as usize + layer - kept.first as usize)
     }
 
     /// A buffer as the layer sees it.

@@ -89,10 +89,7 @@ fn share(prompts: usize, replica: u64, replicas: u64) -> Range<usize> {
 }
 
 /// What all replicas made, in the order of the prompts: the first rank of each tells it.
-fn of_all_replicas(
-    job: &Job<'_>,
-    made: Vec<(Vec<u32>, Finish)>,
-) -> Result<Vec<(Vec<u32>, Finish)>, Failure> {
+fn of_all_replicas(job: &Job<'_>, made: Vec<(Vec<u32>, Finish)>) -> Result<Vec<(Vec<u32>, Finish)>, Failure> {
     let tells = job.place.tensor == 0 && job.place.stage == 0;
     let mut told = Made::default();
     for (tokens, finish) in made.into_iter().filter(|_| tells) {
@@ -102,10 +99,8 @@ fn of_all_replicas(
     let what = "the continuations of all replicas";
     let fault = |error: serde_json::Error| Failure::new(Exit::Internal, format!("{what}: {error}"));
     let bytes = serde_json::to_vec(&told).map_err(fault)?;
-    let heard = job
-        .world
-        .gather(what, &bytes)
-        .map_err(|error| Failure::new(Exit::Missing, error.to_string()))?;
+    let heard =
+        job.world.gather(what, &bytes).map_err(|error| Failure::new(Exit::Missing, error.to_string()))?;
     let mut all = Vec::new();
     for bytes in heard {
         let Made { tokens, finish } = serde_json::from_slice(&bytes).map_err(fault)?;

@@ -7,11 +7,11 @@ use crate::failure::{Exit, Failure};
 use crate::host::{self, RankStep};
 use crate::ranks::Job;
 use crate::weights::Opened;
-use lapidary_models::Dims;
 use lapidary_models::autodiff::labels::next_tokens;
 use lapidary_models::autodiff::{Policy, Recompute, training};
 use lapidary_models::optimizer::{AdamW, ParamUpdate};
 use lapidary_models::shard::{Part, Way};
+use lapidary_models::{Dims, ModelSpec};
 use lapidary_passes::lower_to_cpu::Together;
 use lapidary_reference::{Params, Tensor};
 use lapidary_runtime_cpu::train::{GradientPart, Micro, TrainError, Trainer};
@@ -62,6 +62,7 @@ pub fn check(
         let help = format!("--micro-batches {}", micros.next_multiple_of(degrees.pipeline));
         return Err(Failure::new(Exit::DoesNotFit, what).help(help));
     }
+    ranges_fit(way.chunks, degrees.pipeline, &directory.spec)?;
     let replicas = job.degrees.data;
     let groups = (replicas * micros) as usize;
     let each = directory.ids.len().div_ceil(groups).max(1);
@@ -84,6 +85,22 @@ pub fn check(
     let micros = own.map(<[Vec<u32>]>::to_vec).collect();
     let mut learner = SpreadStep { trainer, world: job.world, ranks: job.ranks, micros, counted };
     compare_all(directory, recompute, &mut learner)
+}
+
+/// Whether every range of a stage has a layer; the first of all may do with the embedding.
+fn ranges_fit(chunks: u64, stages: u64, spec: &ModelSpec) -> Result<(), Failure> {
+    if chunks > 1 && stages == 1 {
+        let what = format!("--chunks {chunks}: one stage has nobody to take turns with");
+        return Err(Failure::new(Exit::Usage, what).help("a plan with pp2 or more"));
+    }
+    let most = spec.n_layers.saturating_add(1) / stages;
+    if chunks > 1 && chunks > most {
+        let layers = spec.n_layers;
+        let what = format!("--chunks {chunks}: {stages} stages of as many ranges each for {layers} layers");
+        let help = if most > 1 { format!("--chunks {most} at most") } else { "leave --chunks out".into() };
+        return Err(Failure::new(Exit::DoesNotFit, what).help(help));
+    }
+    Ok(())
 }
 
 fn lowest_common_multiple(a: usize, b: usize) -> usize {
@@ -130,8 +147,7 @@ impl Learner for SpreadStep<'_> {
             let GradientPart { name, shape, part, start, values } = part;
             Told { name, shape, part, start, bits: values.into_iter().map(f32::to_bits).collect() }
         };
-        let own: Vec<Told> =
-            self.trainer.gradient_parts().map_err(failed)?.into_iter().map(told).collect();
+        let own: Vec<Told> = self.trainer.gradient_parts().map_err(failed)?.into_iter().map(told).collect();
         let fault = |error: serde_json::Error| Failure::new(Exit::Internal, format!("gradients: {error}"));
         let bytes = serde_json::to_vec(&own).map_err(fault)?;
         let heard = self.world.gather("the gradients", &bytes).map_err(|error| apart(&error))?;

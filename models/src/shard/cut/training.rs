@@ -71,7 +71,7 @@ fn tied(graph: &Graph, ends: &Ends, stages: u64, stage: u64) -> BTreeSet<String>
         read.collect()
     };
     let first = names(&[ends.before.clone(), ends.behind.clone()]);
-    first.intersection(&names(&[ends.middle.clone()])).cloned().collect()
+    first.intersection(&names(std::slice::from_ref(&ends.middle))).cloned().collect()
 }
 
 /// Where main does what.
@@ -217,12 +217,7 @@ impl Cutter<'_> {
         let Op::Repeat { function, first, times, reverse } = node.op else { return x };
         let inside = first.max(layers.start)..(first + times).min(layers.end);
         let Some(local) = self.layers.iter().position(|own| inside.contains(own)) else { return x };
-        let op = Op::Repeat {
-            function,
-            first: local as u64,
-            times: inside.end - inside.start,
-            reverse,
-        };
+        let op = Op::Repeat { function, first: local as u64, times: inside.end - inside.start, reverse };
         let output = self.value(node.output);
         let name = match self.ranges > self.stages {
             true => format!("{}.{}", node.name, inside.start),

@@ -60,10 +60,14 @@ impl Rank<'_, '_> {
             [Held::Value(a, Layout::Partial), Held::Value(b, Layout::Partial)] => {
                 Ok(Held::Value(self.push(&name, Op::Add, &[a, b])?, Layout::Partial))
             }
-            [Held::Value(base, at @ (Layout::Whole | Layout::Rows)), Held::Value(partial, Layout::Partial)]
-            | [Held::Value(partial, Layout::Partial), Held::Value(base, at @ (Layout::Whole | Layout::Rows))] => {
-                Ok(Held::Sum { base: (base, at), partial, name })
-            }
+            [
+                Held::Value(base, at @ (Layout::Whole | Layout::Rows)),
+                Held::Value(partial, Layout::Partial),
+            ]
+            | [
+                Held::Value(partial, Layout::Partial),
+                Held::Value(base, at @ (Layout::Whole | Layout::Rows)),
+            ] => Ok(Held::Sum { base: (base, at), partial, name }),
             [Held::Sum { base, partial, name: first }, Held::Value(more, Layout::Partial)]
             | [Held::Value(more, Layout::Partial), Held::Sum { base, partial, name: first }] => {
                 let partial = self.push(&first, Op::Add, &[partial, more])?;

@@ -16,8 +16,8 @@ use lapidary_models::graph::Slot;
 use lapidary_models::op::{Backward, Sharded};
 use lapidary_models::{ModelSpec, Node, Op, ValueId};
 use lapidary_runtime_cpu::program::train::{
-    Heads, Kept, KeyOp, Lookup, Meeting, SCHEMA, TrainBuffer, TrainParameter, TrainProgram, TrainRotation, TrainStep,
-    VERSION,
+    Heads, Kept, KeyOp, Lookup, Meeting, SCHEMA, TrainBuffer, TrainParameter, TrainProgram, TrainRotation,
+    TrainStep, VERSION,
 };
 use lapidary_runtime_cpu::program::{
     BufferId, Mask, ParameterId, RowFn, RowOp, Sizes, StateSharding, Target, TrainShare,

@@ -251,7 +251,9 @@ impl Draft<'_> {
             let node = self.node(n);
             match &node.op {
                 Op::Scale { by, .. } => scale *= by,
-                Op::Mask { causal: true, window, alibi, heads: None, offset: 0 } => mask = Some((*window, *alibi)),
+                Op::Mask { causal: true, window, alibi, heads: None, offset: 0 } => {
+                    mask = Some((*window, *alibi))
+                }
                 Op::Scores { heads, .. } => {
                     let (window, alibi) = mask?;
                     let length = u64::from(self.frame.tokens.length);
