@@ -49,7 +49,7 @@ impl<T: Real> Ranks<'_, T> {
         while stages.iter().any(|stage| stage.done < stage.turns.len()) {
             let moved =
                 stages.iter_mut().zip(&mut walkers).map(|(stage, walkers)| stage.go(walkers, &mut mail));
-            assert!(moved.fold(false, |any, moved| any || moved), "the stages wait for one another");
+            assert!(moved.filter(|moved| *moved).count() > 0, "the stages wait for one another");
         }
         assert!(mail.values().all(VecDeque::is_empty), "a message that nobody reads");
         let all: f64 = micros.iter().map(labels).sum();
