@@ -163,8 +163,11 @@ mod tests {
         assert!(schedule(Form { micros: 3, ..form }, 0).is_err());
     }
 
-    /// What a turn waits for and what it hands on: `(range, backwards, micro-batch)`.
-    fn messages(form: Form, stage: u64, turn: Turn) -> (Option<(u64, bool, u64)>, Option<(u64, bool, u64)>) {
+    /// What goes between two ranges: the range, whether backwards, the micro-batch.
+    type Message = (u64, bool, u64);
+
+    /// What a turn waits for and what it hands on.
+    fn messages(form: Form, stage: u64, turn: Turn) -> (Option<Message>, Option<Message>) {
         let last = form.stages * form.chunks - 1;
         let own_last = stage + 1 == form.stages;
         let both = own_last && turn.segment + 1 == form.chunks;
@@ -175,11 +178,11 @@ mod tests {
         let range = chunk * form.stages + stage;
         let heard = match back && !both {
             true => Some((range, true, turn.micro)),
-            false => (range > 0).then(|| (range, false, turn.micro)),
+            false => (range > 0).then_some((range, false, turn.micro)),
         };
         let told = match back {
             true => (range > 0).then(|| (range - 1, true, turn.micro)),
-            false => (range < last).then(|| (range + 1, false, turn.micro)),
+            false => (range < last).then_some((range + 1, false, turn.micro)),
         };
         (heard, told)
     }

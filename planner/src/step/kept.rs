@@ -22,12 +22,12 @@ impl Reading<'_> {
         let (stream, scores) = (elements(|node| node.op == Op::Add), elements(|node| node.op == Op::Softmax));
         let norms = elements(|node| matches!(node.op, Op::Norm { .. }));
         let unfused = if self.fused_norm { 0.0 } else { memory.unfused_norm };
-        // Masks of dropout take a byte each. Scores go through dropout even where it drops nothing: what it writes (2) and
-        // its mask (1) are kept beside the softmax (torch's native_dropout writes both at p = 0).
+        // Masks of dropout take a byte each. Where it drops nothing it returns its input (torch,
+        // aten/src/ATen/native/Dropout.cpp), and nothing is kept.
         let beside = Kept { stream: memory.dropout * stream + unfused * norms, ..Kept::default() };
         let own = match self.attention {
-            AttentionKernel::Unfused => 6.0 * scores,
-            _ => 3.0 * scores,
+            AttentionKernel::Unfused => (3.0 + memory.scores) * scores,
+            _ => memory.scores * scores,
         };
         // Maximum and sum of each row of scores; FlashAttention 1 works on packed copies of queries and output.
         let length = layer

@@ -74,6 +74,8 @@ pub struct MemoryUse {
     pub bucket_elements: f64,
     /// 1 where dropout keeps masks, else 0.
     pub dropout: f64,
+    /// Bytes an element of the scores that is kept beside the softmax: what dropout writes and its mask.
+    pub scores: f64,
     /// Bytes an element that an unfused norm keeps more than its input.
     pub unfused_norm: f64,
     /// Bytes of a logit and its loss.
