@@ -17,9 +17,17 @@ pub fn file(path: &Path, text: &str) -> Result<(), Failure> {
         Failure::new(Exit::InvalidInput, format!("{}: cannot write: {error}", path.display()))
     };
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut staged = tempfile::NamedTempFile::new_in(parent).map_err(refused)?;
+    let mut staged = staged(parent).map_err(refused)?;
     staged.write_all(text.as_bytes()).map_err(refused)?;
     staged.persist(path).map_err(|error| refused(error.error)).map(drop)
+}
+
+/// A file with a name of its own that whoever the user's mask allows may read.
+fn staged(parent: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(parent)
 }
 
 /// The same for a script, which its owner may run.

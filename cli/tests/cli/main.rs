@@ -279,6 +279,9 @@ fn a_plan_is_drawn_and_drawn_again_from_its_document() {
     let trace: serde_json::Value = serde_json::from_str(&read("t.json")).expect("JSON");
     assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 100));
     assert!(read("a.html").contains("\"timeline\":{"));
+    std::fs::write(folder.path().join("plain"), "").expect("a file");
+    let may = |name: &str| std::fs::metadata(folder.path().join(name)).expect("a file").permissions();
+    assert_eq!(may("a.html"), may("plain"), "others may read what was asked for");
     let output = lapidary(&["report", "plan.json", "-o", "b.html"], folder.path());
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert!(read("b.html").contains("\"timeline\":null"));
