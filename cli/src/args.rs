@@ -110,3 +110,22 @@ pub enum Command {
         shell: clap_complete::Shell,
     },
 }
+
+/// A share in percent, from 0 to 1000.
+fn percent(text: &str) -> Result<f64, String> {
+    number(text, |value| (0.0..=1000.0).contains(&value), "from 0 to 1000")
+}
+
+/// A quantity that must be there to mean anything: seconds, milliseconds.
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0 && value.is_finite(), "above 0")
+}
+
+/// Reads a number; infinities and NaN pass no condition that is a range.
+fn number(text: &str, holds: impl Fn(f64) -> bool, range: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if holds(value) => Ok(value),
+        Ok(_) => Err(format!("must be {range}")),
+        Err(_) => Err(format!("must be a number {range}")),
+    }
+}

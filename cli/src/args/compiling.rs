@@ -176,7 +176,7 @@ pub struct Bench {
     #[arg(long, value_name = "F.json")]
     pub baseline: Option<PathBuf>,
     /// Percent by which a kernel may be slower than the baseline, beyond the spread of its runs.
-    #[arg(long, value_name = "PCT", default_value_t = 5.0, requires = "baseline")]
+    #[arg(long, value_name = "PCT", default_value_t = 5.0, requires = "baseline", value_parser = super::percent)]
     pub tolerance: f64,
     /// Measure nothing: write jobs and machine code into a folder, for benches/gpu.sh on a machine with a GPU.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["baseline", "json"])]

@@ -1,5 +1,6 @@
 //! Arguments of the commands that plan and price: `plan`, `explain`, `calibrate`, `report`, `accuracy`, `machines`.
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -30,16 +31,16 @@ pub struct Plan {
     #[arg(long)]
     pub cpu_offload: bool,
     /// The slowest device is this much slower than it should be, and everybody waits for it.
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = super::percent)]
     pub straggler: f64,
     /// Rows of the table.
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value = "10", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub top: usize,
     /// What to rank by.
     #[arg(long, value_enum, default_value = "step-time")]
     pub objective: Objective,
     /// Stop after this many seconds with the best plan so far.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = super::positive)]
     pub budget: Option<f64>,
     /// Say why the first beats the second, and what was rejected.
     #[arg(long)]
@@ -54,10 +55,10 @@ pub struct Plan {
     #[arg(long, value_name = "N", default_value_t = 512, requires = "serve")]
     pub output_tokens: u64,
     /// With --serve: longest time to the first token.
-    #[arg(long, value_name = "MS", requires = "serve")]
+    #[arg(long, value_name = "MS", requires = "serve", value_parser = super::positive)]
     pub first_token_ms: Option<f64>,
     /// With --serve: longest time between two tokens.
-    #[arg(long, value_name = "MS", requires = "serve")]
+    #[arg(long, value_name = "MS", requires = "serve", value_parser = super::positive)]
     pub between_tokens_ms: Option<f64>,
     /// Write scripts that start the chosen plan, beside the file of -o or here: torchrun.sh, slurm.sbatch, megatron.sh.
     #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]

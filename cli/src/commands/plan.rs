@@ -42,7 +42,7 @@ pub fn run(args: &Plan, global: &Global) -> Result<(), Failure> {
     };
     let mut progress = Progress::new(global, 1);
     let prices = Physical { offload: args.cpu_offload, ..software(&args.software)? };
-    let prices = prices.with_straggler(straggler(args.straggler)?);
+    let prices = prices.with_straggler(1.0 + args.straggler / 100.0);
     let (interrupted, started) = (interrupt::flag()?, Instant::now());
     let late = || args.budget.is_some_and(|seconds| started.elapsed().as_secs_f64() > seconds);
     let stop = || interrupted.load(Ordering::Relaxed) || late();
@@ -119,16 +119,6 @@ fn scripts(args: &Plan, model: &ModelSpec, document: &PlanDocument) -> Result<Ve
 fn write_scripts(args: &Plan, scripts: &[Script]) -> Result<(), Failure> {
     let beside = args.output.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
     scripts.iter().try_for_each(|script| output::script(&beside.join(script.file), &script.text))
-}
-
-/// What the slowest device's kernels take over those of a sound one.
-fn straggler(percent: f64) -> Result<f64, Failure> {
-    match (0.0..=1000.0).contains(&percent) {
-        true => Ok(1.0 + percent / 100.0),
-        false => {
-            Err(Failure::new(Exit::Usage, format!("--straggler is {percent}, but must be from 0 to 1000")))
-        }
-    }
 }
 
 fn software(name: &str) -> Result<Physical, Failure> {

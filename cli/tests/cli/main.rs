@@ -287,8 +287,10 @@ fn a_plan_is_drawn_and_drawn_again_from_its_document() {
     assert!(read("b.html").contains("\"timeline\":null"));
     let output = lapidary(&["report", "t.json", "-o", "c.html"], folder.path());
     assert_eq!(code(&output), 3);
-    let output = lapidary(&[&asked[..], &["--straggler", "-1"]].concat(), folder.path());
-    assert_eq!(code(&output), 2);
+    for meaningless in [["--straggler", "-1"], ["--top", "0"], ["--budget", "nan"], ["--budget", "0"]] {
+        let output = lapidary(&[&asked[..], &meaningless].concat(), folder.path());
+        assert_eq!(code(&output), 2, "{meaningless:?}: {}", stderr(&output));
+    }
 }
 
 #[test]
