@@ -112,16 +112,20 @@ fn text(goal: Goal, mup: Mup, fusion: &Fusion, shard: Option<&str>) -> String {
 
 /// The passes for a training step as [`lapidary_models::autodiff::differentiate`] makes it: muP's multipliers stay, and a
 /// policy of recomputation comes first. For wafers see [`WAFER_TRAINING`].
+///
+/// On a GPU equal ops stay apart: a softmax that is computed again for the result of an attention and once more for its
+/// derivatives would become one, with a matrix of scores in memory between two kernels that need none.
 pub fn training_text(goal: Goal, policy: Recompute, fusion: &Fusion) -> String {
     let fusion = match (goal, fusion) {
         (Goal::Gpu, Fusion::On) => Fusion::Options(TRAINED_IN_PLACE.into()),
         (_, fusion) => fusion.clone(),
     };
-    format!("recompute{{policy={}}},{}", policy.name(), pipeline_text(goal, Mup::Keep, &fusion))
+    let passes = pipeline_text(goal, Mup::Keep, &fusion);
+    let apart = passes.split(',').filter(|pass| goal != Goal::Gpu || *pass != "cse");
+    format!("recompute{{policy={}}},{}", policy.name(), apart.collect::<Vec<_>>().join(","))
 }
 
-/// The passes for a training step on a wafer. Equal ops stay apart: a softmax that is computed again for the result of an
-/// attention and once more for its derivatives would become one, with a matrix of scores between the two.
+/// The passes for a training step on a wafer, where equal ops stay apart for the same reason.
 pub const WAFER_TRAINING: &str = "canonicalize,dce,symbol-dce";
 
 impl Pipeline {

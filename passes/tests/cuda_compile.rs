@@ -437,7 +437,9 @@ fn trains(name: &str, policy: Recompute, library: bool) {
         let made = lowered.program.kernel(kernel).expect("a kernel");
         let text = sass(result);
         assert!(made.shared_bytes < 20_000 || text.contains("HMMA.16816.F32.BF16"), "{name}: {kernel}");
-        assert!(!text.contains("RED.") && !text.contains("ATOM"), "{name}: {kernel} adds through memory");
+        // Whole numbers are drawn from a counter; numbers are never added by whoever comes first.
+        let mut atomic = text.lines().filter(|line| line.contains("RED.") || line.contains("ATOM"));
+        assert!(atomic.all(|line| !line.contains(".F")), "{name}: {kernel} adds through memory");
     }
     lowered.program.check().expect("the program holds with its registers known");
 }

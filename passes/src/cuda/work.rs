@@ -59,6 +59,10 @@ impl KernelSpec {
                 self.seen(&p.shape, p.elements()).saturating_mul(2 * head_dim)
             }
             Backward::CrossEntropy | Backward::CrossEntropyDx | Backward::SoftmaxDx => 4 * read(0),
+            // The sum is made along with the softmax; that one costs what it costs.
+            Backward::LogSum => 0,
+            Backward::SoftmaxOf => 4 * self.seen(&op.ty.shape, n),
+            Backward::RowProducts { .. } => 2 * read(0),
             Backward::ColumnSum
             | Backward::MaskDx(_)
             | Backward::PositionDw { .. }

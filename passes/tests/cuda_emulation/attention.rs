@@ -1,8 +1,8 @@
 //! Attention: blocks of queries, single queries, split keys.
 use crate::harness::Case;
 use crate::region::Region;
-use lapidary_passes::cuda::Options;
 use lapidary_passes::cuda::spec::*;
+use lapidary_passes::cuda::{Options, lower_kernel};
 use lapidary_runtime_gpu::program::Dtype::{self, Bf16, F32};
 
 struct Sizes {
@@ -15,6 +15,10 @@ struct Sizes {
 }
 
 fn attention(dtype: Dtype, z: &Sizes, window: u64, alibi: bool) -> KernelSpec {
+    with_sums(dtype, z, window, alibi, false)
+}
+
+fn with_sums(dtype: Dtype, z: &Sizes, window: u64, alibi: bool, sums: bool) -> KernelSpec {
     let mut r = Region::new("attention", Anchor::Attention, dtype);
     let l = z.offset + z.s;
     let q = r.input(&[z.b, z.s, z.heads * z.d]);
@@ -22,10 +26,29 @@ fn attention(dtype: Dtype, z: &Sizes, window: u64, alibi: bool) -> KernelSpec {
     let x = r.op(KernelOp::Scores { heads: z.heads, kv_heads: z.kv }, &[q, k]);
     let x = r.op(KernelOp::Scale { by: 1.0 / (z.d as f64).sqrt() }, &[x]);
     let mask = Mask { causal: true, window, alibi, alibi_scaling: 1.5, offset: z.offset };
-    let x = r.op(KernelOp::Mask(mask), &[x]);
-    let x = r.op(KernelOp::Softmax, &[x]);
+    let masked = r.op(KernelOp::Mask(mask), &[x]);
+    let x = r.op(KernelOp::Softmax, &[masked]);
     let x = r.op(KernelOp::Values { heads: z.heads, kv_heads: z.kv }, &[x, v]);
-    r.finish(&[x])
+    if !sums {
+        return r.finish(&[x]);
+    }
+    let log_sums = r.shaped(KernelOp::Backward(Backward::LogSum), &[masked], &[z.b, z.heads, z.s]);
+    r.finish(&[x, log_sums])
+}
+
+#[test]
+fn blocks_of_queries_that_keep_the_log_of_their_sums() {
+    for (z, window, alibi) in [
+        (Sizes { b: 2, s: 150, heads: 4, kv: 2, d: 64, offset: 0 }, 0, false),
+        (Sizes { b: 1, s: 17, heads: 3, kv: 1, d: 80, offset: 0 }, 5, true),
+        (Sizes { b: 1, s: 70, heads: 1, kv: 1, d: 136, offset: 0 }, 0, false),
+    ] {
+        Case::new(&with_sums(Bf16, &z, window, alibi, true), 3).check(&Options::default());
+    }
+    let few = with_sums(Bf16, &Sizes { b: 1, s: 3, heads: 1, kv: 1, d: 8, offset: 0 }, 0, false, true);
+    assert!(
+        lower_kernel(&few, &Options::default()).is_err_and(|error| error.to_string().contains("few queries"))
+    );
 }
 
 fn check(dtype: Dtype, z: Sizes, window: u64, alibi: bool, processors: u64) -> usize {

@@ -187,6 +187,47 @@ pub fn attention(name: &str, dtype: Dtype, [b, s, d, heads, kv_heads]: [u64; 5],
     region.finish(&[dv, dq, dk])
 }
 
+/// The same where the forward pass kept its result and the log of its sums.
+fn attention_with_sums([b, s, d, heads, kv_heads]: [u64; 5], mask: Mask) -> KernelSpec {
+    let (q, k, p, row) = ([b, s, heads * d], [b, s, kv_heads * d], [b, heads, s, s], [b, heads, s]);
+    let mut region = Region::new("attention_backward", Anchor::Attention, Dtype::Bf16);
+    let [q_in, dy, y] = [0; 3].map(|_| region.input(&q));
+    let [k_in, v_in] = [0; 2].map(|_| region.input(&k));
+    let log_sums = region.given(Dtype::F32, &row);
+    let by = (d as f64).sqrt().recip();
+    let back = |op: Backward| KernelOp::Backward(op);
+    let products = region.shaped(back(Backward::RowProducts { heads }), &[dy, y], &row);
+    let scores = region.op(KernelOp::Scores { heads, kv_heads }, &[q_in, k_in]);
+    let scaled = region.op(KernelOp::Scale { by }, &[scores]);
+    let masked = region.op(KernelOp::Mask(mask.clone()), &[scaled]);
+    let weights = region.shaped(back(Backward::SoftmaxOf), &[masked, log_sums], &p);
+    let dp = region.op(KernelOp::Scores { heads, kv_heads }, &[dy, v_in]);
+    let dv = region.shaped(back(Backward::ValuesDv { heads, kv_heads }), &[weights, dy], &k);
+    let ds = region.shaped(back(Backward::SoftmaxDx), &[weights, dp, products], &p);
+    let hidden = region.op(back(Backward::MaskDx(Mask { alibi: false, ..mask })), &[ds]);
+    let last = region.op(KernelOp::Scale { by }, &[hidden]);
+    let dq = region.op(KernelOp::Values { heads, kv_heads }, &[last, k_in]);
+    let dk = region.shaped(back(Backward::ValuesDv { heads, kv_heads }), &[last, q_in], &k);
+    region.finish(&[dv, dq, dk])
+}
+
+#[test]
+fn attention_from_what_the_forward_pass_kept() {
+    let plain = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+    let all = Mask { causal: false, ..plain.clone() };
+    for (sizes, mask) in [
+        ([1, 129, 24, 4, 2], Mask { window: 7, ..plain.clone() }),
+        ([1, 300, 8, 1, 1], Mask { window: 150, ..plain.clone() }),
+        ([1, 65, 128, 1, 1], Mask { alibi: true, ..plain.clone() }),
+        ([1, 30, 104, 2, 1], plain),
+        ([2, 130, 16, 2, 1], all.clone()),
+        ([1, 270, 8, 1, 1], Mask { window: 100, ..all }),
+    ] {
+        let made = Case::new(&attention_with_sums(sizes, mask), 7).check(&no_library());
+        assert_eq!(made.kernels.len(), 2);
+    }
+}
+
 #[test]
 fn attention_in_blocks_and_query_by_query() {
     let plain = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };

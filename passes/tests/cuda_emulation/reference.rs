@@ -304,8 +304,26 @@ fn backward(op: &Backward, x: &[&Tensor], ty: &TensorType) -> Tensor {
         Backward::SoftmaxDx => {
             let l = x[0].cols();
             for r in 0..x[0].data.len() / l {
-                let sum: f64 = (0..l).map(|c| x[0].data[r * l + c] * x[1].data[r * l + c]).sum();
+                let sum: f64 = match x.get(2) {
+                    Some(sums) => sums.data[r],
+                    None => (0..l).map(|c| x[0].data[r * l + c] * x[1].data[r * l + c]).sum(),
+                };
                 (0..l).for_each(|c| y.data[r * l + c] = x[0].data[r * l + c] * (x[1].data[r * l + c] - sum));
+            }
+        }
+        Backward::LogSum => {
+            let rows = x[0].data.chunks(x[0].cols());
+            y.data = rows.map(|row| row.iter().map(|v| v.exp()).sum::<f64>().log2()).collect();
+        }
+        Backward::SoftmaxOf => {
+            let l = x[0].cols();
+            y = x[0].map(|i, v| v.exp() / x[1].data[i / l].exp2());
+        }
+        Backward::RowProducts { heads } => {
+            let (h, s, d) = (*heads as usize, x[0].shape[1], x[0].cols());
+            for (i, a) in x[0].data.iter().enumerate() {
+                let (row, head) = (i / d, i % d / (d / h));
+                y.data[(row / s * h + head) * s + row % s] += a * x[1].data[i];
             }
         }
         Backward::ValuesDv { heads, kv_heads } => {

@@ -19,7 +19,12 @@ impl Region {
 
     /// Inputs come before operations.
     pub fn input(&mut self, shape: &[u64]) -> ValueId {
-        self.typed(TensorType::new(self.dtype, shape), Source::Activation)
+        self.given(self.dtype, shape)
+    }
+
+    /// An input of another element type.
+    pub fn given(&mut self, dtype: Dtype, shape: &[u64]) -> ValueId {
+        self.typed(TensorType::new(dtype, shape), Source::Activation)
     }
 
     pub fn ids(&mut self, shape: &[u64]) -> ValueId {
@@ -39,7 +44,9 @@ impl Region {
 
     /// Adds an operation with a result of this shape; losses and gradients are f32.
     pub fn shaped(&mut self, op: KernelOp, operands: &[ValueId], shape: &[u64]) -> ValueId {
-        let single = matches!(op, KernelOp::Backward(Backward::CrossEntropy | Backward::Gradient { .. }));
+        use Backward::{CrossEntropy, Gradient, LogSum, RowProducts};
+        let single =
+            matches!(op, KernelOp::Backward(CrossEntropy | Gradient { .. } | LogSum | RowProducts { .. }));
         let dtype = if single { Dtype::F32 } else { self.dtype };
         self.spec.ops.push(OpSpec { op, operands: operands.to_vec(), ty: TensorType::new(dtype, shape) });
         self.spec.inputs.len() + self.spec.ops.len() - 1

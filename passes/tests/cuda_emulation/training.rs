@@ -305,6 +305,20 @@ fn a_step_in_single_precision_is_exact_under_every_policy() {
 
 #[test]
 fn a_step_in_bf16_is_near() {
-    check(&small("amber", DType::Bf16), Recompute::Selective, &Fusion::On, &Options::default(), 0.03);
-    check(&small("jais-13b", DType::Bf16), Recompute::Full, &Fusion::On, &generated(), 0.03);
+    for (name, policy, options, kept) in [
+        ("amber", Recompute::Selective, Options::default(), true),
+        ("jais-13b", Recompute::Full, generated(), false),
+    ] {
+        let program = check(&small(name, DType::Bf16), policy, &Fusion::On, &options, 0.03);
+        // Attention's sums go from its forward to its backward pass, in the layer's memory or within one function.
+        assert!(program.kernels.iter().any(|kernel| kernel.name.ends_with("_products")), "{name}");
+        assert_eq!(
+            program
+                .buffers
+                .iter()
+                .any(|buffer| buffer.name.ends_with("log_sums") && buffer.kind == BufferKind::Kept),
+            kept,
+            "{name}"
+        );
+    }
 }

@@ -43,6 +43,9 @@ EMU_VECTOR(uint2, unsigned, 8, x EMU_COMMA y, unsigned a EMU_COMMA unsigned b, (
 EMU_VECTOR(float2, float, 8, x EMU_COMMA y, float a EMU_COMMA float b, (x = a, y = b), (x = o.x, y = o.y))
 EMU_VECTOR(uint4, unsigned, 16, x EMU_COMMA y EMU_COMMA z EMU_COMMA w, unsigned a EMU_COMMA unsigned b EMU_COMMA unsigned c EMU_COMMA unsigned d,
            (x = a, y = b, z = c, w = d), (x = o.x, y = o.y, z = o.z, w = o.w))
+EMU_VECTOR(float4, float, 16, x EMU_COMMA y EMU_COMMA z EMU_COMMA w, float a EMU_COMMA float b EMU_COMMA float c EMU_COMMA float d,
+           (x = a, y = b, z = c, w = d), (x = o.x, y = o.y, z = o.z, w = o.w))
+static inline float4 make_float4(float x, float y, float z, float w) { return float4(x, y, z, w); }
 static inline uint2 make_uint2(unsigned x, unsigned y) { return uint2(x, y); }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return uint4(x, y, z, w); }
 static inline float2 make_float2(float x, float y) { return float2(x, y); }
@@ -182,6 +185,10 @@ static inline uint4 lp_stream16(const void* from) {
     emu::access(from, 16, false);
     return *(const uint4*)from;
 }
+// Blocks run one after another: a turn that has not come when it is waited for never comes.
+static inline int lp_draw(int* counter) { return (*counter)++; }
+static inline void lp_await(const int* turn, int mine) { if (*turn != mine) emu::fail("a block waits for one that has not run"); }
+static inline void lp_pass(int* turn, int next) { *turn = next; }
 static inline unsigned lp_shared(const void* p) { return unsigned((const unsigned char*)p - emu::shared.data()); }
 static inline void lp_copy16(unsigned to, const void* from, int bytes) {
     if (bytes < 0 || bytes > 16) emu::fail("bad copy size");

@@ -10,6 +10,7 @@ use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Kernel, RowO
 use std::collections::BTreeMap;
 
 mod buffers;
+mod keep_sums;
 mod optimizer;
 mod places;
 mod steps;
@@ -131,6 +132,7 @@ const HOPPER: &str = "sm_90a";
 /// Lowers a module to a program that passes its check.
 pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaError> {
     let options = &Options { hopper: module.arch == HOPPER, ..options.clone() };
+    let module = &keep_sums::keep_sums(module);
     let mut assembler = Assembler::new(module, options)?;
     let mut steps = assembler.nodes(&module.body, None)?;
     assembler.refresh(&mut steps)?;

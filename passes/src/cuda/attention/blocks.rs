@@ -15,6 +15,9 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
     let rows = 4 * 16 * mt;
     let mut signature = attention.signature(spec);
     signature.write(Operand::Output(0), Access::Write, attention.dtype, "out");
+    if attention.log_sums {
+        signature.write(Operand::Output(1), Access::Write, Dtype::F32, "log_sums");
+    }
     let position = if attention.cached { ["position"].as_slice() } else { &[] };
     position.iter().for_each(|name| signature.read(Operand::Position, Dtype::I32, *name));
     let paragraph = format!(
@@ -26,13 +29,15 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
     let mut source = opening(&paragraph);
     source.push_str(&attention.constants(spec));
     source.push_str(&constants(&[("HD", width), ("MT", mt), ("BKV", keys)]));
+    let _ = writeln!(source, "constexpr bool LOG_SUMS = {};", attention.log_sums);
     source.push_str(BLOCKS);
     let _ = write!(
         source,
-        "\nextern \"C\" __global__ void __launch_bounds__(THREADS) {}({}) {{\n{}    lp_attention(q, k, v, out, cached);\n}}\n",
+        "\nextern \"C\" __global__ void __launch_bounds__(THREADS) {}({}) {{\n{}    lp_attention(q, k, v, out, {}, cached);\n}}\n",
         spec.name,
         signature.parameters(),
-        cached_line_of(attention)
+        cached_line_of(attention),
+        if attention.log_sums { "log_sums" } else { "nullptr" }
     );
     if attention.heads > 65535 || attention.batch > 65535 {
         return Err(spec.unsupported("more than 65535 heads or sequences", "split the batch"));
@@ -51,5 +56,9 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
         choice: None,
         reason: format!("{} Scores stay in registers.", spec.reason).trim().to_string(),
     };
-    Ok(Generated { kernels: vec![kernel], scratch: Vec::new(), output_orders: vec![RowOrder::Natural] })
+    Ok(Generated {
+        kernels: vec![kernel],
+        scratch: Vec::new(),
+        output_orders: vec![RowOrder::Natural; spec.outputs.len()],
+    })
 }

@@ -3,7 +3,7 @@
 //! Many queries in bf16 go through tensor cores, block by block; few queries (decoding), and single precision, go query by
 //! query, the keys split over enough blocks to fill the machine and joined by a second small kernel.
 use super::source::{Signature, c_float, constants};
-use super::spec::{KernelOp, KernelSpec, Mask, ValueId};
+use super::spec::{Backward, KernelOp, KernelSpec, Mask, TensorType, ValueId};
 use super::{CudaError, Generated, Operand, Options};
 use lapidary_runtime_gpu::program::Dtype;
 use std::fmt::Write as _;
@@ -29,21 +29,32 @@ pub(crate) struct Attention {
     pub scale: f64,
     pub mask: Mask,
     pub cached: bool,
+    /// Whether the log of each query's sum leaves too, for a backward pass.
+    pub log_sums: bool,
 }
 
 /// Lowers an attention region.
 pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Generated, CudaError> {
     let attention = Attention::of(spec)?;
-    let many = attention.dtype == Dtype::Bf16
-        && attention.queries > FEW_QUERIES
-        && attention.head_dim % 8 == 0
-        && attention.head_dim <= 256
-        && attention.scale > 0.0;
-    if many { blocks::lower(spec, &attention) } else { rows::lower(spec, &attention, options) }
+    match attention.many() {
+        true => blocks::lower(spec, &attention),
+        false if attention.log_sums => Err(spec.unsupported("sums of few queries", "find them again")),
+        false => rows::lower(spec, &attention, options),
+    }
 }
 
 impl Attention {
-    fn of(spec: &KernelSpec) -> Result<Attention, CudaError> {
+    /// Whether queries go through the tensor cores in blocks.
+    pub fn many(&self) -> bool {
+        self.dtype == Dtype::Bf16
+            && self.queries > FEW_QUERIES
+            && self.head_dim.is_multiple_of(8)
+            && self.head_dim <= 256
+            && self.scale > 0.0
+    }
+
+    /// Reads the region.
+    pub fn of(spec: &KernelSpec) -> Result<Attention, CudaError> {
         let chain = Chain::of(spec)?;
         let (q, k, v) = (spec.ty(chain.q), spec.ty(chain.k), spec.ty(chain.v));
         let [batch, queries, width] = q.shape[..] else {
@@ -65,9 +76,29 @@ impl Attention {
             );
         }
         let cached = chain.mask.offset > 0;
-        let (dtype, scale, mask) = (q.dtype, chain.scale, chain.mask);
+        let (dtype, scale, mask, log_sums) = (q.dtype, chain.scale, chain.mask, chain.log_sums);
         let (q, k, v) = (chain.q, chain.k, chain.v);
-        Ok(Attention { q, k, v, dtype, batch, queries, keys, heads, kv_heads, head_dim, scale, mask, cached })
+        Ok(Attention {
+            q,
+            k,
+            v,
+            dtype,
+            batch,
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            mask,
+            cached,
+            log_sums,
+        })
+    }
+
+    /// One number for each head and query.
+    pub fn sums(&self) -> TensorType {
+        TensorType::new(Dtype::F32, &[self.batch, self.heads, self.queries])
     }
 
     /// Numbers that both forms use.
@@ -81,6 +112,7 @@ impl Attention {
             ("Q_PITCH", spec.ty(self.q).pitch()),
             ("KV_PITCH", spec.ty(self.k).pitch()),
             ("WINDOW", self.mask.window),
+            ("SUMS_PITCH", self.sums().pitch()),
         ]);
         for (name, value) in
             [("CAUSAL", self.mask.causal), ("CACHED", self.cached), ("ALIBI", self.mask.alibi)]
@@ -146,14 +178,14 @@ struct Chain {
     heads: (u64, u64),
     scale: f64,
     mask: Mask,
+    log_sums: bool,
 }
 
 impl Chain {
     fn of(spec: &KernelSpec) -> Result<Chain, CudaError> {
         let none = Mask { causal: false, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
-        let mut chain = Chain { q: 0, k: 0, v: 0, heads: (0, 0), scale: 1.0, mask: none };
-        let mut stage = 0;
-        let mut previous = None;
+        let mut chain = Chain { q: 0, k: 0, v: 0, heads: (0, 0), scale: 1.0, mask: none, log_sums: false };
+        let (mut stage, mut previous, mut scores, mut outputs) = (0, None, 0, Vec::new());
         for id in spec.results() {
             let Some(op) = spec.op(id) else { continue };
             let follows = previous.is_none_or(|p| op.operands[0] == p);
@@ -168,12 +200,16 @@ impl Chain {
                     chain.mask = mask.clone();
                     stage = 2;
                 }
-                (KernelOp::Softmax, 1 | 2) if follows => stage = 3,
+                (KernelOp::Softmax, 1 | 2) if follows => (scores, stage) = (op.operands[0], 3),
                 (KernelOp::Values { heads, kv_heads }, 3)
                     if follows && (*heads, *kv_heads) == chain.heads =>
                 {
                     chain.v = op.operands[1];
-                    stage = 4;
+                    (outputs, stage) = (vec![id], 4);
+                }
+                (KernelOp::Backward(Backward::LogSum), 4) if !chain.log_sums && op.operands[0] == scores => {
+                    outputs.push(id);
+                    chain.log_sums = true;
                 }
                 (other, _) => {
                     let what = format!("{} at this place of an attention region", other.word());
@@ -183,9 +219,9 @@ impl Chain {
             previous = Some(id);
         }
         let inputs = [chain.q, chain.k, chain.v].iter().all(|&value| value < spec.inputs.len());
-        if stage != 4 || !inputs || spec.outputs.len() != 1 || previous != Some(spec.outputs[0]) {
+        if stage != 4 || !inputs || spec.outputs != outputs {
             return Err(spec.malformed(
-                "attention is scores, scale, mask, softmax, values of three inputs with one output",
+                "attention is scores, scale, mask, softmax, values of three inputs with one output, and the log of sums",
             ));
         }
         Ok(chain)

@@ -1,4 +1,8 @@
-//! The backward pass of attention without a matrix of scores in memory: one kernel for dq, one for dk and dv.
+//! The backward pass of attention without a matrix of scores in memory.
+//!
+//! Where the forward pass kept the log of each query's sum, one kernel makes all three derivatives in five products (Dao,
+//! FlashAttention-2, arXiv 2307.08691, algorithm 2), its sums over keys in one order. Else, and for heads wider than 128, one
+//! kernel for dq finds the sums, and one makes dk and dv.
 use super::{Made, natural};
 use crate::cuda::attention::Attention;
 use crate::cuda::source::{Signature, c_float, c_type, constants, opening};
@@ -8,19 +12,28 @@ use lapidary_runtime_gpu::program::{Access, Dtype};
 use std::fmt::Write as _;
 
 const ROW: &str = include_str!("../device/row.cuh");
+pub(super) const SHARED: &str = include_str!("../device/attention_derivatives.cuh");
 const BLOCKS: &str = include_str!("../device/attention_backward.cuh");
 const ROWS: &str = include_str!("../device/attention_backward_rows.cuh");
 
 /// Queries or keys of a block.
 const BLOCK: u64 = 64;
 
+/// What the forward pass left: its result and the log of each query's sum.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub y: ValueId,
+    pub log_sums: ValueId,
+}
+
 /// The region's operands, and which of its outputs is which.
-struct Core {
-    attention: Attention,
-    dy: ValueId,
-    dq: usize,
-    dk: usize,
-    dv: usize,
+pub(crate) struct Core {
+    pub attention: Attention,
+    pub dy: ValueId,
+    pub(super) kept: Option<Kept>,
+    pub(super) dq: usize,
+    pub(super) dk: usize,
+    pub(super) dv: usize,
 }
 
 /// Lowers a region `attention.backward`.
@@ -29,6 +42,9 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Generated, CudaError> {
     let attention = &core.attention;
     if attention.heads > 65535 || attention.batch > 65535 || attention.cached {
         return Err(spec.unsupported("more than 65535 heads or sequences, or a cache", "split the batch"));
+    }
+    if let Some(kept) = core.kept {
+        return core.joint(spec, kept);
     }
     let blocks = attention.dtype == Dtype::Bf16 && attention.head_dim % 8 == 0 && attention.head_dim <= 256;
     if !blocks && attention.head_dim > 1024 {
@@ -40,12 +56,19 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Generated, CudaError> {
 }
 
 impl Core {
-    fn of(spec: &KernelSpec) -> Result<Core, CudaError> {
+    /// Whether one kernel makes all derivatives, given what the forward pass can keep.
+    pub fn takes_sums(&self) -> bool {
+        self.attention.many() && self.attention.head_dim <= 128 && !self.attention.cached
+    }
+
+    /// Reads the region.
+    pub fn of(spec: &KernelSpec) -> Result<Core, CudaError> {
         let wrong = || spec.malformed("not the backward pass of an attention");
         let find = |wanted: &dyn Fn(&KernelOp) -> bool| {
             spec.results().find(|id| spec.op(*id).is_some_and(|op| wanted(&op.op)))
         };
-        let softmax = find(&|op| *op == KernelOp::Softmax).ok_or_else(wrong)?;
+        let again = KernelOp::Backward(Backward::SoftmaxOf);
+        let softmax = find(&|op| *op == KernelOp::Softmax || *op == again).ok_or_else(wrong)?;
         let softmax_dx = find(&|op| *op == KernelOp::Backward(Backward::SoftmaxDx)).ok_or_else(wrong)?;
         let operands = |id: ValueId| spec.op(id).map_or(&[][..], |op| &op.operands);
         let (mut at, mut scale) = (operands(softmax)[0], 1.0);
@@ -71,6 +94,15 @@ impl Core {
         let dq = position(&|id| matches!(spec.op(id).map(|op| &op.op), Some(KernelOp::Values { .. })))?;
         let dv = position(&|id| is_dv(id) && operands(id)[0] == softmax)?;
         let dk = position(&|id| is_dv(id) && operands(id)[0] != softmax)?;
+        let kept = match (operands(softmax).get(1), operands(softmax_dx).get(2)) {
+            (None, None) => None,
+            (Some(&log_sums), Some(&products)) => {
+                let [by, y] = operands(products)[..] else { return Err(wrong()) };
+                let held = by == dy && [y, log_sums].iter().all(|&value| value < spec.inputs.len());
+                held.then_some(Kept { y, log_sums }).ok_or_else(wrong).map(Some)?
+            }
+            _ => return Err(wrong()),
+        };
         let inputs = [q, k, v, dy].iter().all(|&value| value < spec.inputs.len());
         let ([batch, queries, width], [_, keys, _]) = (&spec.ty(q).shape[..], &spec.ty(k).shape[..]) else {
             return Err(wrong());
@@ -92,12 +124,17 @@ impl Core {
             scale,
             cached: mask.offset > 0,
             mask,
+            log_sums: false,
         };
-        Ok(Core { attention, dy, dq, dk, dv })
+        let core = Core { attention, dy, kept, dq, dk, dv };
+        match core.kept.is_some() && !core.takes_sums() {
+            true => Err(wrong()),
+            false => Ok(core),
+        }
     }
 
     /// Columns of a head in shared memory: two parts of a wide one are each a multiple of what a matrix instruction takes.
-    fn width(&self) -> u64 {
+    pub(super) fn width(&self) -> u64 {
         let parts = if self.attention.head_dim > 128 { 2 } else { 1 };
         self.attention.head_dim.next_multiple_of(16 * parts)
     }
@@ -117,8 +154,9 @@ impl Core {
             return source + ROW + ROWS;
         }
         let width = self.width();
-        source.push_str(&constants(&[("HD", width), ("BKV", keys), ("BQ", queries), ("PARTS", parts)]));
-        source + BLOCKS
+        let sizes = [("HD", width), ("WARPS", BLOCK / 16), ("BKV", keys), ("BQ", queries), ("PARTS", parts)];
+        source.push_str(&constants(&sizes));
+        source + SHARED + "\n" + BLOCKS
     }
 
     fn signature(&self, spec: &KernelSpec, outputs: &[(usize, &str)]) -> Signature {

@@ -8,10 +8,13 @@ use super::{Choice, CudaError, Generated, GeneratedKernel, KernelArg, Options};
 use lapidary_runtime_gpu::program::RowOrder;
 
 mod attention;
+mod attention_joint;
 mod columns;
 mod loss;
 mod product;
 mod tables;
+
+pub(crate) use attention::Core;
 
 /// Lowers a region that no kernel of a forward pass holds; none for the others.
 ///

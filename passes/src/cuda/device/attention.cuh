@@ -20,7 +20,7 @@ LP_DEVICE void lp_stage(unsigned to, const bf16* from, int row0, int limit) {
     }
 }
 
-LP_DEVICE void lp_attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, int cached) {
+LP_DEVICE void lp_attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* log_sums, int cached) {
     LP_DYNAMIC_SHARED(memory);
     bf16* const queries = reinterpret_cast<bf16*>(memory);
     const unsigned to_queries = lp_shared(queries), to_keys = to_queries + BQ * PITCH * 2, to_values = to_keys + BKV * PITCH * 2;
@@ -145,6 +145,11 @@ LP_DEVICE void lp_attention(const bf16* q, const bf16* k, const bf16* v, bf16* o
             whole += __shfl_xor_sync(0xffffffffu, whole, 1);
             whole += __shfl_xor_sync(0xffffffffu, whole, 2);
             const float inverse = whole > 0.0f ? __fdividef(1.0f, whole) : 0.0f;
+            if (LOG_SUMS && lane % 4 == 0) {
+                const int query = q0 + my_row + i * 16 + lane / 4 + h * 8;
+                const float log_sum = whole > 0.0f ? fmaf(most[i][h], EXPONENT_SCALE, log2f(whole)) : LP_INFINITY;
+                if (query < S) log_sums[(size_t(batch) * HEADS + head) * SUMS_PITCH + query] = log_sum;
+            }
             bf16* const row = queries + (my_row + i * 16 + lane / 4 + h * 8) * PITCH + lane % 4 * 2;
             LP_UNROLL for (int j = 0; j < DT; ++j) {
                 *reinterpret_cast<unsigned*>(row + j * 8) = lp_pack(sum[i][j][2 * h] * inverse, sum[i][j][2 * h + 1] * inverse);

@@ -33,6 +33,18 @@ LP_MACHINE void lp_mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsig
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// The next number of a counter.
+LP_MACHINE int lp_draw(int* counter) { return atomicAdd(counter, 1); }
+// Waits until a turn has come; what was written before it was passed on can be read then.
+LP_MACHINE void lp_await(const int* turn, int mine) {
+    int now;
+    do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+    } while (now != mine);
+}
+LP_MACHINE void lp_pass(int* turn, int next) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(turn), "r"(next) : "memory");
+}
 // Sixteen bytes that are read once: they pass by the first-level cache.
 LP_MACHINE uint4 lp_stream16(const void* from) {
     uint4 x;

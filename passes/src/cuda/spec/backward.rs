@@ -34,8 +34,17 @@ pub enum Backward {
     RopeDx(Rope),
     /// Zero where attention may not look.
     MaskDx(Mask),
-    /// p, dp -> p (dp - sum of p dp).
+    /// p, dp -> p (dp - sum of p dp); p, dp, that sum [b, h, s] -> the same.
     SoftmaxDx,
+    /// x [b, h, s, l] -> f32 [b, h, s]: log2 of the sum of 2^(x log2 e). Kept by `keep_sums`, no operation of `nn`.
+    LogSum,
+    /// x, its log sum -> softmax of x, as it was before.
+    SoftmaxOf,
+    /// a, b [b, s, h d] -> f32 [b, h, s]: sum of products over the width of each head.
+    RowProducts {
+        /// Heads.
+        heads: u64,
+    },
     /// p, y -> sums over queries, of the heads that share keys.
     ValuesDv {
         /// Query heads.
@@ -72,6 +81,9 @@ impl Backward {
             Backward::RopeDx(_) => "rope_dx",
             Backward::MaskDx(_) => "mask_dx",
             Backward::SoftmaxDx => "softmax_dx",
+            Backward::LogSum => "log_sum",
+            Backward::SoftmaxOf => "softmax_of",
+            Backward::RowProducts { .. } => "row_products",
             Backward::ValuesDv { .. } => "values_dv",
             Backward::EmbedDw => "embed_dw",
             Backward::PositionDw { .. } => "position_dw",
@@ -83,16 +95,19 @@ impl Backward {
     pub(crate) fn operands(&self) -> &'static [usize] {
         match self {
             Backward::NormDx { .. } => &[3],
+            Backward::SoftmaxDx => &[2, 3],
             Backward::CrossEntropy
             | Backward::CrossEntropyDx
             | Backward::LinearDx
             | Backward::LinearDw
             | Backward::ActivationDx(_)
             | Backward::NormDw { .. }
-            | Backward::SoftmaxDx
+            | Backward::SoftmaxOf
+            | Backward::RowProducts { .. }
             | Backward::ValuesDv { .. }
             | Backward::EmbedDw => &[2],
             Backward::ColumnSum
+            | Backward::LogSum
             | Backward::RopeDx(_)
             | Backward::MaskDx(_)
             | Backward::PositionDw { .. }
@@ -114,7 +129,17 @@ impl Backward {
             }
             Backward::LinearDw => rows(0) == rows(1) && result == [last(0), last(1)],
             Backward::ColumnSum => result == [last(0)],
-            Backward::ActivationDx(_) | Backward::SoftmaxDx => shape(0) == result && shape(1) == result,
+            Backward::ActivationDx(_) => shape(0) == result && shape(1) == result,
+            Backward::SoftmaxDx => {
+                let sum = operands.get(2).is_none_or(|sum| *sum == rows(0));
+                shape(0) == result && shape(1) == result && sum
+            }
+            Backward::LogSum => shape(0).len() == 4 && rows(0) == result,
+            Backward::SoftmaxOf => shape(0) == result && rows(0) == shape(1),
+            Backward::RowProducts { heads } => {
+                let of = |x: &[u64]| x.len() == 3 && *heads > 0 && x[2].is_multiple_of(*heads);
+                shape(0) == shape(1) && of(shape(0)) && result == [shape(0)[0], *heads, shape(0)[1]]
+            }
             Backward::NormDx { .. } => {
                 shape(0) == result
                     && shape(2) == result
