@@ -82,7 +82,8 @@ pub fn lower_part(
     degrees: Degrees,
     place: Place,
 ) -> Result<Lowered, Failure> {
-    let pipeline = rank_pipeline(switches.mup, &switches.fusion, &shard_text(degrees, Way::default(), place))
+    let shard = shard_text(degrees, Way::default(), place);
+    let pipeline = rank_pipeline(Goal::Cpu, switches.mup, &switches.fusion, &shard)
         .map_err(|error| fuse_option(switches, &error))?;
     with_module(spec, |module| {
         let report = lapidary_passes::run(module, &pipeline, Watch::default()).map_err(run_failure)?;
@@ -137,8 +138,8 @@ pub fn lower_training_part(
 ) -> Result<Checked<TrainProgram>, Failure> {
     let switches = Switches { mup: Mup::Keep, fusion: fusion.clone() };
     let shard = shard_text(rank.degrees, rank.way, rank.place);
-    let pipeline =
-        rank_pipeline(Mup::Keep, fusion, &shard).map_err(|error| fuse_option(&switches, &error))?;
+    let pipeline = rank_pipeline(Goal::Cpu, Mup::Keep, fusion, &shard)
+        .map_err(|error| fuse_option(&switches, &error))?;
     let cx = IrContext::new();
     let mut module = imported(&cx, graph)?;
     let report = lapidary_passes::run(&mut module, &pipeline, Watch::default()).map_err(run_failure)?;

@@ -2,12 +2,13 @@
 
 use crate::failure::{Exit, Failure};
 use lapidary_models::{ModelSpec, shard};
-use lapidary_runtime_mpi::{Degrees, Grid, Launched, Launcher, Place, Ranks, Terms, World, launched};
+pub use lapidary_runtime_mpi::Degrees;
+use lapidary_runtime_mpi::{Grid, Launched, Launcher, Place, Ranks, Terms, World, launched};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Ranks that find nothing to say wait so long before they end a job: the first rank tells what all have found.
-const COURTESY: Duration = Duration::from_millis(500);
+pub const COURTESY: Duration = Duration::from_millis(500);
 
 /// A plan's degrees by its name, such as `tp4pp2dp8`; what is not named is 1.
 ///
@@ -159,7 +160,8 @@ fn joinable(degrees: Degrees, launched: Option<&Launched>) -> Result<(), Failure
     Ok(())
 }
 
-fn wrong_size(degrees: Degrees, found: usize) -> Failure {
+/// A job that has another number of processes than a plan has ranks.
+pub fn wrong_size(degrees: Degrees, found: usize) -> Failure {
     let ranks = degrees.ranks();
     let Degrees { tensor, pipeline, data } = degrees;
     let what = format!(

@@ -78,12 +78,25 @@ pub fn pipeline(goal: Goal, mup: Mup, fusion: &Fusion) -> Result<Pipeline, Pipel
     Pipeline::parse(&pipeline_text(goal, mup, fusion))
 }
 
-/// The passes for one rank's part of a model on the host; `shard` is the pass with its options.
+/// The passes for one rank's part of a model; `shard` is the pass with its options.
 ///
 /// # Errors
 /// As [`pipeline`].
-pub fn rank_pipeline(mup: Mup, fusion: &Fusion, shard: &str) -> Result<Pipeline, PipelineError> {
-    Pipeline::parse(&text(Goal::Cpu, mup, fusion, Some(shard)))
+pub fn rank_pipeline(goal: Goal, mup: Mup, fusion: &Fusion, shard: &str) -> Result<Pipeline, PipelineError> {
+    Pipeline::parse(&text(goal, mup, fusion, Some(shard)))
+}
+
+/// The passes for one rank's part of a training step.
+///
+/// # Errors
+/// As [`pipeline`].
+pub fn rank_training(
+    goal: Goal,
+    policy: Recompute,
+    fusion: &Fusion,
+    shard: &str,
+) -> Result<Pipeline, PipelineError> {
+    Pipeline::parse(&step_text(goal, policy, fusion, Some(shard)))
 }
 
 /// The same as text.
@@ -116,13 +129,21 @@ fn text(goal: Goal, mup: Mup, fusion: &Fusion, shard: Option<&str>) -> String {
 /// On a GPU equal ops stay apart: a softmax that is computed again for the result of an attention and once more for its
 /// derivatives would become one, with a matrix of scores in memory between two kernels that need none.
 pub fn training_text(goal: Goal, policy: Recompute, fusion: &Fusion) -> String {
-    let fusion = match (goal, fusion) {
+    step_text(goal, policy, fusion, None)
+}
+
+fn step_text(goal: Goal, policy: Recompute, fusion: &Fusion, shard: Option<&str>) -> String {
+    let passes = text(goal, Mup::Keep, &in_place(goal, fusion), shard);
+    let passes = if goal == Goal::Gpu { passes.replace("cse,", "") } else { passes };
+    format!("recompute{{policy={}}},{passes}", policy.name())
+}
+
+/// What a training step may fuse on a GPU where everything is asked for.
+fn in_place(goal: Goal, fusion: &Fusion) -> Fusion {
+    match (goal, fusion) {
         (Goal::Gpu, Fusion::On) => Fusion::Options(TRAINED_IN_PLACE.into()),
         (_, fusion) => fusion.clone(),
-    };
-    let passes = pipeline_text(goal, Mup::Keep, &fusion);
-    let apart = passes.split(',').filter(|pass| goal != Goal::Gpu || *pass != "cse");
-    format!("recompute{{policy={}}},{}", policy.name(), apart.collect::<Vec<_>>().join(","))
+    }
 }
 
 /// The passes for a training step on a wafer, where equal ops stay apart for the same reason.

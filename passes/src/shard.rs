@@ -11,6 +11,7 @@ use crate::graph::{self, Read};
 use crate::pass::{Changed, Pass, PassCx, PassError};
 use crate::recompute::training_graph;
 use lapidary_ir::{Op as IrOp, import};
+use lapidary_models::TensorType;
 use lapidary_models::shard::{Degrees, Part, Place, Shard, Way, shard};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +42,8 @@ pub struct ShardReport {
     pub tied: BTreeSet<String>,
     /// Those that count at another rank.
     pub elsewhere: BTreeSet<String>,
+    /// What the whole model leaves: its last stage's result.
+    pub result: TensorType,
 }
 
 impl ShardPass {
@@ -126,7 +129,10 @@ impl Pass for ShardPass {
             after.layer().nodes.iter().filter(|node| meets(&node.op)).count()
         ));
         let changed = Changed::when(after.functions != graph.functions);
-        let report = ShardReport { degrees, way, place, layers, parts, summed, tied, elsewhere };
+        let main = graph.main();
+        let none = || PassError::at(module, "the model leaves nothing");
+        let result = main.results.first().map(|id| main.ty(*id).clone()).ok_or_else(none)?;
+        let report = ShardReport { degrees, way, place, layers, parts, summed, tied, elsewhere, result };
         cx.with(|notes| notes.shard = Some(report));
         Ok(changed)
     }

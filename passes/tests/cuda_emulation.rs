@@ -19,6 +19,8 @@ mod backward;
 mod products;
 #[path = "cuda_emulation/programs.rs"]
 mod programs;
+#[path = "cuda_emulation/ranks.rs"]
+mod ranks;
 #[path = "cuda_emulation/rows.rs"]
 mod rows;
 #[path = "cuda_emulation/sampling.rs"]

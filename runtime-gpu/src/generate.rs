@@ -238,7 +238,10 @@ fn feed(
         let words = row.chunks_exact_mut(4).zip(&prompt[first..first + count]);
         words.for_each(|(to, id)| to.copy_from_slice(&id.to_le_bytes()));
     }
-    program.write(device, "ids", &bytes)?;
+    // Later stages of a pipeline hear of tokens from the one before.
+    if program.program().buffer("ids").is_some() {
+        program.write(device, "ids", &bytes)?;
+    }
     match program.program().buffer("cached") {
         Some(_) => program.write(device, "cached", &(first as u32).to_le_bytes()),
         None if first == 0 => Ok(()),

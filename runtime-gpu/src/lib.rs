@@ -9,6 +9,7 @@
 //! - [`generate`]: prompts continued on a device, token by token, without the host in between.
 
 pub mod bench;
+pub mod collectives;
 pub mod compile;
 pub mod device;
 pub mod execute;

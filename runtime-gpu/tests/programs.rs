@@ -84,6 +84,7 @@ fn program() -> GpuProgram {
             Step::Repeat { times: 3, reverse: false, body },
             launch(vec![arg("a", Access::Read, 0), arg("y", Access::Write, 0)]),
         ],
+        share: None,
     }
 }
 

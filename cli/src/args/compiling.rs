@@ -55,8 +55,8 @@ pub struct Compile {
     /// A machine file or a built-in name; the target's own machine when absent.
     #[arg(long, value_name = "FILE|NAME")]
     pub machine: Option<String>,
-    /// A plan to compile for.
-    #[arg(long, value_name = "PLAN.json")]
+    /// A plan to compile for: a document of `lapidary plan`, or a name such as tp4pp2dp1. Every rank gets its program.
+    #[arg(long, value_name = "PLAN.json|NAME")]
     pub plan: Option<PathBuf>,
     /// Sequences in a batch.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -72,6 +72,10 @@ pub struct Compile {
     /// absent, what the plan says on wafers.
     #[arg(long, value_enum, requires = "train")]
     pub recompute: Option<RecomputeSwitch>,
+    /// Micro-batches of a training step that a plan spreads; what the plan says, or one for each stage, when absent. --batch
+    /// are the sequences of each.
+    #[arg(long, value_name = "N", requires = "train", requires = "plan", value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    pub micro_batches: Option<u64>,
     /// Training on wafers: systems; those of the published run, or all, when absent.
     #[arg(long, value_name = "N", requires = "train")]
     pub systems: Option<u64>,

@@ -68,7 +68,7 @@ fn schema(name: &str) -> Result<(), Failure> {
 }
 
 /// Threads to use.
-fn jobs(global: &Global) -> usize {
+pub(crate) fn jobs(global: &Global) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     global.jobs.map_or_else(cores, usize::from)
 }

@@ -30,7 +30,9 @@ impl Gpu<'_> {
         let told = |error: DeviceError| failure(&error);
         let loaded = Loaded::new(device, &made.part.program, &made.part.sources, &weights).map_err(told)?;
         let flat: Vec<u8> = ids.iter().flatten().flat_map(|id| id.to_le_bytes()).collect();
-        loaded.write(device, "ids", &flat).map_err(told)?;
+        if loaded.program().buffer("ids").is_some() {
+            loaded.write(device, "ids", &flat).map_err(told)?;
+        }
         let stream = loaded.program().buffer(&made.stream).cloned();
         let mut forward = Forward::default();
         let ran = loaded.run_watched(device, &mut |device, _| {

@@ -2,13 +2,16 @@
 
 use super::Gpu;
 use crate::failure::{Exit, Failure};
-use crate::host;
+use crate::host::{self, Switches};
 use lapidary_ir::IrContext;
+use lapidary_models::shard::{Degrees, Place, Way};
 use lapidary_models::{Dims, Graph, Mode};
 use lapidary_passes::cuda::{self, CudaError, Lowered, Node, Options, Sampler};
-use lapidary_passes::lower_to_cuda::module_spec;
-use lapidary_passes::pipeline::pipeline;
+use lapidary_passes::lower_to_cuda::{module_spec, part_spec};
+use lapidary_passes::pipeline::{pipeline, rank_pipeline};
+use lapidary_passes::shard::shard_text;
 use lapidary_passes::{Goal, Watch};
+use lapidary_runtime_gpu::collectives::Standing;
 use lapidary_runtime_gpu::compile::Source;
 use lapidary_runtime_gpu::execute::decode;
 use lapidary_runtime_gpu::generate::Part;
@@ -32,20 +35,34 @@ impl Gpu<'_> {
     pub(super) fn lower(&self, mode: Mode, dims: Dims) -> Result<Made, Failure> {
         let graph = Graph::build(&self.spec, mode, dims)
             .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", self.spec.name)))?;
-        let passes = pipeline(Goal::Gpu, self.switches.mup, &self.switches.fusion)
-            .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+        let Switches { mup, fusion } = &self.switches;
+        let standing = self.standing().filter(|standing| standing.world() > 1);
+        let passes = match standing {
+            Some(Standing { tensor, stage, .. }) => {
+                let degrees = Degrees { tensor: tensor.of, pipeline: stage.of };
+                let place = Place { tensor: tensor.index, stage: stage.index };
+                rank_pipeline(Goal::Gpu, *mup, fusion, &shard_text(degrees, Way::default(), place))
+            }
+            None => pipeline(Goal::Gpu, *mup, fusion),
+        };
+        let passes = passes.map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         let cx = IrContext::new();
         let mut module = host::imported(&cx, &graph)?;
-        lapidary_passes::run(&mut module, &passes, Watch::default()).map_err(host::run_failure)?;
+        let report =
+            lapidary_passes::run(&mut module, &passes, Watch::default()).map_err(host::run_failure)?;
         let (arch, processors) = self.target();
-        let spec = module_spec(&module, &arch)
+        let spec = match (standing, &report.shard) {
+            (Some(standing), Some(part)) => part_spec(&module, &arch, part, standing.replica.of),
+            _ => module_spec(&module, &arch),
+        };
+        let spec = spec
             .map_err(|error| Failure::diagnosed(false, "cuda", &error.diagnostics(), &error.to_string()))?;
         let (int8, measured) = (self.int8, self.measured.clone());
         let options = Options { library: false, processors, int8, measured, ..Options::default() };
         let lowered = cuda::lower(&spec, &options).map_err(|error| refused(&error))?;
         let carried = spec.body.iter().find_map(|node| match node {
             Node::Repeat { param, .. } => Some(*param),
-            Node::Kernel { .. } => None,
+            Node::Kernel { .. } | Node::Talk { .. } => None,
         });
         let stream = carried.map_or_else(String::new, |value| lowered.places[value].clone());
         let last = spec.outputs.first().map_or_else(String::new, |value| lowered.places[*value].clone());

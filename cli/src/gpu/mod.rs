@@ -10,19 +10,22 @@
 mod forward;
 mod lower;
 mod prompts;
+pub mod ranks;
 
 pub use lower::{part, refused};
-pub use prompts::Ask;
+pub use prompts::{Ask, Continued};
 
 use crate::failure::{Exit, Failure};
 use crate::host::Switches;
 use crate::toolchain;
+use lapidary_models::shard::stage_layers;
 use lapidary_models::{DType, ModelSpec};
+use lapidary_runtime_gpu::collectives::Standing;
 use lapidary_runtime_gpu::compile::{Absent, Compiler, Online};
 use lapidary_runtime_gpu::device::cuda::Cuda;
 use lapidary_runtime_gpu::device::{Address, Device, DeviceError};
-use lapidary_runtime_gpu::execute::{Places, Tensors, WeightFault, load_weights};
-use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram};
+use lapidary_runtime_gpu::execute::{Parts, Places, Tensors, WeightFault, load_weights};
+use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Member};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -31,18 +34,22 @@ use std::collections::BTreeMap;
 /// # Errors
 /// Exit 7 where there is no driver, it is too old, or there is no GPU that kernels are made for.
 pub fn open(jobs: usize) -> Result<Box<dyn Device>, Failure> {
-    let compiler: Box<dyn Compiler> = match toolchain::nvrtc() {
+    let gpu = Cuda::open(0, compiler(jobs)).map_err(|error| failure(&error))?;
+    Ok(Box::new(gpu))
+}
+
+/// The kernels' compiler, or what to say where one is needed and it is not here.
+fn compiler(jobs: usize) -> Box<dyn Compiler> {
+    match toolchain::nvrtc() {
         Ok(nvrtc) => Box::new(Online { nvrtc, cache: toolchain::kernel_cache(), jobs }),
         Err(error) => Box::new(Absent(error)),
-    };
-    let gpu = Cuda::open(0, compiler).map_err(|error| failure(&error))?;
-    Ok(Box::new(gpu))
+    }
 }
 
 /// Exit 4 for memory, 1 for programs that do not go together, 7 for everything else that a device says.
 pub fn failure(error: &DeviceError) -> Failure {
     let exit = match error {
-        DeviceError::Memory { .. } => Exit::DoesNotFit,
+        DeviceError::Memory { .. } | DeviceError::World { .. } => Exit::DoesNotFit,
         DeviceError::Mismatch(_) => Exit::Internal,
         _ => Exit::Missing,
     };
@@ -82,6 +89,17 @@ impl<'w> Gpu<'w> {
         Gpu { device, spec, switches, tensors, held, int8: false, measured: BTreeMap::new() }
     }
 
+    /// Where the device's rank stands among those of a job; none for a device that is alone.
+    pub fn standing(&self) -> Option<Standing> {
+        self.device.borrow().standing()
+    }
+
+    /// The first layer of the whole model that this rank has.
+    pub fn first_layer(&self) -> usize {
+        let first = |stage: Member| stage_layers(self.spec.n_layers, stage.of, stage.index).start;
+        self.standing().map_or(0, |standing| first(standing.stage) as usize)
+    }
+
     /// The same with the layers' weights as 8-bit whole numbers, each row with a scale.
     pub fn int8(self, int8: bool) -> Gpu<'w> {
         Gpu { int8, ..self }
@@ -100,7 +118,9 @@ impl<'w> Gpu<'w> {
         let known = |buffer: &Buffer| held.iter().find(|(known, _)| known == buffer).map(|(_, at)| *at);
         let mut places: Places =
             params().filter_map(|buffer| Some((buffer.name.clone(), known(buffer)?))).collect();
-        load_weights(self.device.borrow_mut().as_mut(), program, self.tensors, &mut places)
+        let parts = program.share.as_ref().map(|share| Parts::new(self.tensors, share));
+        let tensors = parts.as_ref().map_or(self.tensors, |parts| parts as &dyn Tensors);
+        load_weights(self.device.borrow_mut().as_mut(), program, tensors, &mut places)
             .map_err(|fault| weight_failure(&fault))?;
         for buffer in params() {
             let fresh = !held.iter().any(|(known, _)| known == buffer);

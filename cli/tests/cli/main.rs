@@ -581,3 +581,79 @@ fn a_bundle_holds_jobs_and_machine_code() {
         }
     }
 }
+
+/// The artifact of a plan is whole: a program for every rank of a replica, kernels that they share, who runs what, and scripts.
+#[test]
+fn a_plan_is_compiled_to_the_programs_of_its_ranks() {
+    let (folder, _) = with_model(TINY);
+    let asked = [
+        "compile",
+        "model.toml",
+        "--target",
+        "a100",
+        "--plan",
+        "tp2pp2dp2",
+        "--seq-len",
+        "16",
+        "--emit",
+        "cuda",
+    ];
+    let output = lapidary(&asked, folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let artifact = folder.path().join("out.lpd");
+    let read = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(artifact.join(name)).expect("a document");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let launch = read("launch.json");
+    assert_eq!((&launch["plan"], &launch["world"]), (&"tp2pp2dp2".into(), &8.into()));
+    let ranks = launch["ranks"].as_array().expect("ranks");
+    let place = |rank: &serde_json::Value| ["tensor", "replica", "stage"].map(|key| rank[key].as_u64());
+    assert_eq!(place(&ranks[6]), [Some(0), Some(1), Some(1)]);
+    for rank in ranks {
+        let program = read(rank["program"].as_str().expect("a file"));
+        assert_eq!(program["share"]["stage"]["index"], rank["stage"]);
+        for kernel in program["kernels"].as_array().expect("kernels") {
+            let file = kernel["file"].as_str();
+            assert!(file.is_none_or(|file| artifact.join(file).is_file()), "{kernel}");
+        }
+    }
+    for script in ["torchrun.sh", "mpirun.sh", "slurm.sbatch"] {
+        let path = artifact.join("launch").join(script);
+        let checked = Command::new("bash").arg("-n").arg(&path).status().expect("bash runs");
+        assert!(checked.success(), "{script}");
+    }
+    // A training step of the same plan: segments in the order of the schedule.
+    let step = ["--train", "--micro-batches", "4", "-o", "step.lpd"];
+    let output = lapidary(&[&asked[..], &step].concat(), folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let path = folder.path().join("step.lpd/ranks/stage0-rank0/program.json");
+    let program = std::fs::read_to_string(path).expect("a program");
+    let program: serde_json::Value = serde_json::from_str(&program).expect("JSON");
+    assert_eq!(program["share"]["micros"]["schedule"]["micros"], 4);
+    assert_eq!(program["share"]["micros"]["segments"].as_array().map(Vec::len), Some(2));
+    let again = lapidary(&[&asked[..], &["-o", "again.lpd"]].concat(), folder.path());
+    assert_eq!(code(&again), 0, "{}", stderr(&again));
+    let bytes =
+        |artifact: &str| std::fs::read(folder.path().join(artifact).join("ranks/stage1-rank1/program.json"));
+    assert_eq!(bytes("out.lpd").expect("a program"), bytes("again.lpd").expect("a program"));
+}
+
+#[test]
+fn plans_that_programs_cannot_follow_are_refused() {
+    let (folder, _) = with_model(TINY);
+    let refused = |more: &[&str], exit: i32, told: &str| {
+        let output = lapidary(&[&["compile", "model.toml", "--seq-len", "16"], more].concat(), folder.path());
+        assert_eq!(code(&output), exit, "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(told), "{more:?}: {}", stderr(&output));
+        assert!(!folder.path().join("out.lpd").exists());
+    };
+    refused(&["--target", "a100", "--plan", "pp3"], 4, "3 pipeline stages for the 2 layers");
+    refused(&["--target", "cpu", "--plan", "tp2"], 5, "compiled for GPUs");
+    refused(&["--target", "a100", "--plan", "tp2", "--passes", "cse"], 5, "--passes is not for");
+    refused(&["--target", "a100", "--plan", "nowhere.json"], 3, "nowhere.json");
+    let planned =
+        ["plan", "amber", "--machine", "amber-cluster", "--devices", "8", "--pin", "tp=2", "-o", "plan.json"];
+    assert_eq!(code(&lapidary(&planned, folder.path())), 0);
+    refused(&["--target", "a100", "--plan", "plan.json"], 4, "a plan for amber, not for tiny");
+}

@@ -207,3 +207,44 @@ fn a_rank_that_never_comes_is_not_waited_for() {
     assert_eq!(ended.code, 7, "{}", ended.stderr);
     assert!(ended.stderr.contains("waited 2 s for the other ranks in joining the job"), "{}", ended.stderr);
 }
+
+/// A process that a launcher says is one of several, on a machine without GPUs.
+fn as_rank(environment: &[(&str, &str)], args: &[&str]) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    command.args(args).env("NO_COLOR", "1").env("LD_LIBRARY_PATH", "").stdin(Stdio::null());
+    for launcher in ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "RANK", "WORLD_SIZE", "SLURM_PROCID"] {
+        command.env_remove(launcher);
+    }
+    ended(command.envs(environment.iter().copied()))
+}
+
+/// What is missing on GPUs is told before anybody is waited for: ranks, where they meet, and here NCCL or the driver.
+#[test]
+fn jobs_on_gpus_say_what_is_missing() {
+    let directory = stored("amber-tiny");
+    let asked = ["verify", text(&directory), "--device", "cuda", "--plan", "tp2", "--patience", "5"];
+    super::refused(&asked, 4, &["tp2pp1dp1 has 2 ranks, but 1 processes"]);
+    let torch = |world| {
+        [
+            ("RANK", "0"),
+            ("WORLD_SIZE", world),
+            ("LOCAL_RANK", "0"),
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", "4"),
+        ]
+    };
+    let ended = as_rank(&torch("3"), &asked);
+    assert_eq!(ended.code, 4, "{}", ended.stderr);
+    assert!(ended.stderr.contains("but 3 processes were started"), "{}", ended.stderr);
+    if !std::path::Path::new("/dev/nvidia0").exists() {
+        let ended = as_rank(&torch("2"), &asked);
+        assert_eq!(ended.code, 7, "{}", ended.stderr);
+        let told = ["no NCCL", "no NVIDIA driver"].iter().any(|what| ended.stderr.contains(what));
+        assert!(told && ended.stdout.is_empty(), "{}", ended.stderr);
+    }
+    let open =
+        [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "1")];
+    let ended = as_rank(&open, &asked);
+    assert_eq!(ended.code, 7, "{}", ended.stderr);
+    assert!(ended.stderr.contains("set MASTER_ADDR"), "{}", ended.stderr);
+}

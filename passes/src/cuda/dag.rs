@@ -74,7 +74,7 @@ impl<'a> Evaluator<'a> {
             self.provide(value, place);
             return Ok(code);
         };
-        if op.op == KernelOp::Embed {
+        if matches!(op.op, KernelOp::Embed | KernelOp::EmbedPart { .. }) {
             self.declaration(value, place, &mut code);
             code.push_str(&self.gather(value, place)?);
             self.provide(value, place);
@@ -134,6 +134,13 @@ impl<'a> Evaluator<'a> {
         let (ids, table) = (op.operands[0], op.operands[1]);
         let (name, pitch, p) = (self.name(value, place), self.spec.ty(table).pitch(), self.pointers);
         let (col, valid) = (&place.col, &place.valid);
+        if let KernelOp::EmbedPart { first } = op.op {
+            let rows = self.spec.ty(table).rows();
+            return Ok(format!(
+                "{{ const int id = {p}in{ids}[row] - {first}; const bool here = id >= 0 && id < {rows};\n    \
+                 lp_load(&{p}in{table}[size_t(here ? id : 0) * {pitch} + {col}], here ? {valid} : 0, {name}); }}\n"
+            ));
+        }
         Ok(format!("lp_load(&{p}in{table}[size_t({p}in{ids}[row]) * {pitch} + {col}], {valid}, {name});\n"))
     }
 
@@ -406,7 +413,7 @@ fn slope_table(id: ValueId, mask: &Mask, heads: u64) -> String {
     if !mask.alibi {
         return String::new();
     }
-    let slopes = super::attention::slopes(heads).into_iter().map(|slope| c_float(slope * mask.alibi_scaling));
+    let slopes = mask.slopes(heads).into_iter().map(|slope| c_float(slope * mask.alibi_scaling));
     let lines: Vec<String> = slopes.collect::<Vec<_>>().chunks(8).map(|line| line.join(", ")).collect();
     format!("__device__ const float lp_slope{id}[{heads}] = {{\n    {}}};\n", lines.join(",\n    "))
 }

@@ -27,7 +27,7 @@ pub mod spec;
 mod validate;
 mod work;
 
-pub use assemble::{KernelSource, Lowered, ModuleSpec, Node, ValueSpec, lower};
+pub use assemble::{KernelSource, Lowered, ModuleSpec, Node, Talk, ValueSpec, lower};
 pub use sampler::Sampler;
 pub use spec::{Anchor, KernelOp, KernelSpec, OpSpec, TensorType};
 
@@ -44,6 +44,8 @@ pub struct Options {
     pub measured: BTreeMap<String, String>,
     /// Whether the target has Hopper's copy engine and warpgroup products; [`lower`] sets it for `sm_90a`.
     pub hopper: bool,
+    /// Whether the module is one rank's part: losses are means over more labels than it sees. [`lower`] sets it.
+    pub spread: bool,
     /// Whether products inside layers read their weights as whole numbers with a scale for each row.
     pub int8: bool,
 }
@@ -56,6 +58,7 @@ impl Default for Options {
             form: None,
             measured: BTreeMap::new(),
             hopper: false,
+            spread: false,
             int8: false,
         }
     }
@@ -161,6 +164,8 @@ pub enum Operand {
     Scratch(usize),
     /// The cached length, one i32 in device memory.
     Position,
+    /// The labels that a mean is over, one f32 in device memory.
+    Counted,
 }
 
 /// The right side of a library product.

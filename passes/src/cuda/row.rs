@@ -279,7 +279,7 @@ impl RowWriter<'_> {
         let spec = self.evaluator.spec;
         spec.users(input).iter().any(|&user| {
             spec.op(user).is_some_and(|op| match &op.op {
-                KernelOp::Embed => false,
+                KernelOp::Embed | KernelOp::EmbedPart { .. } => false,
                 KernelOp::Backward(Backward::NormDx { .. }) => op.operands[1] != input,
                 other => streamed(other, &op.operands).contains(&input),
             })

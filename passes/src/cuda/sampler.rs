@@ -111,6 +111,7 @@ impl Sampler {
             kernels: vec![self.kernel()],
             buffers,
             steps: vec![Step::Launch(launch)],
+            share: None,
         }
     }
 

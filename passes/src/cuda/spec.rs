@@ -104,6 +104,11 @@ pub struct OpSpec {
 pub enum KernelOp {
     /// ids, table -> rows of the table.
     Embed,
+    /// ids, table -> rows of a part of the whole table; zero for an id outside of it.
+    EmbedPart {
+        /// The id of the part's first row.
+        first: u64,
+    },
     /// x, table -> x plus the table's row of each position.
     Position {
         /// Position of the first row (the cached length).
@@ -169,6 +174,7 @@ impl KernelOp {
     pub fn word(&self) -> &'static str {
         match self {
             KernelOp::Embed => "embed",
+            KernelOp::EmbedPart { .. } => "embed_part",
             KernelOp::Position { .. } => "position",
             KernelOp::Linear => "linear",
             KernelOp::Bias => "bias",
@@ -285,8 +291,20 @@ pub struct Mask {
     pub alibi: bool,
     /// Factor of the slopes.
     pub alibi_scaling: f64,
+    /// The first of the model's heads that these are, and how many the model has; all of them where nothing is said.
+    pub heads: Option<[u64; 2]>,
     /// Position of the first query row.
     pub offset: u64,
+}
+
+impl Mask {
+    /// ALiBi's slopes of so many heads; zero for those that a rank only pads.
+    pub(crate) fn slopes(&self, heads: u64) -> Vec<f64> {
+        let [first, of] = self.heads.unwrap_or([0, heads]);
+        let all = super::attention::slopes(of);
+        let slope = |head: u64| usize::try_from(head).ok().and_then(|at| all.get(at)).copied().unwrap_or(0.0);
+        (first..first + heads).map(slope).collect()
+    }
 }
 
 impl TensorType {

@@ -70,7 +70,7 @@ impl KernelSpec {
             KernelOp::Bias => shape(0) == result && shape(1) == [cols],
             KernelOp::Norm { .. } => shape(0) == result && (1..op.operands.len()).all(|i| shape(i) == [cols]),
             KernelOp::Rope(rope) => shape(0) == result && result.len() == 3 && rotates(rope, cols),
-            KernelOp::Embed => {
+            KernelOp::Embed | KernelOp::EmbedPart { .. } => {
                 let rows = [shape(0), &[cols]].concat();
                 shape(1).len() == 2 && shape(1)[1] == cols && rows == result
             }
@@ -122,7 +122,8 @@ pub(crate) fn rotates(rope: &Rope, cols: u64) -> bool {
 
 fn operand_counts(op: &KernelOp) -> &'static [usize] {
     match op {
-        KernelOp::Embed | KernelOp::Position { .. } | KernelOp::Linear | KernelOp::Bias => &[2],
+        KernelOp::Embed | KernelOp::EmbedPart { .. } => &[2],
+        KernelOp::Position { .. } | KernelOp::Linear | KernelOp::Bias => &[2],
         KernelOp::Add | KernelOp::Mul | KernelOp::Scores { .. } | KernelOp::Values { .. } => &[2],
         KernelOp::Norm { .. } => &[2, 3],
         KernelOp::Scale { .. } | KernelOp::Activation(_) | KernelOp::Rope(_) | KernelOp::KvAppend { .. } => {

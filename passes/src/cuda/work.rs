@@ -24,7 +24,10 @@ impl KernelSpec {
         let Some(op) = self.op(id) else { return 0 };
         let n = op.ty.elements();
         match &op.op {
-            KernelOp::Embed | KernelOp::KvAppend { .. } | KernelOp::LastToken => 0,
+            KernelOp::Embed
+            | KernelOp::EmbedPart { .. }
+            | KernelOp::KvAppend { .. }
+            | KernelOp::LastToken => 0,
             KernelOp::Position { .. } | KernelOp::Bias | KernelOp::Add | KernelOp::Mul => n,
             KernelOp::Scale { .. } => self.seen(&op.ty.shape, n),
             KernelOp::Mask(_) => self.seen(&op.ty.shape, n),
@@ -67,7 +70,7 @@ impl KernelSpec {
             | Backward::MaskDx(_)
             | Backward::PositionDw { .. }
             | Backward::Gradient { .. } => read(0),
-            Backward::EmbedDw => read(1),
+            Backward::EmbedDw { .. } => read(1),
             Backward::ActivationDx(_) => 2 * n,
             Backward::NormDx { .. } => 8 * n,
             Backward::NormDw { .. } => 6 * read(0),
@@ -96,7 +99,7 @@ impl KernelSpec {
     fn bytes_read(&self, input: usize) -> u64 {
         let ty = &self.inputs[input].ty;
         let table_rows = self.ops.iter().find_map(|op| match op.op {
-            KernelOp::Embed if op.operands[1] == input => Some(op.ty.rows()),
+            KernelOp::Embed | KernelOp::EmbedPart { .. } if op.operands[1] == input => Some(op.ty.rows()),
             KernelOp::Position { .. } if op.operands[1] == input => op.ty.shape.iter().rev().nth(1).copied(),
             _ => None,
         });

@@ -8,7 +8,7 @@ use crate::cuda::{Anchor, spec as cuda};
 use crate::pass::PassError;
 use crate::view::read_op;
 use lapidary_ir::{Op as IrOp, Value as IrValue};
-use lapidary_models::op::Backward;
+use lapidary_models::op::{Backward, Sharded};
 use lapidary_models::spec::{self, Activation};
 use lapidary_models::{DType, Op};
 use lapidary_runtime_gpu::program::Dtype;
@@ -124,17 +124,19 @@ pub fn result_type(region: &Region<'_>, i: usize) -> Result<TensorType, PassErro
 /// # Errors
 /// [`PassError::Refused`] at `op` for other element types.
 pub fn ty(op: IrOp<'_>, value: IrValue<'_>) -> Result<TensorType, PassError> {
-    let tensor = value.tensor();
-    let dtype = tensor.as_ref().and_then(|tensor| match tensor.dtype {
-        DType::Bf16 => Some(Dtype::Bf16),
-        DType::F32 => Some(Dtype::F32),
-        DType::I32 => Some(Dtype::I32),
-        DType::F16 => None,
-    });
-    match (tensor, dtype) {
-        (Some(tensor), Some(dtype)) => Ok(TensorType { dtype, shape: tensor.shape }),
-        _ => Err(PassError::at(op, format!("GPU kernels hold bf16 and f32, found {}", value.ty()))),
-    }
+    let found = value.tensor().and_then(|tensor| memory_type(&tensor));
+    found.ok_or_else(|| PassError::at(op, format!("GPU kernels hold bf16 and f32, found {}", value.ty())))
+}
+
+/// A model's type as GPU programs have it; none for element types that they do not know.
+pub fn memory_type(ty: &lapidary_models::TensorType) -> Option<TensorType> {
+    let dtype = match ty.dtype {
+        DType::Bf16 => Dtype::Bf16,
+        DType::F32 => Dtype::F32,
+        DType::I32 => Dtype::I32,
+        DType::F16 => return None,
+    };
+    Some(TensorType { dtype, shape: ty.shape.clone() })
 }
 
 fn kernel_op(op: &Op, param: &str) -> Option<KernelOp> {
@@ -153,18 +155,21 @@ fn kernel_op(op: &Op, param: &str) -> Option<KernelOp> {
         }
         Op::KvAppend { cache, cached } => KernelOp::KvAppend { cache: cache.name().to_string(), cached },
         Op::Scores { heads, kv_heads } => KernelOp::Scores { heads, kv_heads },
-        // A rank's run of heads has no kernel yet: their slopes are counted from the first head.
-        Op::Mask { heads: Some(_), .. } => return None,
-        Op::Mask { causal, window, alibi, heads: None, offset } => KernelOp::Mask(Mask {
+        Op::Mask { causal, window, alibi, heads, offset } => KernelOp::Mask(Mask {
             causal,
             window,
             alibi: alibi.is_some(),
             alibi_scaling: alibi.unwrap_or(1.0),
+            heads: heads.map(|run| [run.first, run.of]),
             offset,
         }),
         Op::Softmax => KernelOp::Softmax,
         Op::Values { heads, kv_heads } => KernelOp::Values { heads, kv_heads },
         Op::LastToken => KernelOp::LastToken,
+        Op::Sharded(Sharded::EmbedPart { first }) => KernelOp::EmbedPart { first },
+        Op::Sharded(Sharded::EmbedPartDw { first, .. }) => {
+            KernelOp::Backward(cuda::Backward::EmbedDw { first })
+        }
         Op::Param { .. } | Op::Repeat { .. } | Op::Sharded(_) => return None,
         Op::Backward(ref op) => KernelOp::Backward(backward(op, param)?),
     })
@@ -183,12 +188,17 @@ fn backward(op: &Backward, param: &str) -> Option<cuda::Backward> {
         Backward::RopeDx { head_dim, rot_dims, pairing, theta, scaling, offset } => {
             cuda::Backward::RopeDx(rope(head_dim, rot_dims, pairing, theta, scaling, offset))
         }
-        Backward::MaskDx { causal, window, offset } => {
-            cuda::Backward::MaskDx(Mask { causal, window, alibi: false, alibi_scaling: 1.0, offset })
-        }
+        Backward::MaskDx { causal, window, offset } => cuda::Backward::MaskDx(Mask {
+            causal,
+            window,
+            alibi: false,
+            alibi_scaling: 1.0,
+            heads: None,
+            offset,
+        }),
         Backward::SoftmaxDx => cuda::Backward::SoftmaxDx,
         Backward::ValuesDv { heads, kv_heads } => cuda::Backward::ValuesDv { heads, kv_heads },
-        Backward::EmbedDw { .. } => cuda::Backward::EmbedDw,
+        Backward::EmbedDw { .. } => cuda::Backward::EmbedDw { first: 0 },
         Backward::PositionDw { offset, .. } => cuda::Backward::PositionDw { offset },
         Backward::Gradient { .. } => cuda::Backward::Gradient { param: param.to_string() },
         // Values that layers keep have a place of their own; a training graph reads every position.

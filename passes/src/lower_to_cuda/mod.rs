@@ -12,9 +12,15 @@ mod module;
 mod words;
 mod write;
 
-use crate::cuda::{CudaError, Lowered, ModuleSpec, Options, lower};
+use crate::cuda::assemble::RanksSpec;
+use crate::cuda::{CudaError, Lowered, ModuleSpec, Node, Options, Talk, ValueSpec, lower};
+use crate::lower_to_cpu::Together;
 use crate::pass::{Changed, Pass, PassCx, PassError, diagnostic};
+use crate::shard::ShardReport;
 use lapidary_ir::{Module, Op as IrOp};
+use lapidary_models::shard::schedule::{Form, schedule};
+use lapidary_runtime_cpu::program::StateSharding;
+use lapidary_runtime_gpu::program::{Member, Share};
 use module::FusedModule;
 use std::num::NonZeroU32;
 
@@ -84,6 +90,98 @@ impl Pass for LowerToCuda {
 pub fn emit_gpu(module: &Module<'_>, arch: &str, options: &Options) -> Result<Lowered, PassError> {
     let fused = module::read(module.op(), arch)?;
     lower(&fused.spec, options).map_err(|error| at_kernel(module.op(), &fused, &error))
+}
+
+/// The program of one rank's part of a model, as the pass `shard` left it, and the texts of its kernels; the module stays
+/// as it is.
+///
+/// # Errors
+/// As [`emit_gpu`].
+pub fn emit_gpu_part(
+    module: &Module<'_>,
+    arch: &str,
+    options: &Options,
+    part: &ShardReport,
+    replicas: u64,
+) -> Result<Lowered, PassError> {
+    let fused = part_of(module, arch, part, replicas)?;
+    lower(&fused.spec, options).map_err(|error| at_kernel(module.op(), &fused, &error))
+}
+
+/// The same of a training step: what a rank does for every micro-batch, and behind all of them.
+///
+/// # Errors
+/// As [`emit_gpu`], and for a number of micro-batches that has no schedule.
+pub fn emit_gpu_training_part(
+    module: &Module<'_>,
+    arch: &str,
+    options: &Options,
+    part: &ShardReport,
+    together: Together,
+) -> Result<Lowered, PassError> {
+    let at = |what: String| PassError::at(module.op(), what);
+    if together.sharding != StateSharding::None {
+        return Err(at(
+            "GPU programs hold weights, gradients and optimizer state whole on every replica".into()
+        ));
+    }
+    let mut fused = part_of(module, arch, part, together.replicas)?;
+    let form = Form { stages: part.degrees.pipeline, chunks: part.way.chunks, micros: together.micros };
+    let schedule = schedule(form, part.place.stage).map_err(|error| at(error.to_string()))?;
+    let Some(training) = &mut fused.spec.training else { return Err(at("the module trains nothing".into())) };
+    training.layers = part.layers.len() as u64;
+    training.ranks = RanksSpec {
+        summed: part.summed.clone(),
+        tied: part.tied.clone(),
+        elsewhere: part.elsewhere.clone(),
+        schedule: Some(schedule),
+    };
+    lower(&fused.spec, options).map_err(|error| at_kernel(module.op(), &fused, &error))
+}
+
+/// A rank's part of a fused module as the plain data that [`lower`] takes.
+///
+/// # Errors
+/// As [`module_spec`].
+pub fn part_spec(
+    module: &Module<'_>,
+    arch: &str,
+    part: &ShardReport,
+    replicas: u64,
+) -> Result<ModuleSpec, PassError> {
+    part_of(module, arch, part, replicas).map(|fused| fused.spec)
+}
+
+/// The same with its regions: every stage ends with what the last one makes.
+fn part_of<'c>(
+    module: &'c Module<'_>,
+    arch: &str,
+    part: &ShardReport,
+    replicas: u64,
+) -> Result<FusedModule<'c>, PassError> {
+    let mut fused = module::read(module.op(), arch)?;
+    let member = |index: u64, of: u64| Member { index, of };
+    fused.spec.share = Some(Share {
+        tensor: member(part.place.tensor, part.degrees.tensor),
+        stage: member(part.place.stage, part.degrees.pipeline),
+        replicas,
+        layers: part.layers.clone(),
+        parts: part.parts.clone(),
+        micros: None,
+    });
+    if part.degrees.pipeline > 1 && fused.spec.training.is_none() {
+        let last = part.place.stage + 1 == part.degrees.pipeline;
+        let arg = fused.spec.outputs.first().copied().filter(|_| last);
+        let ty = kernel::memory_type(&part.result).ok_or_else(|| {
+            PassError::at(module.op(), format!("GPU kernels hold bf16 and f32, found {}", part.result))
+        })?;
+        fused.spec.values.push(ValueSpec { name: "logits.told".into(), ty });
+        let result = fused.spec.values.len() - 1;
+        let name = "logits_told".to_string();
+        fused.spec.body.push(Node::Talk { name, talk: Talk::FromLastStage, arg, result });
+        fused.spec.outputs = vec![result];
+    }
+    Ok(fused)
 }
 
 /// A fused module as the plain data that [`lower`] takes.

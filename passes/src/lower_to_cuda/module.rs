@@ -1,10 +1,13 @@
 //! A fused module as the plain data that the CUDA emitters take: values in memory, kernels and repeats in order.
 
 use crate::cuda::assemble::{KeptSpec, TrainingSpec};
-use crate::cuda::{KernelSpec, ModuleSpec, Node, TensorType, ValueSpec};
+use crate::cuda::{KernelSpec, ModuleSpec, Node, Talk, TensorType, ValueSpec};
 use crate::lower_to_cuda::kernel::{self, Region};
 use crate::pass::PassError;
+use crate::view::read_op;
 use lapidary_ir::{Op as IrOp, Value as IrValue};
+use lapidary_models::Op;
+use lapidary_models::op::Sharded;
 use std::collections::BTreeSet;
 
 /// A module with the regions that its kernels were made from.
@@ -29,13 +32,14 @@ pub fn read<'c>(module: IrOp<'c>, arch: &str) -> Result<FusedModule<'c>, PassErr
         regions: Vec::new(),
         names: BTreeSet::new(),
         training: TrainingSpec::default(),
+        range: None,
     };
     let inputs = reader.arguments(main, &["ids", "labels"])?;
     let (body, outputs) = reader.function(main)?;
     let name = module.text("nn.model").unwrap_or("module").to_string();
     let training = reader.trains().then(|| reader.training.clone());
-    let spec =
-        ModuleSpec { name, arch: arch.to_string(), values: reader.specs, inputs, outputs, body, training };
+    let (arch, values, share) = (arch.to_string(), reader.specs, None);
+    let spec = ModuleSpec { name, arch, values, inputs, outputs, body, training, share };
     Ok(FusedModule { spec, regions: reader.regions })
 }
 
@@ -46,6 +50,8 @@ struct Reader<'c> {
     regions: Vec<Region<'c>>,
     names: BTreeSet<String>,
     training: TrainingSpec,
+    /// First layer and number of layers of the repeat that is being read.
+    range: Option<(u64, u64)>,
 }
 
 impl<'c> Reader<'c> {
@@ -79,7 +85,10 @@ impl<'c> Reader<'c> {
                 "nn.fused" => nodes.push(self.kernel(op, &prefix)?),
                 "nn.repeat" => nodes.push(self.repeat(op)?),
                 "func.return" => return Ok((nodes, self.ids(op, &op.operands())?)),
-                other => return Err(PassError::at(op, format!("{other} is in no kernel: run `fuse` first"))),
+                other => match read_op(op) {
+                    Ok(Op::Sharded(talk)) => nodes.push(self.talk(op, talk, &prefix)?),
+                    _ => return Err(PassError::at(op, format!("{other} is in no kernel: run `fuse` first"))),
+                },
             }
         }
         Err(PassError::at(function, "the function does not return"))
@@ -104,6 +113,18 @@ impl<'c> Reader<'c> {
         Ok(Node::Kernel { spec, args, results })
     }
 
+    /// What ranks say to each other.
+    fn talk(&mut self, op: IrOp<'c>, talk: Sharded, prefix: &str) -> Result<Node, PassError> {
+        let located = op.place().node.filter(|node| !node.is_empty());
+        let label = located.unwrap_or_else(|| talk.name().to_string());
+        let label = format!("{prefix}{}", label.strip_prefix("layers.*.").unwrap_or(&label));
+        let name = self.unique(&identifier(&format!("{label}.said")));
+        let arg = self.ids(op, &op.operands())?.first().copied();
+        let Some(result) = op.result(0) else { return Err(PassError::at(op, "hears nothing")) };
+        let result = self.place(op, result, label)?;
+        Ok(Node::Talk { name, talk: Talk::Op(talk), arg, result })
+    }
+
     fn repeat(&mut self, op: IrOp<'c>) -> Result<Node, PassError> {
         let body = op.symbol("body").and_then(|name| self.module.lookup(name));
         let body = body.ok_or_else(|| PassError::at(op, "the repeated function is not there"))?;
@@ -115,7 +136,9 @@ impl<'c> Reader<'c> {
         let [param] = self.arguments(body, &[&entering])?[..] else {
             return Err(PassError::at(body, "a repeated function takes one value"));
         };
+        self.range = Some((number(op, "first"), number(op, "times")));
         let (nodes, yielded) = self.function(body)?;
+        self.range = None;
         let [yielded] = yielded[..] else {
             return Err(PassError::at(body, "a repeated function returns one value"));
         };
@@ -131,8 +154,14 @@ impl<'c> Reader<'c> {
         let value = op.operand(0).ok_or_else(|| PassError::at(op, "keeps nothing"))?;
         let [id] = self.ids(op, &[value])?[..] else { return Err(PassError::at(op, "keeps nothing")) };
         let slot = self.slot(op, value)?;
-        let made_here =
-            nodes.iter().any(|node| matches!(node, Node::Kernel { results, .. } if results.contains(&id)));
+        let makes = |node: &Node| match node {
+            Node::Kernel { results, .. } => results.contains(&id),
+            Node::Talk { talk: Talk::Op(talk), result, .. } => {
+                *result == id && !matches!(talk, Sharded::Send { .. })
+            }
+            _ => false,
+        };
+        let made_here = nodes.iter().any(makes);
         if made_here && !self.training.slots.contains_key(&id) {
             self.training.slots.insert(id, slot);
             return Ok(None);
@@ -161,20 +190,20 @@ impl<'c> Reader<'c> {
         Ok(())
     }
 
-    /// What a save keeps, for the layers that its function runs for.
+    /// What a save keeps, for the layers that its function runs for. A rank may run several ranges of its layers with one
+    /// function, one after another: they share the memory.
     fn slot(&mut self, op: IrOp<'c>, value: IrValue<'c>) -> Result<usize, PassError> {
-        let function = op.parent().and_then(|function| function.symbol_name());
-        let repeats = self.module.walk().into_iter();
-        let call = repeats.filter(|call| call.is("nn.repeat")).find(|call| call.symbol("body") == function);
-        let call = call.ok_or_else(|| PassError::at(op, "keeps a value of a function that no layer is"))?;
+        let (first, times) =
+            self.range.ok_or_else(|| PassError::at(op, "keeps a value of a function that no layer is"))?;
         let name = op.text("name").unwrap_or_default().to_string();
         let ty = kernel::ty(op, value)?;
-        self.training.kept.push(KeptSpec {
-            name,
-            ty,
-            first: number(call, "first"),
-            times: number(call, "times"),
-        });
+        if let Some(slot) = self.training.kept.iter().position(|kept| kept.name == name) {
+            let kept = &mut self.training.kept[slot];
+            kept.firsts.push(first);
+            kept.times = kept.times.max(times);
+            return Ok(slot);
+        }
+        self.training.kept.push(KeptSpec { name, ty, firsts: vec![first], times });
         Ok(self.training.kept.len() - 1)
     }
 

@@ -25,7 +25,7 @@ fn with_sums(dtype: Dtype, z: &Sizes, window: u64, alibi: bool, sums: bool) -> K
     let (k, v) = (r.input(&[z.b, l, z.kv * z.d]), r.input(&[z.b, l, z.kv * z.d]));
     let x = r.op(KernelOp::Scores { heads: z.heads, kv_heads: z.kv }, &[q, k]);
     let x = r.op(KernelOp::Scale { by: 1.0 / (z.d as f64).sqrt() }, &[x]);
-    let mask = Mask { causal: true, window, alibi, alibi_scaling: 1.5, offset: z.offset };
+    let mask = Mask { causal: true, window, alibi, alibi_scaling: 1.5, heads: None, offset: z.offset };
     let masked = r.op(KernelOp::Mask(mask), &[x]);
     let x = r.op(KernelOp::Softmax, &[masked]);
     let x = r.op(KernelOp::Values { heads: z.heads, kv_heads: z.kv }, &[x, v]);

@@ -24,7 +24,7 @@ fn one(
     let mut region = Region::new(name, anchor, dtype);
     let labels = |i: usize| match op {
         Backward::CrossEntropy | Backward::CrossEntropyDx => i == 1,
-        Backward::EmbedDw => i == 0,
+        Backward::EmbedDw { .. } => i == 0,
         _ => false,
     };
     let values: Vec<ValueId> = operands
@@ -109,8 +109,19 @@ fn losses() {
 #[test]
 fn tables() {
     let dy: &[u64] = &[3, 11, 43];
-    check(&one("embed_dw", BF16, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], true), &no_library());
-    check(&one("embed_dw", F32, Backward::EmbedDw, &[&[3, 11], dy], &[9, 43], false), &no_library());
+    check(
+        &one("embed_dw", BF16, Backward::EmbedDw { first: 0 }, &[&[3, 11], dy], &[9, 43], true),
+        &no_library(),
+    );
+    check(
+        &one("embed_dw", F32, Backward::EmbedDw { first: 0 }, &[&[3, 11], dy], &[9, 43], false),
+        &no_library(),
+    );
+    // Ids from 0 to 8, of which the rank has the rows from 4 on.
+    check(
+        &one("embed_dw", F32, Backward::EmbedDw { first: 4 }, &[&[3, 11], dy], &[9, 43], true),
+        &no_library(),
+    );
     let op = Backward::PositionDw { offset: 0 };
     check(&one("position_dw", BF16, op.clone(), &[dy], &[13, 43], true), &no_library());
     check(&one("position_dw", F32, op, &[dy], &[13, 43], false), &no_library());
@@ -148,7 +159,7 @@ fn products_of_attention_one_by_one() {
         let (x, y) = (scores.input(&q), scores.input(&k));
         let product = scores.op(KernelOp::Scores { heads, kv_heads }, &[x, y]);
         let scaled = scores.op(KernelOp::Scale { by: 0.3 }, &[product]);
-        let mask = Mask { causal: true, window: 5, alibi: true, alibi_scaling: 1.0, offset: 0 };
+        let mask = Mask { causal: true, window: 5, alibi: true, alibi_scaling: 1.0, heads: None, offset: 0 };
         let masked = scores.op(KernelOp::Mask(mask.clone()), &[scaled]);
         check(&scores.finish(&[masked]), &no_library());
         let mut values = Region::new("values", Anchor::Matmul, dtype);
@@ -213,7 +224,7 @@ fn attention_with_sums([b, s, d, heads, kv_heads]: [u64; 5], mask: Mask) -> Kern
 
 #[test]
 fn attention_from_what_the_forward_pass_kept() {
-    let plain = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+    let plain = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, heads: None, offset: 0 };
     let all = Mask { causal: false, ..plain.clone() };
     for (sizes, mask) in [
         ([1, 129, 24, 4, 2], Mask { window: 7, ..plain.clone() }),
@@ -230,7 +241,7 @@ fn attention_from_what_the_forward_pass_kept() {
 
 #[test]
 fn attention_in_blocks_and_query_by_query() {
-    let plain = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+    let plain = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, heads: None, offset: 0 };
     let cases = [
         (Dtype::Bf16, [1, 70, 16, 2, 2], plain.clone()),
         (Dtype::Bf16, [2, 33, 24, 4, 2], Mask { window: 7, ..plain.clone() }),

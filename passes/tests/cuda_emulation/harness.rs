@@ -287,6 +287,7 @@ fn place(kernel: &GeneratedKernel, i: usize, arg: &KernelArg) -> String {
         Operand::Output(j) => format!("output{j}"),
         Operand::Scratch(s) => format!("scratch{s}"),
         Operand::Position => "position".into(),
+        Operand::Counted => "counted".into(),
         Operand::Param(..) => format!("{}.param{i}", kernel.name),
     }
 }
@@ -298,8 +299,10 @@ fn input(spec: &KernelSpec, i: usize, random: &mut Random) -> Tensor {
     let ty = &spec.inputs[i].ty;
     let mut tensor = Tensor::zeros(ty);
     let table_rows = spec.ops.iter().find_map(|op| match op.op {
-        KernelOp::Embed if op.operands[0] == i => Some(spec.ty(op.operands[1]).shape[0] as f64),
-        KernelOp::Backward(Backward::EmbedDw) if op.operands[0] == i => Some(op.ty.shape[0] as f64),
+        KernelOp::Embed | KernelOp::EmbedPart { .. } if op.operands[0] == i => {
+            Some(spec.ty(op.operands[1]).shape[0] as f64)
+        }
+        KernelOp::Backward(Backward::EmbedDw { .. }) if op.operands[0] == i => Some(op.ty.shape[0] as f64),
         _ => None,
     });
     let classes = spec.ops.iter().find_map(|op| match op.op {

@@ -139,7 +139,10 @@ impl Builder<'_> {
         let x = r.op(KernelOp::Scores { heads: m.heads, kv_heads: m.kv_heads }, &inputs[..2]);
         let x = r.op(KernelOp::Scale { by: 1.0 / (m.head_dim as f64).sqrt() }, &[x]);
         let (window, alibi, offset) = (m.window, m.alibi, self.run.cached);
-        let x = r.op(KernelOp::Mask(Mask { causal: true, window, alibi, alibi_scaling: 1.0, offset }), &[x]);
+        let x = r.op(
+            KernelOp::Mask(Mask { causal: true, window, alibi, alibi_scaling: 1.0, heads: None, offset }),
+            &[x],
+        );
         let x = r.op(KernelOp::Softmax, &[x]);
         let x = r.op(KernelOp::Values { heads: m.heads, kv_heads: m.kv_heads }, &[x, inputs[2]]);
         let result = self.value("attended", m.heads * m.head_dim);
@@ -250,6 +253,7 @@ impl Model {
             outputs: vec![logits],
             body,
             training: None,
+            share: None,
         }
     }
 

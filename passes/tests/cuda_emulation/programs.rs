@@ -41,6 +41,7 @@ impl Reference<'_> {
         for node in nodes {
             match node {
                 Node::Kernel { spec, args, results } => self.kernel(spec, args, results, layer),
+                Node::Talk { name, .. } => panic!("{name}: a whole model has nobody to talk to"),
                 Node::Repeat { times, input, param, body, yielded, result, .. } => {
                     let mut carried = self.values[input].clone();
                     for layer in 0..*times {
@@ -189,6 +190,7 @@ fn initial(
 fn param_type(nodes: &[Node], wanted: &str) -> Option<TensorType> {
     nodes.iter().find_map(|node| match node {
         Node::Repeat { body, .. } => param_type(body, wanted),
+        Node::Talk { .. } => None,
         Node::Kernel { spec, .. } => spec.inputs.iter().find_map(|input| match &input.source {
             Source::Param { name, .. } if name == wanted => Some(input.ty.clone()),
             _ => None,

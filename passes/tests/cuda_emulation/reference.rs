@@ -32,6 +32,13 @@ pub fn evaluate(spec: &KernelSpec, inputs: &[Tensor], caches: &[(String, Tensor)
         let x = |i: usize| &values[op.operands[i]];
         let result = match &op.op {
             KernelOp::Embed => embed(x(0), x(1), &op.ty),
+            KernelOp::EmbedPart { first } => {
+                let (d, rows, first) = (x(1).cols(), x(1).shape[0] as f64, *first as f64);
+                Tensor::zeros(&op.ty).map(|i, _| {
+                    let id = x(0).data[i / d] - first;
+                    if (0.0..rows).contains(&id) { x(1).data[id as usize * d + i % d] } else { 0.0 }
+                })
+            }
             KernelOp::Position { offset } => {
                 let (s, d, table) = (x(0).shape[1], x(0).cols(), x(1));
                 x(0).map(|i, v| v + table.data[(*offset as usize + (i / d) % s) * d + i % d])
@@ -337,12 +344,14 @@ fn backward(op: &Backward, x: &[&Tensor], ty: &TensorType) -> Tensor {
                 }
             }
         }
-        Backward::EmbedDw => {
-            let d = x[1].cols();
-            x[1].data
-                .iter()
-                .enumerate()
-                .for_each(|(i, v)| y.data[x[0].data[i / d] as usize * d + i % d] += v);
+        Backward::EmbedDw { first } => {
+            let (d, rows) = (x[1].cols(), ty.shape[0] as f64);
+            for (i, v) in x[1].data.iter().enumerate() {
+                let row = x[0].data[i / d] - *first as f64;
+                if (0.0..rows).contains(&row) {
+                    y.data[row as usize * d + i % d] += v;
+                }
+            }
         }
         Backward::PositionDw { offset } => {
             let (s, d) = (x[0].shape[1], x[0].cols());

@@ -57,7 +57,9 @@ impl Region {
         let first = self.spec.ty(operands[0]).shape.clone();
         let shape = match &op {
             KernelOp::Linear => [&first[..first.len() - 1], &self.spec.ty(operands[1]).shape[..1]].concat(),
-            KernelOp::Embed => [&first[..], &self.spec.ty(operands[1]).shape[1..]].concat(),
+            KernelOp::Embed | KernelOp::EmbedPart { .. } => {
+                [&first[..], &self.spec.ty(operands[1]).shape[1..]].concat()
+            }
             KernelOp::LastToken => vec![first[0], 1, first[2]],
             KernelOp::KvAppend { cached, .. } => vec![first[0], first[1] + cached, first[2]],
             KernelOp::Scores { heads, .. } => {

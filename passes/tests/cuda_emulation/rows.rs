@@ -44,6 +44,16 @@ fn embedding_with_scale_and_learned_positions_behind_a_cache() {
     }
 }
 
+/// A rank's rows of the table, from the fourth on: what it does not have is zero.
+#[test]
+fn embedding_in_a_part_of_the_table() {
+    let mut r = Region::new("embed", Anchor::Gather, Bf16);
+    let (ids, table) = (r.ids(&[2, 9]), r.param("t", &[11, 40]));
+    let x = r.op(KernelOp::EmbedPart { first: 4 }, &[ids, table]);
+    let x = r.op(KernelOp::Scale { by: 0.5 }, &[x]);
+    check(&r.finish(&[x]));
+}
+
 #[test]
 fn rotations_of_both_pairings_outside_a_product() {
     for (pairing, head_dim, rot_dims) in [

@@ -69,6 +69,7 @@ impl Reference<'_> {
         for node in nodes {
             match node {
                 Node::Kernel { spec, args, results } => self.kernel(spec, args, results, layer),
+                Node::Talk { name, .. } => panic!("{name}: a whole model has nobody to talk to"),
                 Node::Repeat { times, first, reverse, input, param, body, yielded, result } => {
                     let mut carried = self.values[input].clone();
                     for round in 0..*times {

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::blas::{Blas, WORKSPACE_BYTES};
-use super::{About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product, Value};
+use super::{About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product, Streams, Value};
 use crate::compile::{Compiler, Source};
 use crate::program::{Boxes, DeviceLimits};
 use cudarc::driver::result::{self, DriverError};
@@ -21,7 +21,7 @@ const OLDEST_DRIVER: i32 = 12_000;
 const SHARED_WITHOUT_ASKING: u64 = 48 * 1024;
 
 /// Every driver function that this file calls.
-const FUNCTIONS: [&str; 37] = [
+const FUNCTIONS: [&str; 39] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGet",
@@ -49,12 +49,14 @@ const FUNCTIONS: [&str; 37] = [
     "cuStreamCreate",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuStreamQuery",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
     "cuGraphDestroy",
     "cuEventCreate",
+    "cuEventDestroy_v2",
     "cuEventRecord",
     "cuEventSynchronize",
     "cuEventElapsedTime",
@@ -81,6 +83,23 @@ pub struct Cuda {
 }
 
 impl Cuda {
+    /// What names this GPU on this machine and no other: its place on the bus.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn place_on_bus(&self) -> Result<String, DeviceError> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        let of = [
+            Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID,
+            Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID,
+            Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID,
+        ];
+        // SAFETY: the device exists.
+        let found = of.map(|which| unsafe { result::device::get_attribute(self.device, which) });
+        let [domain, bus, device] = found.map(|one| call("cuDeviceGetAttribute", one));
+        Ok(format!("{:04x}:{:02x}:{:02x}", domain?, bus?, device?))
+    }
+
     /// Opens the driver and GPU `ordinal`.
     ///
     /// # Errors
@@ -421,6 +440,49 @@ impl Device for Cuda {
     fn wait(&mut self) -> Result<(), DeviceError> {
         // SAFETY: the stream lives as long as this value.
         call("the work before", unsafe { result::stream::synchronize(self.stream) })
+    }
+
+    fn streams(&mut self) -> Option<&mut dyn Streams> {
+        Some(self)
+    }
+}
+
+/// Handles are the driver's pointers as numbers: all that are passed in came from here and live as long as this value.
+impl Streams for Cuda {
+    fn main(&self) -> u64 {
+        self.stream as u64
+    }
+
+    fn another(&mut self) -> Result<u64, DeviceError> {
+        let kind = result::stream::StreamKind::NonBlocking;
+        call("cuStreamCreate", result::stream::create(kind)).map(|stream| stream as u64)
+    }
+
+    fn follow(&mut self, later: u64, earlier: u64) -> Result<(), DeviceError> {
+        let event =
+            call("cuEventCreate", result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING))?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both streams exist, and the driver keeps what it needs of the event until nobody waits for it.
+        let followed = unsafe {
+            let followed = result::event::record(event, earlier as sys::CUstream)
+                .and_then(|()| result::stream::wait_event(later as sys::CUstream, event, flags));
+            result::event::destroy(event).and(followed)
+        };
+        call("cuStreamWaitEvent", followed)
+    }
+
+    fn idle(&mut self, stream: u64) -> Result<bool, DeviceError> {
+        // SAFETY: the stream exists.
+        match unsafe { sys::cuStreamQuery(stream as sys::CUstream) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => call("the work before", answer.result()).map(|()| true),
+        }
+    }
+
+    fn copy_on(&mut self, stream: u64, to: Address, from: Address, bytes: u64) -> Result<(), DeviceError> {
+        let stream = stream as sys::CUstream;
+        // SAFETY: as for `copy`, on a stream that exists.
+        call("cuMemcpyDtoD", unsafe { result::memcpy_dtod_async(to.0, from.0, bytes as usize, stream) })
     }
 }
 

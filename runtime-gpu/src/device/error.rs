@@ -83,6 +83,26 @@ pub enum DeviceError {
     /// A program asks for the library, which is not opened.
     #[error("the program calls cuBLASLt's matrix product: the loader finds no libcublasLt.so.12")]
     NoLibrary,
+    /// Other ranks are not met, or do not answer.
+    #[error("{what}: {why}")]
+    Peers {
+        /// What was to be said.
+        what: String,
+        /// What happened.
+        why: String,
+    },
+    /// A program is one of another job, or of another rank.
+    #[error("the program is rank {rank} in stage {stage} of {plan}, but this process is {found}")]
+    World {
+        /// The plan that the program is part of.
+        plan: String,
+        /// Place in the tensor-parallel group.
+        rank: u64,
+        /// Stage of the pipeline.
+        stage: u64,
+        /// What the process is.
+        found: String,
+    },
     /// A program and what it is given do not go together.
     #[error("{0}")]
     Mismatch(String),
@@ -109,6 +129,12 @@ impl DeviceError {
             }
             DeviceError::NoLibrary => {
                 "put the folder of libcublasLt.so.12 into LD_LIBRARY_PATH, or compile with lower-to-cuda{library=off}"
+            }
+            DeviceError::Peers { .. } => {
+                "one of the ranks ended, hangs, or was never started; --patience SECONDS waits longer, NCCL_DEBUG=INFO tells more"
+            }
+            DeviceError::World { .. } => {
+                "start as many processes as the plan has ranks, or compile for the plan of this job"
             }
             DeviceError::Compile(_) | DeviceError::Call { .. } | DeviceError::Mismatch(_) => return None,
         })

@@ -2,6 +2,7 @@
 //!
 //! [`cuda::Cuda`] is the real one. Tests have another, which runs the kernels' texts on the host; what executes programs
 //! ([`crate::execute`]) knows only this trait. All work of a device is in one order: a read sees what was launched before it.
+use crate::collectives::{Standing, Word};
 use crate::compile::Source;
 use crate::program::{Boxes, Gemm};
 
@@ -149,4 +150,42 @@ pub trait Device {
 
     /// Returns when all work is done.
     fn wait(&mut self) -> Result<(), DeviceError>;
+
+    /// Where the device's rank stands among others; none for a device that has nobody to meet.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
+
+    /// Says a word to other ranks, behind all earlier work.
+    fn say(&mut self, word: &Word) -> Result<(), DeviceError> {
+        Err(DeviceError::Mismatch(format!("{}: this device has nobody to meet", word.name)))
+    }
+
+    /// Lets later work wait for all words that were said beside.
+    fn join(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Streams for libraries that put work on the device themselves; none where there is no such thing.
+    fn streams(&mut self) -> Option<&mut dyn Streams> {
+        None
+    }
+}
+
+/// The streams of a device by their driver's handles.
+pub trait Streams {
+    /// That of all the device's work.
+    fn main(&self) -> u64;
+
+    /// One more, which lives as long as the device.
+    fn another(&mut self) -> Result<u64, DeviceError>;
+
+    /// Lets what is put on `later` from now on wait for what is on `earlier` now.
+    fn follow(&mut self, later: u64, earlier: u64) -> Result<(), DeviceError>;
+
+    /// Whether all work of a stream is done.
+    fn idle(&mut self, stream: u64) -> Result<bool, DeviceError>;
+
+    /// Copies within the device on a stream.
+    fn copy_on(&mut self, stream: u64, to: Address, from: Address, bytes: u64) -> Result<(), DeviceError>;
 }

@@ -5,15 +5,20 @@
 //!                                                                                  --capture--> a graph, replayed at once
 //! ```
 //! Repeats are unrolled when the program is loaded: places are fixed then, so nothing is left to be computed when it runs.
+use crate::collectives::Word;
 use crate::compile::Source;
 use crate::device::{Address, Call, Device, DeviceError, GraphId, KernelId, Product, Value};
-use crate::program::{Arg, BufferKind, Checked, Gemm, GpuProgram, Step};
+use crate::program::{Arg, BufferKind, Checked, Gemm, GpuProgram, Meeting, Step};
 use std::collections::BTreeMap;
 
+mod micros;
 mod needs;
+mod parts;
 mod weights;
 
+pub use micros::Feed;
 pub use needs::Needs;
+pub use parts::Parts;
 
 pub(crate) use weights::encode;
 pub use weights::{Read, Tensor, Tensors, WeightFault, decode, int8_scale, load_weights, pack};
@@ -30,7 +35,10 @@ pub struct Loaded {
     program: GpuProgram,
     places: Places,
     own: Vec<Address>,
+    /// Everything in order; of a training step with micro-batches what runs once, behind them.
     work: Vec<Work>,
+    /// What every micro-batch has, for each flight and segment.
+    flights: Vec<micros::Flight>,
 }
 
 /// One thing to do, with places.
@@ -38,6 +46,8 @@ pub struct Loaded {
 enum Work {
     Launch(Call),
     Product(Box<Product>),
+    Say(Box<Word>),
+    Join,
     /// Between two rounds of a repeat, for those who watch.
     Round(Round),
 }
@@ -64,9 +74,11 @@ impl Loaded {
         shared: &Places,
     ) -> Result<Loaded, DeviceError> {
         let program = program.get().clone();
+        at_home(device, &program)?;
         Needs::of(&program, shared).check(&program.name, device)?;
         let kernels = kernels(device, &program, sources)?;
-        let mut loaded = Loaded { program, places: shared.clone(), own: Vec::new(), work: Vec::new() };
+        let (places, own, work, flights) = (shared.clone(), Vec::new(), Vec::new(), Vec::new());
+        let mut loaded = Loaded { program, places, own, work, flights };
         match loaded.settle(device, &kernels) {
             Ok(()) => Ok(loaded),
             Err(error) => {
@@ -83,7 +95,10 @@ impl Loaded {
     ) -> Result<(), DeviceError> {
         self.place_buffers(device)?;
         let steps = std::mem::take(&mut self.program.steps);
-        let unrolled = self.unroll(&steps, 0, true, kernels);
+        let unrolled = match self.program.share.as_ref().and_then(|share| share.micros.clone()) {
+            Some(micros) => self.settle_micros(device, &micros, &steps, kernels),
+            None => self.unroll(&steps, 0, true, kernels),
+        };
         self.program.steps = steps;
         unrolled
     }
@@ -136,6 +151,11 @@ impl Loaded {
                     let product = self.product(gemm, slice)?;
                     self.work.push(Work::Product(Box::new(product)));
                 }
+                Step::Meet(meeting) => {
+                    let word = self.word(meeting, slice)?;
+                    self.work.push(Work::Say(Box::new(word)));
+                }
+                Step::Join => self.work.push(Work::Join),
                 Step::Repeat { times, reverse, body } => {
                     let note = |loaded: &mut Loaded, done| {
                         let round = outermost.then_some(Work::Round(Round { step: index, done }));
@@ -175,6 +195,13 @@ impl Loaded {
         })
     }
 
+    fn word(&self, meeting: &Meeting, slice: u64) -> Result<Word, DeviceError> {
+        let maybe = |arg: &Option<Arg>| arg.as_ref().map(|arg| self.place(arg, slice)).transpose();
+        let &Meeting { said, group, dtype, count, beside, last, .. } = meeting;
+        let (x, out) = (maybe(&meeting.x)?, maybe(&meeting.out)?);
+        Ok(Word { name: meeting.name.clone(), said, group, dtype, count, x, out, beside, last })
+    }
+
     /// The program.
     pub fn program(&self) -> &GpuProgram {
         &self.program
@@ -206,14 +233,14 @@ impl Loaded {
         device: &mut dyn Device,
         see: &mut dyn FnMut(&mut dyn Device, Round) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
-        for work in &self.work {
-            match work {
-                Work::Launch(call) => device.launch(call)?,
-                Work::Product(product) => device.product(product)?,
-                Work::Round(round) => see(device, *round)?,
-            }
+        if !self.flights.is_empty() {
+            let what = format!("{} takes micro-batches in turns", self.program.name);
+            return Err(DeviceError::Mismatch(what));
         }
-        Ok(())
+        self.work.iter().try_for_each(|work| match work {
+            Work::Round(round) => see(device, *round),
+            _ => work.start(device),
+        })
     }
 
     /// Notes the whole program as a graph.
@@ -257,6 +284,35 @@ impl Loaded {
     pub fn release(self, device: &mut dyn Device) -> Result<(), DeviceError> {
         self.own.into_iter().try_for_each(|at| device.release(at))
     }
+}
+
+impl Work {
+    fn start(&self, device: &mut dyn Device) -> Result<(), DeviceError> {
+        match self {
+            Work::Launch(call) => device.launch(call),
+            Work::Product(product) => device.product(product),
+            Work::Say(word) => device.say(word),
+            Work::Join => device.join(),
+            Work::Round(_) => Ok(()),
+        }
+    }
+}
+
+/// Whether a program runs on this device: one rank's part is for that rank of its job and nobody else.
+fn at_home(device: &dyn Device, program: &GpuProgram) -> Result<(), DeviceError> {
+    let Some(share) = &program.share else { return Ok(()) };
+    let standing = device.standing();
+    // A plan of one rank has nobody to meet.
+    let alone = share.world() == 1 && standing.is_none();
+    if alone || standing.is_some_and(|standing| standing.has(share)) {
+        return Ok(());
+    }
+    let found = standing.map_or_else(
+        || "alone".to_string(),
+        |one| format!("rank {} in stage {} of {}", one.tensor.index, one.stage.index, one.plan()),
+    );
+    let (plan, rank, stage) = (share.plan(), share.tensor.index, share.stage.index);
+    Err(DeviceError::World { plan, rank, stage, found })
 }
 
 /// Notes what `work` launches as a graph; ends the graph where it fails, too.

@@ -28,7 +28,7 @@ impl Needs {
                 return if shared.contains_key(ARENA) { 0 } else { program.arena_bytes };
             }
             let own = program.buffers.iter().filter(|b| b.kind == kind && !shared.contains_key(&b.name));
-            own.map(|buffer| buffer.bytes).sum()
+            own.map(|buffer| buffer.bytes * program.flights_of(buffer)).sum()
         };
         let bytes = |kinds: &[BufferKind]| kinds.iter().map(|kind| missing(*kind)).sum::<u64>();
         let mut classes: Vec<(String, u64)> =

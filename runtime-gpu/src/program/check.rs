@@ -2,9 +2,10 @@
 //!
 //! It proves that every argument exists and lies within its buffer, that launches keep to the device's limits, that nothing
 //! is read before it is written, that parameters and inputs are never written and outputs always are, and that temporary
-//! buffers which are alive together do not overlap in the arena.
+//! buffers which are alive together do not overlap in the arena. Of one rank's program it proves that its meetings are of
+//! its groups and of the sizes they say, and that nothing touches what a meeting beside is still at.
 use super::memory::lifetimes;
-use super::{Access, Arg, Buffer, BufferKind, DeviceLimits, GpuProgram, Launch, Step};
+use super::{Access, Arg, Buffer, BufferKind, DeviceLimits, GpuProgram, Launch, Step, together};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A program that passed [`GpuProgram::check`].
@@ -120,6 +121,22 @@ pub enum Fault {
         /// The other.
         b: String,
     },
+    /// A meeting of ranks that cannot be held.
+    #[error("step {step}: {name}: {why}")]
+    Meeting {
+        /// Where the step stands.
+        step: String,
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// What the program says of being one rank's part contradicts itself.
+    #[error("the program's share: {why}")]
+    Share {
+        /// How.
+        why: String,
+    },
     /// A buffer's own figures contradict each other.
     #[error("buffer `{buffer}`: {why}")]
     Inconsistent {
@@ -140,6 +157,7 @@ impl GpuProgram {
             None => faults.push(Fault::UnknownArch { arch: self.arch.clone() }),
         }
         faults.extend(overlaps(&self));
+        faults.extend(together::share(&self));
         if faults.is_empty() { Ok(Checked(self)) } else { Err(faults) }
     }
 }
@@ -220,14 +238,21 @@ impl<'a> StepCheck<'a> {
             if let Step::Launch(launch) = step {
                 self.launch(launch, &place);
             }
-            let kernel = step.kernel().unwrap_or_default();
-            if self.program.kernel(kernel).is_none() {
-                self.faults.push(Fault::Missing { step: place.clone(), what: "kernel", name: kernel.into() });
+            match step {
+                Step::Meet(meeting) => self.faults.extend(together::meeting(self.program, meeting, &place)),
+                Step::Join => {}
+                _ => self.has_kernel(step.kernel().unwrap_or_default(), &place),
             }
             let args = step.args();
             args.iter().for_each(|arg| self.bounds(arg, &place, rounds));
             args.iter().for_each(|arg| self.reads(arg, &place));
             args.iter().for_each(|arg| self.writes(arg, &place));
+        }
+    }
+
+    fn has_kernel(&mut self, name: &str, place: &str) {
+        if self.program.kernel(name).is_none() {
+            self.faults.push(Fault::Missing { step: place.into(), what: "kernel", name: name.into() });
         }
     }
 

@@ -8,10 +8,14 @@ pub mod check;
 pub mod limits;
 pub mod memory;
 pub mod packing;
+pub mod share;
+mod together;
 
 pub use check::{Checked, Fault};
 pub use limits::DeviceLimits;
 pub use packing::{PackForm, PackSource, Packing, RowOrder};
+pub use share::{Group, Meeting, Member, Micros, Said, Share};
+pub use together::check_together;
 
 /// The `schema` field of every program document.
 pub const SCHEMA: &str = "lapidary/gpu-program";
@@ -77,6 +81,9 @@ pub struct GpuProgram {
     pub kernels: Vec<Kernel>,
     /// What is done, in order.
     pub steps: Vec<Step>,
+    /// Set where it is one rank's part of a spread model: then it runs among the others of its plan only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
 }
 
 /// A named piece of device memory.
@@ -225,6 +232,10 @@ pub enum Step {
         /// Steps of one round.
         body: Vec<Step>,
     },
+    /// Meet other ranks.
+    Meet(Box<Meeting>),
+    /// Wait for all meetings that run beside.
+    Join,
 }
 
 /// A kernel launch.
@@ -359,7 +370,20 @@ impl GpuProgram {
     pub fn bytes_of(&self, kind: BufferKind) -> u64 {
         match kind {
             BufferKind::Arena => self.arena_bytes,
-            _ => self.buffers.iter().filter(|b| b.kind == kind).map(|b| b.bytes).sum(),
+            _ => {
+                let own = self.buffers.iter().filter(|b| b.kind == kind);
+                own.map(|b| b.bytes.saturating_mul(self.flights_of(b))).sum()
+            }
+        }
+    }
+
+    /// How often a buffer is there: what is kept and the ids and labels of a micro-batch once for each that is under way.
+    pub fn flights_of(&self, buffer: &Buffer) -> u64 {
+        let micros = self.share.as_ref().and_then(|share| share.micros.as_ref());
+        let given = buffer.kind == BufferKind::Input && matches!(buffer.name.as_str(), "ids" | "labels");
+        match micros {
+            Some(micros) if given || buffer.kind == BufferKind::Kept => micros.schedule.flights,
+            _ => 1,
         }
     }
 
@@ -380,7 +404,7 @@ impl GpuProgram {
 }
 
 impl Step {
-    /// The arguments of a launch or product, in order; none for a repeat.
+    /// The arguments of a launch, product or meeting, in order; none for a repeat.
     pub fn args(&self) -> Vec<&Arg> {
         match self {
             Step::Launch(launch) => launch.args.iter().collect(),
@@ -390,7 +414,8 @@ impl Step {
                     .flatten()
                     .collect()
             }
-            Step::Repeat { .. } => Vec::new(),
+            Step::Meet(meeting) => meeting.x.iter().chain(&meeting.out).collect(),
+            Step::Repeat { .. } | Step::Join => Vec::new(),
         }
     }
 
@@ -399,7 +424,7 @@ impl Step {
         match self {
             Step::Launch(launch) => Some(&launch.kernel),
             Step::Gemm(gemm) => Some(&gemm.kernel),
-            Step::Repeat { .. } => None,
+            Step::Repeat { .. } | Step::Meet(_) | Step::Join => None,
         }
     }
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 mod numbers;
+pub mod peers;
 mod product;
 
 pub use numbers::{bf16_bits, get, set};

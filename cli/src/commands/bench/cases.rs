@@ -156,6 +156,7 @@ fn regions(module: &ModuleSpec) -> Vec<KernelSpec> {
             match node {
                 Node::Kernel { spec, .. } => out.push(spec.clone()),
                 Node::Repeat { body, .. } => walk(body, out),
+                Node::Talk { .. } => {}
             }
         }
     }
@@ -208,7 +209,8 @@ fn loss(logits: [u64; 3], op: Backward, result: &[u64]) -> KernelSpec {
     sketch.finish(&[y])
 }
 
-const CAUSAL: Mask = Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+const CAUSAL: Mask =
+    Mask { causal: true, window: 0, alibi: false, alibi_scaling: 1.0, heads: None, offset: 0 };
 
 /// Causal attention; sizes are batch, sequence, head width, heads, key-value heads.
 fn attention([b, s, d, heads, kv_heads]: [u64; 5]) -> KernelSpec {

@@ -83,6 +83,7 @@ pub fn alone(mut spec: KernelSpec, goal: &Goal, options: Options) -> Result<Part
         outputs: results.clone(),
         body: vec![Node::Kernel { spec, args, results }],
         training: None,
+        share: None,
     };
     let options = Options { library: false, processors: goal.processors, int8: goal.int8, ..options };
     part(lower(&module, &options).map_err(|error| refused(&error))?)

@@ -1,17 +1,20 @@
 //! The part of a compilation that every target shares: import, passes, dumps.
 
+use super::ranks::Spread;
 use super::{Emitted, Job};
-use crate::args::RecomputeSwitch;
+use crate::args::{Compile, Target};
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::progress::Progress;
+use crate::ranks;
 use lapidary_hardware::Device;
 use lapidary_ir::{Diagnostic, IrContext, Module};
+use lapidary_models::{ModelSpec, shard};
 use lapidary_passes::report::PipelineReport;
 use lapidary_passes::run::{RunError, Watch};
 use lapidary_passes::{Fusion, Pipeline, pipeline};
-use lapidary_planner::{Degrees, PlanDocument};
+use lapidary_planner::{Degrees, PlanDocument, Sharding};
 use std::path::Path;
 use std::time::Instant;
 
@@ -70,11 +73,7 @@ fn passes(job: &Job<'_>) -> Result<Pipeline, Failure> {
 /// The target's own passes, with the machine's figures as options.
 fn target_passes(job: &Job<'_>) -> String {
     if super::trains(job.args) {
-        return pipeline::training_text(
-            job.goal,
-            job.args.recompute.unwrap_or(RecomputeSwitch::Selective).into(),
-            &Fusion::On,
-        );
+        return pipeline::training_text(job.goal, super::policy(job.args), &Fusion::On);
     }
     let passes = pipeline::pipeline_text(job.goal, job.mup, &Fusion::On);
     match job.machine.as_ref().map(|machine| &machine.device) {
@@ -145,18 +144,88 @@ fn refused(error: RunError) -> Failure {
     Failure::diagnosed(internal, "passes", &error.diagnostics(), &error.to_string())
 }
 
-/// A plan can be compiled for when it leaves the module whole: partitioning is a later stage of the project.
-pub fn check_plan(path: &Path) -> Result<(), Failure> {
+/// What a plan, by its name or as a document, spreads over GPUs; none where it leaves the module whole.
+///
+/// # Errors
+/// Exit 3 for what is no plan, 4 for one of another model, 5 for what cannot be compiled.
+pub fn spread(args: &Compile, plan: &Path, spec: &ModelSpec) -> Result<Option<Spread>, Failure> {
+    let shown = plan.display();
+    let refused = |exit, what: String| Failure::new(exit, format!("--plan {shown}: {what}"));
+    let spread = match plan.to_str().map(ranks::degrees) {
+        Some(Ok(ranks::Degrees { tensor, pipeline, data })) => Spread {
+            degrees: shard::Degrees { tensor, pipeline },
+            replicas: data,
+            way: shard::Way::default(),
+            micros: pipeline,
+        },
+        _ => match document(args, plan, spec)? {
+            Some(spread) => spread,
+            None => return Ok(None),
+        },
+    };
+    let spread = Spread { micros: args.micro_batches.unwrap_or(spread.micros), ..spread };
+    let Spread { degrees: shard::Degrees { tensor, pipeline }, replicas, .. } = spread;
+    if tensor * pipeline == 1 && (replicas == 1 || !args.train) {
+        return Ok(None);
+    }
+    if args.target != Target::A100 {
+        return Err(refused(Exit::Unsupported, "programs of ranks are compiled for GPUs".into())
+            .help("--target a100; on the host `lapidary run --plan` compiles each rank's program itself"));
+    }
+    let Some(unused) = unused(args) else {
+        ranks::fits(ranks::Degrees { tensor, pipeline, data: replicas }, spec)?;
+        return Ok(Some(spread));
+    };
+    Err(refused(Exit::Unsupported, format!("{unused} is not for the programs of ranks"))
+        .help("leave one of the two away"))
+}
+
+/// What is asked for that programs of ranks do not have.
+fn unused(args: &Compile) -> Option<&'static str> {
+    let asked = [
+        (args.passes.is_some(), "--passes"),
+        (args.stop_after.is_some(), "--stop-after"),
+        (args.print_ir_after.is_some(), "--print-ir-after"),
+    ];
+    asked.into_iter().find(|(asked, _)| *asked).map(|(_, word)| word)
+}
+
+/// What a plan's document spreads; none for a plan for wafers.
+fn document(args: &Compile, path: &Path, spec: &ModelSpec) -> Result<Option<Spread>, Failure> {
     let text = input::read(path)?;
     let refused = |exit, what: String| Failure::new(exit, format!("{}: {what}", path.display()));
     let plan =
         PlanDocument::from_json(&text).map_err(|error| refused(Exit::InvalidInput, error.to_string()))?;
     let chosen = plan.chosen().ok_or_else(|| refused(Exit::InvalidInput, "no candidate is chosen".into()))?;
-    match chosen.degrees {
-        Degrees::Gpu(degrees) if degrees.tp > 1 || degrees.pp > 1 => {
-            Err(refused(Exit::Unsupported, format!("{}: modules are not partitioned yet", chosen.name))
-                .help("compile for a plan with tp1 and pp1, or without --plan"))
-        }
-        _ => Ok(()),
+    let Degrees::Gpu(degrees) = chosen.degrees else { return Ok(None) };
+    if plan.inputs.model != spec.name {
+        let what = format!("a plan for {}, not for {}", plan.inputs.model, spec.name);
+        return Err(refused(Exit::DoesNotFit, what).help("make one with `lapidary plan`"));
     }
+    if degrees.cp > 1 || degrees.ep > 1 {
+        let what = format!("{}: sequences and experts are not spread by programs", chosen.name);
+        return Err(
+            refused(Exit::Unsupported, what).help("`lapidary plan --pin cp=1,ep=1` leaves them whole")
+        );
+    }
+    let even = shard::stage_layers(spec.n_layers, degrees.pp, 0);
+    if degrees.pp > 1 && degrees.first_layers != even.end - even.start {
+        let what = format!(
+            "{}: stages of {} layers at first; programs have even ones",
+            chosen.name, degrees.first_layers
+        );
+        return Err(refused(Exit::Unsupported, what));
+    }
+    if args.train && degrees.sharding != Sharding::None && degrees.dp > 1 {
+        let what = format!("{}: programs hold the state whole on every replica", chosen.name);
+        return Err(
+            refused(Exit::Unsupported, what).help("`lapidary plan --pin sharding=none` plans for that")
+        );
+    }
+    Ok(Some(Spread {
+        degrees: shard::Degrees { tensor: degrees.tp, pipeline: degrees.pp },
+        replicas: degrees.dp,
+        way: shard::Way { chunks: degrees.chunks, sequence: degrees.sequence_parallel },
+        micros: degrees.accumulation,
+    }))
 }

@@ -74,7 +74,8 @@ fn train(job: &Job<'_>, module: &Module<'_>) -> Result<Lowered, Failure> {
         .map_err(|error| Failure::diagnosed(false, "cuda", &error.diagnostics(), &error.to_string()))
 }
 
-fn add(job: &Job<'_>, artifact: &mut Artifact, name: &str, compiled: Compiled) {
+/// Machine code, as far as it was asked for.
+pub fn add(job: &Job<'_>, artifact: &mut Artifact, name: &str, compiled: Compiled) {
     if job.emit.wants("ptx") {
         artifact.add(format!("kernels/{name}.ptx"), compiled.ptx);
     }
@@ -84,7 +85,7 @@ fn add(job: &Job<'_>, artifact: &mut Artifact, name: &str, compiled: Compiled) {
 }
 
 /// A program that fails its own check is a fault of the compiler.
-fn checked(program: &GpuProgram) -> Result<(), Failure> {
+pub fn checked(program: &GpuProgram) -> Result<(), Failure> {
     program.clone().check().map(drop).map_err(|faults| {
         let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
         Failure::new(Exit::Internal, format!("the program does not pass its check: {}", told.join("; ")))
@@ -92,12 +93,16 @@ fn checked(program: &GpuProgram) -> Result<(), Failure> {
 }
 
 /// Architecture of the machine's GPUs.
-fn arch<'j>(job: &'j Job<'_>) -> &'j str {
+pub fn arch<'j>(job: &'j Job<'_>) -> &'j str {
     job.machine.as_ref().and_then(HardwareSpec::gpu).map_or("sm_80", |gpu| &gpu.architecture)
 }
 
 /// PTX and cubin of every source; nothing, with a warning, where NVRTC is missing and nobody insisted.
-fn machine_code(job: &Job<'_>, sources: &[Source], report: &mut Report) -> Result<Vec<Compiled>, Failure> {
+pub fn machine_code(
+    job: &Job<'_>,
+    sources: &[Source],
+    report: &mut Report,
+) -> Result<Vec<Compiled>, Failure> {
     let wanted = ["ptx", "cubin"].iter().any(|word| job.emit.wants(word));
     if !wanted {
         return Ok(Vec::new());
@@ -127,7 +132,8 @@ fn compile(job: &Job<'_>, nvrtc: &Nvrtc, sources: &[Source]) -> Result<Vec<Compi
     })
 }
 
-fn account(program: &GpuProgram, report: &mut Report) {
+/// Memory of a device by class.
+pub fn account(program: &GpuProgram, report: &mut Report) {
     for (class, kind) in CLASSES {
         *report.memory_bytes.entry(class.to_string()).or_default() += program.bytes_of(kind);
     }
@@ -140,7 +146,7 @@ fn account(program: &GpuProgram, report: &mut Report) {
 }
 
 /// Whether the program exceeds a device, with the smallest change that fits.
-fn over(job: &Job<'_>, report: &Report) -> Option<Failure> {
+pub fn over(job: &Job<'_>, report: &Report) -> Option<Failure> {
     let (total, machine) = (report.memory_bytes.values().sum::<u64>(), job.machine.as_ref()?);
     let capacity = report.memory_capacity_bytes.filter(|capacity| total > *capacity)?;
     let (class, bytes) = report.memory_bytes.iter().max_by_key(|(_, bytes)| **bytes)?;
@@ -171,7 +177,8 @@ fn smallest_change(job: &Job<'_>, report: &Report, capacity: u64) -> String {
     format!("spread over {devices} devices it would fit: see `lapidary plan`")
 }
 
-fn kernels(program: &GpuProgram) -> Result<serde_json::Value, Failure> {
+/// The kernels as the report has them.
+pub fn kernels(program: &GpuProgram) -> Result<serde_json::Value, Failure> {
     serde_json::to_value(&program.kernels)
         .map_err(|error| Failure::new(Exit::Internal, format!("report: kernels: {error}")))
 }

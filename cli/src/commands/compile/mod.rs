@@ -5,23 +5,25 @@ mod emit;
 mod front;
 mod gpu;
 mod mode;
+mod ranks;
 mod report;
 mod summary;
 mod training;
 mod wafer;
 
-use crate::args::{Compile, Global, Switch, Target};
+use crate::args::{Compile, Global, RecomputeSwitch, Switch, Target};
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::progress::Progress;
 use emit::Emit;
 use lapidary_hardware::HardwareSpec;
-use lapidary_models::autodiff::differentiate;
+use lapidary_models::autodiff::{Recompute, differentiate};
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
 use lapidary_passes::wafer::StepChoice;
 use lapidary_passes::{Goal, Mup};
 use mode::Modes;
+use ranks::Spread;
 use report::Report;
 
 /// Everything that is decided before the first pass runs.
@@ -36,6 +38,8 @@ pub struct Job<'a> {
     emit: Emit,
     jobs: usize,
     modes: Modes,
+    /// Over how many GPUs the program is spread; none for one.
+    spread: Option<Spread>,
     /// What is placed where a wafer keeps the weights; none elsewhere.
     resident: Option<Graph>,
     /// The training step that wafers run; none where nothing is trained on wafers.
@@ -74,14 +78,17 @@ pub fn run(args: &Compile, global: &Global) -> Result<(), Failure> {
         None => {}
     }
     let job = job;
-    let stopped = front::run(&job, &mut progress, |module, passes, progress| {
-        let emitted = match args.target {
-            Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,
-            Target::Cpu => cpu::emit(&job, module, &mut artifact, &mut report, progress)?,
-            Target::A100 => gpu::emit(&job, (module, passes), &mut artifact, &mut report, progress)?,
-        };
-        Ok(emitted)
-    })?;
+    let stopped = match &job.spread {
+        Some(spread) => ranks::run(&job, spread, &mut artifact, &mut report, &mut progress)?,
+        None => front::run(&job, &mut progress, |module, passes, progress| {
+            let emitted = match args.target {
+                Target::Cg1Sim => wafer::emit(&job, module, &mut artifact, &mut report, progress)?,
+                Target::Cpu => cpu::emit(&job, module, &mut artifact, &mut report, progress)?,
+                Target::A100 => gpu::emit(&job, (module, passes), &mut artifact, &mut report, progress)?,
+            };
+            Ok(emitted)
+        })?,
+    };
     let front::Outcome { passes, emitted } = stopped;
     report.passes(&passes);
     front::dump(&job, &passes, &mut artifact)?;
@@ -113,9 +120,10 @@ fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     let spec = input::runnable_model(&args.model)?.spec;
     let machine = machine(args)?;
     let goal = goal(args.target, machine.as_ref())?;
-    if let Some(plan) = &args.plan {
-        front::check_plan(plan)?;
-    }
+    let spread = match &args.plan {
+        Some(plan) => front::spread(args, plan, &spec)?,
+        None => None,
+    };
     let modes = Modes::of(args)?;
     let graph = graph(args, modes, &spec)?;
     let seq = args.seq_len.unwrap_or(spec.max_seq);
@@ -135,7 +143,7 @@ fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = global.jobs.map_or_else(cores, usize::from);
-    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs, modes, resident, step: None })
+    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs, modes, spread, resident, step: None })
 }
 
 /// The machine that was named or the target's own; the host is none.
@@ -164,6 +172,11 @@ fn goal(target: Target, machine: Option<&HardwareSpec>) -> Result<Goal, Failure>
         Target::Cg1Sim => Ok(Goal::Wafer),
         Target::Cpu => Ok(Goal::Cpu),
     }
+}
+
+/// What a training step on GPUs and hosts computes again.
+fn policy(args: &Compile) -> Recompute {
+    args.recompute.unwrap_or(RecomputeSwitch::Selective).into()
 }
 
 /// The target as the command line names it.

@@ -5,6 +5,7 @@ use super::output::{Clock, Writer};
 use super::packed;
 use crate::args::Run;
 use crate::failure::Failure;
+use crate::gpu::ranks::replicas_part;
 use crate::gpu::{Ask, Gpu};
 use crate::host::Switches;
 use crate::weights::{self, Opened};
@@ -47,12 +48,23 @@ pub fn run(
         let gpu = Gpu::new(device, spec, Switches::default(), dtype, weights).int8(args.int8).measured();
         // Programs and weights come with the first prompt of each length, so loading is part of its prefill.
         let mut clock = clock.loaded();
-        let mut writer = Writer::new(asked, args.json);
-        let ask = Ask { prompts: &asked.prompts, generation };
+        let standing = gpu.standing();
+        let own = replicas_part(asked.prompts.len(), standing);
+        let mut writer =
+            standing.is_none_or(|standing| standing.first()).then(|| Writer::new(asked, args.json));
+        let ask = Ask { prompts: &asked.prompts[own.clone()], generation };
         let made = gpu.generate(&ask, &mut |sequence, token| {
             clock.token();
-            writer.token(sequence, token, generation.stop.contains(&token));
+            if let Some(writer) = &mut writer {
+                writer.token(own.start + sequence, token, generation.stop.contains(&token));
+            }
         })?;
+        let made = gpu.of_all_replicas(made, asked.prompts.len(), generation.max_new)?;
+        let Some(mut writer) = writer else { return Ok(()) };
+        // What the first replica made has been told as it came.
+        for (sequence, (tokens, _)) in made.iter().enumerate().filter(|(at, _)| !own.contains(at)) {
+            tokens.iter().for_each(|token| writer.token(sequence, *token, generation.stop.contains(token)));
+        }
         writer.finish(spec, args.device.name(), &made)?;
         if !asking.quiet {
             clock.tell(asked.prompts.iter().map(Vec::len).sum(), asked.prompts.len());

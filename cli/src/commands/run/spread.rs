@@ -1,10 +1,12 @@
 //! A run of a model that is spread over the processes of a job: replicas share the prompts, the first process tells the text.
 
 use super::asked::Asked;
+use super::cuda;
 use super::output::{Clock, Writer};
 use super::{no_room, packed, prepared, sampling, weights_folder};
 use crate::args::{Device, Global, Run};
 use crate::failure::{Exit, Failure};
+use crate::gpu;
 use crate::host::{self, Switches};
 use crate::input;
 use crate::ranks::{self, Job};
@@ -29,9 +31,14 @@ const FINISHES: [Finish; 3] = [Finish::Stop, Finish::Length, Finish::Room];
 /// # Errors
 /// As the verb; exit 4 when the job is not the plan's, 7 when other processes do not come.
 pub fn run(args: &Run, global: &Global, degrees: Degrees) -> Result<(), Failure> {
+    if args.device == Device::Cuda {
+        return on_gpus(args, global, degrees);
+    }
     if args.device != Device::Cpu {
-        let what =
-            format!("--plan spreads a model over processes of the host, not --device {}", args.device.name());
+        let what = format!(
+            "--plan spreads a model over processes of the host or over GPUs, not --device {}",
+            args.device.name()
+        );
         return Err(Failure::new(Exit::Unsupported, what));
     }
     ranks::among(degrees, Duration::from_secs(args.patience), |mut job| {
@@ -79,6 +86,22 @@ pub fn run(args: &Run, global: &Global, degrees: Degrees) -> Result<(), Failure>
             clock.tell(prompts.iter().map(|prompt| prompt.len()).sum(), prompts.len());
         }
         Ok(())
+    })
+}
+
+/// The same on the GPU of one rank of a job.
+fn on_gpus(args: &Run, global: &Global, degrees: Degrees) -> Result<(), Failure> {
+    let sampling = sampling(args)?;
+    let spec = input::runnable_model(&args.model)?.spec;
+    ranks::fits(degrees, &spec)?;
+    let folder = weights_folder(args.weights.as_deref(), &args.model)?;
+    let asked = Asked::read(args, &spec, &folder)?;
+    let ask = Generation { max_new: args.max_new as usize, stop: asked.stop(args, &spec), sampling };
+    let (patience, jobs) = (Duration::from_secs(args.patience), crate::commands::jobs(global));
+    let terms = gpu::ranks::Terms { degrees, what: &spec.name, patience, jobs };
+    gpu::ranks::among(&terms, |device| {
+        let asking = cuda::Asking { args, asked: &asked, generation: &ask, quiet: global.quiet };
+        cuda::run(device, &spec, &folder, &asking)
     })
 }
 

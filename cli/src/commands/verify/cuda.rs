@@ -23,7 +23,8 @@ impl Device for OnGpu<'_> {
     /// Between kernels only the residual stream has the same place in every program, so nothing else is traced.
     fn trace(&self, ids: &[Vec<u32>], wanted: &dyn Fn(&str) -> bool) -> Result<Trace, Failure> {
         let made = self.gpu.forward(ids)?;
-        let values = stream_names(&self.module).into_iter().zip(made.stream);
+        let names = stream_names(&self.module).into_iter().skip(self.gpu.first_layer());
+        let values = names.zip(made.stream);
         let wide = |rows: Vec<f32>| rows.into_iter().map(f64::from).collect::<Vec<f64>>();
         Ok(Trace {
             values: values.filter(|(name, _)| wanted(name)).map(|(name, rows)| (name, wide(rows))).collect(),

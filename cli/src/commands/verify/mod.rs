@@ -61,6 +61,9 @@ struct Setting {
 /// Exit 3 for a directory that is not of the form, 5 and 7 for devices that cannot be verified, 6 when something differs.
 pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
     runnable(args)?;
+    if let (Some(degrees), Device::Cuda) = (args.plan, args.device) {
+        return on_gpus(args, global, degrees);
+    }
     if let Some(degrees) = args.plan {
         return ranks::among(degrees, Duration::from_secs(args.patience), |job| spread(args, global, job));
     }
@@ -148,6 +151,54 @@ fn spread(args: &Verify, global: &Global, job: Job<'_>) -> Result<(), Failure> {
     if report.ok() { Ok(()) } else { Err(mismatch(&report)) }
 }
 
+/// The same on the GPU of one rank of a job: every rank compares what it has, and the first one tells it.
+fn on_gpus(args: &Verify, global: &Global, degrees: Degrees) -> Result<(), Failure> {
+    let directory = Directory::open(&args.dir)?;
+    ranks::fits(degrees, &directory.spec)?;
+    let (precision, jobs) = (precision(args)?, super::jobs(global));
+    let switches = Switches { mup: args.mup.into(), fusion: args.fuse.clone() };
+    let patience = Duration::from_secs(args.patience);
+    let terms = gpu::ranks::Terms { degrees, what: &directory.spec.name, patience, jobs };
+    gpu::ranks::among(&terms, |device| {
+        spread_on(device, &directory, (&switches, precision)).and_then(|(report, speaks)| {
+            match (speaks, args.json) {
+                (true, true) => print_json(&report.document())?,
+                (true, false) => report.print(),
+                (false, _) => {}
+            }
+            if report.ok() { Ok(()) } else { Err(mismatch(&report)) }
+        })
+    })
+}
+
+/// What one rank finds on its device, and whether it speaks for the job.
+fn spread_on<'d>(
+    device: Box<dyn lapidary_runtime_gpu::device::Device>,
+    directory: &'d Directory,
+    (switches, precision): (&Switches, Precision),
+) -> Result<(Report<'d>, bool), Failure> {
+    let (dtype, allowed) = match precision {
+        Precision::Bf16 => (DType::Bf16, Tolerances::rounded(directory, 8)?),
+        _ => (DType::F32, Tolerances::of(directory)),
+    };
+    let standing = device.standing();
+    let plan = standing.map_or_else(|| "tp1pp1dp1".to_string(), |standing| standing.plan());
+    let told = vec![
+        ("mup", switches.mup_word().to_string()),
+        ("fuse", switches.fusion_word().to_string()),
+        ("plan", plan),
+        ("precision", precision.name().to_string()),
+    ];
+    let checks = weights::with(&directory.folder, &directory.spec, |weights| {
+        let module = host::lower(&directory.spec, switches, WeightType::F32)?.module;
+        let gpu = Gpu::new(device, &directory.spec, switches.clone(), dtype, weights).measured();
+        check(directory, &OnGpu { module, gpu }, allowed)
+    })?;
+    let (runs, device) = (vec![Run { switches: told, checks }], Device::Cuda.name());
+    let report = Report { directory, device, allowed, runs, gradients: Vec::new(), bisection: None };
+    Ok((report, standing.is_none_or(|standing| standing.first())))
+}
+
 /// The number type of a run; the host's is that of its program.
 fn precision(args: &Verify) -> Result<Precision, Failure> {
     let wrong = |precision: Precision| {
@@ -189,9 +240,11 @@ fn fits(args: &Verify, directory: &Directory, setting: &Setting) -> Result<(), F
 
 /// Refuses what a device cannot be asked for.
 fn runnable(args: &Verify) -> Result<(), Failure> {
-    if args.plan.is_some() && args.device != Device::Cpu {
-        let what =
-            format!("--plan spreads a model over processes of the host, not --device {}", args.device.name());
+    if args.plan.is_some() && !matches!(args.device, Device::Cpu | Device::Cuda) {
+        let what = format!(
+            "--plan spreads a model over processes of the host or over GPUs, not --device {}",
+            args.device.name()
+        );
         return Err(Failure::new(Exit::Unsupported, what));
     }
     let name = args.device.name();

@@ -14,8 +14,11 @@ use lapidary_passes::{Fusion, Mup};
 use lapidary_reference::Params;
 use lapidary_runtime_cpu::program::{CpuProgram, RowOp, Step, WeightType};
 use lapidary_runtime_cpu::{Engine, TensorView, WeightError, Weights};
+use lapidary_runtime_gpu::collectives::{Among, Peers};
+use lapidary_runtime_gpu::device::Device as Gpus;
 use lapidary_tests::checkpoint::{STORED, Stored};
 use lapidary_tests::emulation::Emulated;
+use lapidary_tests::emulation::peers::ranks;
 use lapidary_tests::variants::{WrongReading, wrong_readings};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -200,11 +203,15 @@ fn on_emulated_gpu(name: &str, dtype: DType) -> Checks {
 }
 
 fn on_emulated_gpu_with(name: &str, dtype: DType, int8: bool) -> Checks {
+    on_gpu(name, (dtype, int8), 12, Box::new(Emulated::new()))
+}
+
+fn on_gpu(name: &str, (dtype, int8): (DType, bool), most: usize, device: Box<dyn Gpus>) -> Checks {
     let mut directory = directory(name);
     // Emulation is slow: a few continuations, and none of the remembered sequences.
     if let Some(greedy) = &mut directory.greedy {
         greedy.cases.truncate(2);
-        greedy.cases.iter_mut().for_each(|case| case.continuation.truncate(12));
+        greedy.cases.iter_mut().for_each(|case| case.continuation.truncate(most));
     }
     directory.memorization = None;
     let allowed = match dtype {
@@ -214,10 +221,30 @@ fn on_emulated_gpu_with(name: &str, dtype: DType, int8: bool) -> Checks {
     weights::with(&folder(name), &directory.spec, |weights| {
         let switches = Switches::default();
         let module = host::lower(&directory.spec, &switches, WeightType::F32)?.module;
-        let gpu = Gpu::new(Box::new(Emulated::new()), &directory.spec, switches, dtype, weights).int8(int8);
+        let gpu = Gpu::new(device, &directory.spec, switches, dtype, weights).int8(int8);
         check(&directory, &OnGpu { module, gpu }, allowed)
     })
     .expect("runs")
+}
+
+/// Every rank on an emulated GPU of its own, as `--device cuda --plan tp2pp2` runs them: each finds what is stored.
+#[test]
+fn ranks_on_emulated_gpus_give_the_stored_tensors_and_continuations() {
+    let found = ranks([2, 1, 2], |peers| {
+        let stage = peers.standing().stage.index;
+        let device = Box::new(Among::new(Box::new(Emulated::new()), peers));
+        let checks = on_gpu("llama3-tiny", (DType::F32, false), 3, device);
+        let names: Vec<String> = checks.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        (stage, checks.ok, checks.greedy_match, names)
+    });
+    for (stage, ok, greedy, names) in found {
+        assert!(ok && greedy == Some(true), "stage {stage}");
+        let own = if stage == 0 { "hidden.0" } else { "hidden.2" };
+        assert!(
+            [own, "logits"].iter().all(|name| names.iter().any(|n| n == name)),
+            "stage {stage}: {names:?}"
+        );
+    }
 }
 
 /// Values off by up to 1/254 of their row's largest, about 0.8 % of their size at random, through two layers.

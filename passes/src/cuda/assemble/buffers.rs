@@ -1,11 +1,14 @@
 //! Buffers: where values, parameters and caches live, and the arena's plan.
 use super::{Assembler, Round};
 use crate::cuda::CudaError;
-use crate::cuda::spec::{KernelOp, KernelSpec, TensorType};
+use crate::cuda::spec::{Backward, KernelOp, KernelSpec, TensorType};
 use lapidary_runtime_gpu::program::memory::{ALIGNMENT, Interval, lifetimes, plan_memory};
 use lapidary_runtime_gpu::program::{
     Access, Arg, Buffer, BufferKind, Dtype, GpuProgram, Layers, PackForm, Packing, RowOrder, SCHEMA, Step,
 };
+
+/// The buffer in which a rank adds up its part of the loss.
+pub(super) const LOSS: &str = "loss.sum";
 
 impl Assembler<'_> {
     /// Values that appends yield live in the cache of that name, one slice per round of the repeat around it.
@@ -72,8 +75,10 @@ impl Assembler<'_> {
     fn first_slice(&self, buffer: &Buffer, round: Option<Round>) -> u64 {
         let Some(training) = &self.module.training else { return 0 };
         let kept = training.kept.iter().find(|kept| buffer.name.strip_prefix("kept.") == Some(&kept.name));
-        let own = kept.map_or(0, |kept| kept.first);
-        round.map_or(0, |round| round.first.saturating_sub(own))
+        let Some(round) = round else { return 0 };
+        let own =
+            kept.and_then(|kept| kept.firsts.iter().copied().filter(|first| *first <= round.first).max());
+        round.first - own.unwrap_or(0)
     }
 
     /// A pointer to a buffer, or to the current layer's slice of it.
@@ -107,6 +112,33 @@ impl Assembler<'_> {
             self.buffers.push(buffer(&name, BufferKind::Input, &ty, None));
         }
         name
+    }
+
+    /// The labels of all ranks and micro-batches that count.
+    pub(super) fn counted(&mut self) -> String {
+        let name = "counted".to_string();
+        if !self.buffers.iter().any(|buffer| buffer.name == name) {
+            self.buffers.push(buffer(&name, BufferKind::Input, &TensorType::new(Dtype::F32, &[1]), None));
+        }
+        name
+    }
+
+    /// A rank's part of a loss is added up over micro-batches, until the step ends.
+    pub(super) fn claim_loss(&mut self, spec: &KernelSpec, results: &[usize]) {
+        for (&value, &result) in spec.outputs.iter().zip(results) {
+            let op = spec.op(value).map(|op| &op.op);
+            if self.module.share.is_some() && op == Some(&KernelOp::Backward(Backward::CrossEntropy)) {
+                self.loss_sum();
+                self.caches.insert(result, LOSS.into());
+            }
+        }
+    }
+
+    /// Where losses are added up.
+    pub(super) fn loss_sum(&mut self) {
+        if !self.buffers.iter().any(|buffer| buffer.name == LOSS) {
+            self.buffers.push(buffer(LOSS, BufferKind::State, &TensorType::new(Dtype::F32, &[1]), None));
+        }
     }
 
     /// The device parameter of that recipe. Recipes that differ only in trailing padding rows share the larger one.
@@ -178,6 +210,7 @@ impl Assembler<'_> {
                 buffer.kind = BufferKind::Output;
             }
         }
+        let share = self.micros(&steps)?;
         let alive = lifetimes(&steps);
         let mut planned: Vec<usize> = (0..self.buffers.len()).collect();
         planned.retain(|&i| self.buffers[i].kind == BufferKind::Arena);
@@ -199,6 +232,7 @@ impl Assembler<'_> {
             buffers: std::mem::take(&mut self.buffers),
             kernels: std::mem::take(&mut self.kernels),
             steps,
+            share,
         })
     }
 
@@ -215,6 +249,7 @@ impl Assembler<'_> {
                 Step::Launch(launch) => launch.args.iter_mut().try_for_each(again)?,
                 Step::Gemm(gemm) => again(&mut gemm.w)?,
                 Step::Repeat { body, .. } => self.refresh(body)?,
+                Step::Meet(_) | Step::Join => {}
             }
         }
         Ok(())

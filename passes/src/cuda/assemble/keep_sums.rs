@@ -7,18 +7,11 @@
 //! ```
 //! The two belong together where they read the same queries, keys and values: as values of one function, or as what the layer
 //! kept of them. 4 bytes a query and head are kept beside what is kept anyway, and Σ dy y stands for Σ p dp.
-use super::{KeptSpec, ModuleSpec, Node, TrainingSpec, ValueSpec};
+use super::{KeptSpec, ModuleSpec, Node, ValueSpec};
 use crate::cuda::attention::Attention;
 use crate::cuda::backward::Core;
 use crate::cuda::spec::{Anchor, Backward, Input, KernelOp, KernelSpec, OpSpec, Source, TensorType, ValueId};
 use lapidary_runtime_gpu::program::Dtype;
-
-/// What a value is in the memory of a layer: itself, or what is kept under an index.
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    Value(usize),
-    Kept(usize),
-}
 
 /// The path to a node: indices into bodies, outermost first.
 type Path = Vec<usize>;
@@ -33,99 +26,154 @@ pub(super) fn keep_sums(module: &ModuleSpec) -> ModuleSpec {
         let Some((spec, args, _)) = kernel(&module.body, &path) else { continue };
         let Some(core) = backward_core(spec) else { continue };
         let operands = [core.attention.q, core.attention.k, core.attention.v].map(|value| args[value]);
-        let Some((forward, in_body)) = forward_of(&module, &path, operands) else { continue };
-        connect(&mut module, &path, &forward, in_body);
+        if let Some(here) = same_body(&module, &path, operands) {
+            within(&mut module, &path, &here);
+        } else if let Some((y_slot, forwards)) = other_bodies(&module, &path, operands) {
+            through_memory(&mut module, &path, y_slot, &forwards);
+        }
     }
     module
 }
 
 /// The backward pass of an attention that can take sums. All inputs of such a region are activations.
 fn backward_core(spec: &KernelSpec) -> Option<Core> {
-    let softmax_dx = spec.ops.iter().any(|op| op.op == KernelOp::Backward(Backward::SoftmaxDx));
-    let attention = spec.anchor == Anchor::Attention && softmax_dx;
-    let core = attention.then(|| Core::of(spec).ok()).flatten()?;
+    let core = (spec.anchor == Anchor::Attention && derives(spec)).then(|| Core::of(spec).ok()).flatten()?;
     let activations = spec.inputs.iter().all(|input| input.source == Source::Activation);
-    (activations
-        && core.takes_sums()
-        && spec.ops.iter().all(|op| op.op != KernelOp::Backward(Backward::SoftmaxOf)))
-    .then_some(core)
+    (activations && core.takes_sums() && !has(spec, &Backward::SoftmaxOf)).then_some(core)
 }
 
-/// The attention that reads the same operands, and whether it stands in the same body.
-fn forward_of(module: &ModuleSpec, backward: &Path, operands: [usize; 3]) -> Option<(Path, bool)> {
-    let training = module.training.as_ref()?;
-    let body = &backward[..backward.len() - 1];
-    let mut found = None;
+fn has(spec: &KernelSpec, wanted: &Backward) -> bool {
+    spec.ops.iter().any(|op| matches!(&op.op, KernelOp::Backward(op) if op == wanted))
+}
+
+fn derives(spec: &KernelSpec) -> bool {
+    has(spec, &Backward::SoftmaxDx)
+}
+
+/// Every attention that can keep its sums, with the queries, keys and values that it reads.
+fn forwards(module: &ModuleSpec) -> Vec<(Path, [usize; 3])> {
+    let mut found = Vec::new();
     for path in kernels(&module.body) {
-        let Some((spec, args, results)) = kernel(&module.body, &path) else { continue };
-        let softmax_dx = spec.ops.iter().any(|op| op.op == KernelOp::Backward(Backward::SoftmaxDx));
-        if spec.anchor != Anchor::Attention || softmax_dx || results.len() != 1 {
-            continue;
-        }
-        let Ok(attention) = Attention::of(spec) else { continue };
-        let mine = [attention.q, attention.k, attention.v].map(|value| args[value]);
-        let here = path[..path.len() - 1] == *body && path < *backward;
-        let same = |a: usize, b: usize| place(training, a) == place(training, b);
-        if attention.many() && here && mine == operands {
-            return Some((path, true));
-        }
-        let kept = operands.iter().all(|value| training.slots.contains_key(value))
-            && training.slots.contains_key(&results[0]);
-        if attention.many() && !here && kept && mine.iter().zip(operands).all(|(a, b)| same(*a, b)) {
-            found = Some((path, false));
-        }
+        let Some((spec, args, _)) = kernel(&module.body, &path) else { continue };
+        let attention = match spec.anchor == Anchor::Attention && !derives(spec) {
+            true => Attention::of(spec).ok().filter(Attention::many),
+            false => None,
+        };
+        found.extend(attention.map(|it| (path, [it.q, it.k, it.v].map(|value| args[value]))));
     }
     found
 }
 
-fn place(training: &TrainingSpec, value: usize) -> Place {
-    training.slots.get(&value).map_or(Place::Value(value), |slot| Place::Kept(*slot))
+/// The attention before it in the same body that reads the same operands.
+fn same_body(module: &ModuleSpec, backward: &Path, operands: [usize; 3]) -> Option<Path> {
+    let body = &backward[..backward.len() - 1];
+    let here = |path: &Path| path[..path.len() - 1] == *body && path < backward;
+    forwards(module).into_iter().find(|(path, mine)| here(path) && *mine == operands).map(|(path, _)| path)
 }
 
-/// Adds the second result to the forward kernel, and both to what the backward kernel reads.
-fn connect(module: &mut ModuleSpec, backward: &Path, forward: &Path, in_body: bool) {
+/// The attentions of other bodies whose operands and result layers keep where this one reads its own, and where the result is
+/// kept. Several ranges of layers share that memory.
+fn other_bodies(module: &ModuleSpec, backward: &Path, operands: [usize; 3]) -> Option<(usize, Vec<Path>)> {
+    let slots = &module.training.as_ref()?.slots;
+    let kept = |values: [usize; 3]| values.map(|value| slots.get(&value).copied());
+    let wanted = kept(operands);
+    let body = &backward[..backward.len() - 1];
+    let mut found: Option<(usize, Vec<Path>)> = None;
+    for (path, mine) in forwards(module) {
+        let y = kernel(&module.body, &path).and_then(|(_, _, results)| slots.get(&results[0]).copied());
+        let same = kept(mine) == wanted && wanted.iter().all(Option::is_some);
+        let Some(y) = y.filter(|_| same && path[..path.len() - 1] != *body) else { continue };
+        found.get_or_insert((y, Vec::new())).1.push(path);
+    }
+    found
+}
+
+/// Both in one body: the sums are a value between the two.
+fn within(module: &mut ModuleSpec, backward: &Path, forward: &Path) {
     let Some((spec, _, results)) = kernel(&module.body, forward) else { return };
     let (name, y) = (spec.name.clone(), results[0]);
-    let scores = spec.results().find(|id| spec.op(*id).is_some_and(|op| op.op == KernelOp::Softmax));
-    let Some(masked) = scores.and_then(|id| spec.op(id)).map(|op| op.operands[0]) else { return };
-    let shape = &spec.ty(masked).shape;
-    let ty = TensorType::new(Dtype::F32, &shape[..shape.len() - 1]);
-    let log_sums = new_value(module, format!("{name}.log_sums"), &ty);
-    let (mut read_y, mut read_sums) = (y, log_sums);
-    if !in_body {
-        let Some((first, times)) = rounds(&module.body, forward) else { return };
-        let y_ty = module.values[y].ty.clone();
-        let read = new_value(module, format!("saved.{name}.log_sums"), &ty);
-        let saved_y = new_value(module, format!("saved.{name}.y"), &y_ty);
-        let Some(training) = &mut module.training else { return };
-        let Some(y_slot) = training.slots.get(&y).copied() else { return };
-        training.kept.push(KeptSpec { name: format!("{name}.log_sums"), ty: ty.clone(), first, times });
-        let slot = training.kept.len() - 1;
-        training.slots.extend([(log_sums, slot), (read, slot), (saved_y, y_slot)]);
-        (read_y, read_sums) = (saved_y, read);
+    let log_sums = match results.get(1) {
+        Some(known) => *known,
+        None => {
+            let Some(ty) = sums_of(spec) else { return };
+            let value = new_value(module, &format!("{name}.log_sums"), ty);
+            leave_sums(module, forward, value);
+            value
+        }
+    };
+    take_sums(module, backward, y, log_sums);
+}
+
+/// In two bodies: a layer keeps the sums beside the result.
+fn through_memory(module: &mut ModuleSpec, backward: &Path, y_slot: usize, forwards: &[Path]) {
+    let Some(training) = &module.training else { return };
+    let y = training.kept[y_slot].clone();
+    let name = format!("{}.log_sums", y.name);
+    let first = forwards.first().and_then(|path| kernel(&module.body, path));
+    let Some(ty) = first.and_then(|(spec, _, _)| sums_of(spec)) else { return };
+    let slot = match training.kept.iter().position(|kept| kept.name == name) {
+        Some(known) => known,
+        None => training.kept.len(),
+    };
+    if let Some(training) = module.training.as_mut().filter(|training| slot == training.kept.len()) {
+        training.kept.push(KeptSpec { name: name.clone(), ty: ty.clone(), ..y.clone() });
     }
-    if let Some(Node::Kernel { spec, results, .. }) = node(&mut module.body, forward) {
-        let id = spec.results().end;
-        let op = KernelOp::Backward(Backward::LogSum);
-        spec.ops.push(OpSpec { op, operands: vec![masked], ty: ty.clone() });
-        spec.outputs.push(id);
-        results.push(log_sums);
+    for path in forwards {
+        let done = kernel(&module.body, path).is_none_or(|(_, _, results)| results.len() > 1);
+        if !done {
+            let value = new_value(module, &format!("{name}.kept"), ty.clone());
+            keep(module, value, slot);
+            leave_sums(module, path, value);
+        }
     }
-    if let Some(Node::Kernel { spec, args, .. }) = node(&mut module.body, backward) {
-        take_sums(spec, &ty);
-        args.extend([read_y, read_sums]);
+    let (read_y, read_sums) = (
+        new_value(module, &format!("saved.{}.y", y.name), y.ty),
+        new_value(module, &format!("saved.{name}"), ty),
+    );
+    keep(module, read_y, y_slot);
+    keep(module, read_sums, slot);
+    take_sums(module, backward, read_y, read_sums);
+}
+
+fn keep(module: &mut ModuleSpec, value: usize, slot: usize) {
+    if let Some(training) = &mut module.training {
+        training.slots.insert(value, slot);
     }
+}
+
+/// What the softmax of an attention is of.
+fn masked(spec: &KernelSpec) -> Option<ValueId> {
+    let softmax = spec.ops.iter().find(|op| op.op == KernelOp::Softmax)?;
+    softmax.operands.first().copied()
+}
+
+/// One number for each query and head.
+fn sums_of(spec: &KernelSpec) -> Option<TensorType> {
+    let shape = &spec.ty(masked(spec)?).shape;
+    Some(TensorType::new(Dtype::F32, &shape[..shape.len().checked_sub(1)?]))
+}
+
+/// Adds the log of sums to what an attention leaves.
+fn leave_sums(module: &mut ModuleSpec, forward: &Path, value: usize) {
+    let Some(Node::Kernel { spec, results, .. }) = node(&mut module.body, forward) else { return };
+    let (Some(masked), Some(ty)) = (masked(spec), sums_of(spec)) else { return };
+    spec.outputs.push(spec.results().end);
+    let op = KernelOp::Backward(Backward::LogSum);
+    spec.ops.push(OpSpec { op, operands: vec![masked], ty });
+    results.push(value);
 }
 
 /// Rewrites the backward region: two more inputs, Σ dy y as its first operation, softmax from the sums.
-fn take_sums(spec: &mut KernelSpec, ty: &TensorType) {
+fn take_sums(module: &mut ModuleSpec, backward: &Path, y: usize, log_sums: usize) {
+    let Some(Node::Kernel { spec, args, .. }) = node(&mut module.body, backward) else { return };
     let Ok(core) = Core::of(spec) else { return };
+    args.extend([y, log_sums]);
     let inputs = spec.inputs.len();
     let (y, log_sums, products) = (inputs, inputs + 1, inputs + 2);
     let moved = |value: ValueId| if value < inputs { value } else { value + 3 };
-    let input = |ty: &TensorType| Input { ty: ty.clone(), source: Source::Activation };
-    let y_ty = spec.ty(core.dy).clone();
-    spec.inputs.extend([input(&y_ty), input(ty)]);
+    let input = |ty: TensorType| Input { ty, source: Source::Activation };
+    let sums = core.attention.sums();
+    spec.inputs.extend([input(spec.ty(core.dy).clone()), input(sums.clone())]);
     for op in &mut spec.ops {
         op.operands.iter_mut().for_each(|value| *value = moved(*value));
         match op.op {
@@ -138,16 +186,16 @@ fn take_sums(spec: &mut KernelSpec, ty: &TensorType) {
         }
     }
     let op = KernelOp::Backward(Backward::RowProducts { heads: core.attention.heads });
-    spec.ops.insert(0, OpSpec { op, operands: vec![core.dy, y], ty: ty.clone() });
+    spec.ops.insert(0, OpSpec { op, operands: vec![core.dy, y], ty: sums });
     spec.outputs.iter_mut().for_each(|value| *value = moved(*value));
 }
 
-fn new_value(module: &mut ModuleSpec, wanted: String, ty: &TensorType) -> usize {
-    let mut name = wanted;
+fn new_value(module: &mut ModuleSpec, wanted: &str, ty: TensorType) -> usize {
+    let mut name = wanted.to_string();
     while module.values.iter().any(|value| value.name == name) {
         name.push('\'');
     }
-    module.values.push(ValueSpec { name, ty: ty.clone() });
+    module.values.push(ValueSpec { name, ty });
     module.values.len() - 1
 }
 
@@ -157,6 +205,7 @@ fn kernels(body: &[Node]) -> Vec<Path> {
     for (i, node) in body.iter().enumerate() {
         match node {
             Node::Kernel { .. } => paths.push(vec![i]),
+            Node::Talk { .. } => {}
             Node::Repeat { body, .. } => {
                 paths.extend(kernels(body).into_iter().map(|inner| [&[i][..], &inner].concat()));
             }
@@ -178,13 +227,5 @@ fn node<'m>(body: &'m mut [Node], path: &[usize]) -> Option<&'m mut Node> {
         (found, []) => Some(found),
         (Node::Repeat { body, .. }, inner) => node(body, inner),
         _ => None,
-    }
-}
-
-/// The first layer and the number of layers that a kernel runs for.
-fn rounds(body: &[Node], path: &[usize]) -> Option<(u64, u64)> {
-    match body.get(*path.first()?)? {
-        Node::Repeat { times, first, body, .. } => rounds(body, &path[1..]).or(Some((*first, *times))),
-        Node::Kernel { .. } => None,
     }
 }

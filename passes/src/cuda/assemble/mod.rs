@@ -6,16 +6,21 @@
 use super::spec::{KernelSpec, TensorType};
 use super::validate::fits;
 use super::{CudaError, Options};
-use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Kernel, RowOrder, Step};
-use std::collections::BTreeMap;
+use lapidary_models::shard::schedule::Schedule;
+use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Kernel, RowOrder, Share, Step};
+use std::collections::{BTreeMap, BTreeSet};
 
+mod arrange;
 mod buffers;
 mod keep_sums;
+mod meetings;
 mod optimizer;
 mod places;
+mod ranks;
 mod steps;
 
 pub(crate) use buffers::buffer;
+pub use meetings::Talk;
 use places::{Carried, reads};
 use steps::Call;
 
@@ -36,6 +41,8 @@ pub struct ModuleSpec {
     pub body: Vec<Node>,
     /// What a training step has beside a forward pass.
     pub training: Option<TrainingSpec>,
+    /// Set where the module is one rank's part of a spread model.
+    pub share: Option<Share>,
 }
 
 /// What layers keep, and how many there are.
@@ -47,6 +54,21 @@ pub struct TrainingSpec {
     pub kept: Vec<KeptSpec>,
     /// Values that live in the running layer's slice of what is kept, by index.
     pub slots: BTreeMap<usize, usize>,
+    /// What ranks have in common; only looked at where the module is one rank's part.
+    pub ranks: RanksSpec,
+}
+
+/// How the ranks of a training step work together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RanksSpec {
+    /// Parameters whose gradient is the sum over the tensor-parallel group.
+    pub summed: BTreeSet<String>,
+    /// Those whose gradient is the sum over the first stage and the last.
+    pub tied: BTreeSet<String>,
+    /// Those that count at another rank.
+    pub elsewhere: BTreeSet<String>,
+    /// In which order segments run for micro-batches.
+    pub schedule: Option<Schedule>,
 }
 
 /// A value that a run of layers keeps, a slice each.
@@ -56,9 +78,9 @@ pub struct KeptSpec {
     pub name: String,
     /// One layer's value.
     pub ty: TensorType,
-    /// The first layer that keeps it.
-    pub first: u64,
-    /// How many layers keep it.
+    /// The first layers of the runs that keep it; of a rank with several, one at a time.
+    pub firsts: Vec<u64>,
+    /// How many layers of a run keep it.
     pub times: u64,
 }
 
@@ -82,6 +104,17 @@ pub enum Node {
         args: Vec<usize>,
         /// One value per output.
         results: Vec<usize>,
+    },
+    /// Something that ranks say to each other, or that they do to what they hear.
+    Talk {
+        /// A C identifier, unique among kernels and talks.
+        name: String,
+        /// What it is.
+        talk: Talk,
+        /// What is told; none for what is only heard.
+        arg: Option<usize>,
+        /// What is heard.
+        result: usize,
     },
     /// The same body several times, each round with the next layer's parameters and caches.
     Repeat {
@@ -131,12 +164,16 @@ const HOPPER: &str = "sm_90a";
 
 /// Lowers a module to a program that passes its check.
 pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaError> {
-    let options = &Options { hopper: module.arch == HOPPER, ..options.clone() };
+    let (hopper, spread) = (module.arch == HOPPER, module.share.is_some());
+    let options = &Options { hopper, spread, ..options.clone() };
     let module = &keep_sums::keep_sums(module);
     let mut assembler = Assembler::new(module, options)?;
     let mut steps = assembler.nodes(&module.body, None)?;
     assembler.refresh(&mut steps)?;
     if module.training.is_some() {
+        assembler.sum_replicas(&mut steps)?;
+        assembler.finish = steps.len();
+        steps.extend(assembler.together()?);
         steps.extend(assembler.optimizer()?);
     }
     let places = (0..module.values.len()).map(|value| assembler.place(value).to_string()).collect();
@@ -169,6 +206,8 @@ struct Assembler<'a> {
     buffers: Vec<Buffer>,
     kernels: Vec<Kernel>,
     sources: Vec<KernelSource>,
+    /// The first step that runs once behind all micro-batches.
+    finish: usize,
 }
 
 impl<'a> Assembler<'a> {
@@ -183,6 +222,7 @@ impl<'a> Assembler<'a> {
             buffers: Vec::new(),
             kernels: Vec::new(),
             sources: Vec::new(),
+            finish: 0,
         };
         assembler.values_exist(&module.body)?;
         if let Some(value) = module.values.iter().find(|value| !fits(&value.ty)) {
@@ -221,6 +261,9 @@ impl<'a> Assembler<'a> {
                 Node::Kernel { args, results, .. } => {
                     args.iter().chain(results).try_for_each(|&value| self.exists(value))?
                 }
+                Node::Talk { arg, result, .. } => {
+                    arg.iter().chain([result]).try_for_each(|&value| self.exists(value))?
+                }
                 Node::Repeat { input, param, body, yielded, result, .. } => {
                     [input, param, yielded, result].into_iter().try_for_each(|&value| self.exists(value))?;
                     self.values_exist(body)?;
@@ -239,8 +282,15 @@ impl<'a> Assembler<'a> {
                 Node::Kernel { spec, args, results } => {
                     Call::of(spec, args, results)?;
                     self.claim_gradients(spec, results)?;
+                    self.claim_loss(spec, results);
                     self.settle(nodes, i, carried);
                     steps.extend(self.kernel(spec, args, results, rounds)?);
+                }
+                Node::Talk { name, talk, arg, result } => {
+                    let free =
+                        arg.is_some_and(|arg| self.may_take(nodes, i, self.home[arg], *result, carried));
+                    self.settle_talk(talk, *arg, *result, free);
+                    steps.extend(self.talk((name, talk), *arg, *result, rounds)?);
                 }
                 Node::Repeat { .. } => {
                     let used_later = |value: usize| nodes[i + 1..].iter().any(|node| reads(node, value));

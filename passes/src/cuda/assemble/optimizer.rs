@@ -15,7 +15,7 @@ use crate::cuda::CudaError;
 use crate::cuda::source::{c_type, constants, opening};
 use crate::cuda::spec::TensorType;
 use lapidary_runtime_gpu::program::{
-    Access, Arg, Buffer, BufferKind, Dtype, Kernel, KernelKind, Launch, Packing, Step,
+    Access, Arg, Buffer, BufferKind, Dtype, Group, Kernel, KernelKind, Launch, Packing, Step,
 };
 use std::fmt::Write as _;
 
@@ -35,7 +35,8 @@ struct Trained {
     gradient: Buffer,
     /// Runs of four values.
     runs: u64,
-    /// Blocks that sum its squares; a multiple of four, so that every share begins on 16 bytes.
+    /// Blocks that sum its squares; a multiple of four, so that every share begins on 16 bytes. None where another rank has
+    /// the same gradient, and counts it.
     blocks: u64,
     /// Where its shares begin.
     first_part: u64,
@@ -57,10 +58,10 @@ impl Assembler<'_> {
             self.buffers.push(buffer(name, kind, &TensorType::new(Dtype::F32, &[length]), None));
         }
         let mut steps = Vec::new();
-        for one in &trained {
+        for one in trained.iter().filter(|one| one.blocks > 0) {
             steps.push(self.squares(one)?);
         }
-        steps.push(self.clip(parts)?);
+        steps.extend(self.norm(parts)?);
         for one in &trained {
             steps.push(self.update(one)?);
         }
@@ -68,7 +69,8 @@ impl Assembler<'_> {
     }
 
     fn trained(&self) -> Result<Vec<Trained>, CudaError> {
-        let gradients = self.buffers.iter().filter(|buffer| buffer.kind == BufferKind::State);
+        let gradient = |buffer: &&Buffer| buffer.name.starts_with("gradient.");
+        let gradients = self.buffers.iter().filter(gradient);
         let mut first_part = 0;
         let mut trained = Vec::new();
         for gradient in gradients {
@@ -85,7 +87,10 @@ impl Assembler<'_> {
             let ty = TensorType::new(Dtype::F32, &gradient.shape);
             let layers = gradient.layers.map_or(1, |layers| layers.count);
             let runs = layers * ty.rows() * ty.cols().div_ceil(4);
-            let blocks = runs.div_ceil(THREADS).clamp(1, MOST_BLOCKS).next_multiple_of(4);
+            let blocks = match self.counts(&name) {
+                true => runs.div_ceil(THREADS).clamp(1, MOST_BLOCKS).next_multiple_of(4),
+                false => 0,
+            };
             let (weight, gradient) = (weight.clone(), gradient.clone());
             trained.push(Trained { name, weight, gradient, runs, blocks, first_part });
             first_part += blocks;
@@ -93,8 +98,36 @@ impl Assembler<'_> {
         Ok(trained)
     }
 
+    /// The norm of all gradients: of all ranks that hold different ones.
+    fn norm(&mut self, parts: u64) -> Result<Vec<Step>, CudaError> {
+        let groups: Vec<Group> =
+            [Group::Tensor, Group::Pipeline].into_iter().filter(|group| self.group(*group) > 1).collect();
+        if groups.is_empty() {
+            return Ok(vec![self.clip(("optimizer.parts", parts))?]);
+        }
+        let ty = TensorType::new(Dtype::F32, &[1]);
+        self.buffers.push(buffer("optimizer.squares", BufferKind::Arena, &ty, None));
+        let text = format!(
+            "{ROW}{CLIP}\nextern \"C\" __global__ void __launch_bounds__(THREADS) squares_total(const float* parts, float* out) \
+             {{\n    lp_total(parts, out);\n}}\n"
+        );
+        let source = opening("squares_total: the sum of the squares that this rank has.")
+            + &constants(&[("PARTS", parts), ("THREADS", THREADS)])
+            + &text;
+        let args = vec![
+            self.whole("optimizer.parts", Access::Read)?,
+            self.whole("optimizer.squares", Access::Write)?,
+        ];
+        self.add_kernel("squares_total", source, (parts, 4 * parts), "One number that ranks add up.");
+        let mut steps = vec![launch("squares_total", 1, args)];
+        let squares = Arg { extent_bytes: 4, ..self.whole("optimizer.squares", Access::Update)? };
+        steps.extend(groups.into_iter().map(|group| self.sum("the norm of the gradients", group, &squares)));
+        steps.push(self.clip(("optimizer.squares", 1))?);
+        Ok(steps)
+    }
+
     /// The whole of a buffer.
-    fn whole(&self, name: &str, access: Access) -> Result<Arg, CudaError> {
+    pub(super) fn whole(&self, name: &str, access: Access) -> Result<Arg, CudaError> {
         let found = self.buffers.iter().find(|buffer| buffer.name == name);
         let extent_bytes =
             found.map(|buffer| buffer.bytes).ok_or_else(|| self.malformed(format!("no buffer `{name}`")))?;
@@ -121,7 +154,7 @@ impl Assembler<'_> {
         self.optimizer_kernel("squares", source, (one.blocks, [2, 4]), (one, why), vec![gradient, parts])
     }
 
-    fn clip(&mut self, parts: u64) -> Result<Step, CudaError> {
+    fn clip(&mut self, (squares, parts): (&str, u64)) -> Result<Step, CudaError> {
         let text = format!(
             "{ROW}{CLIP}\nextern \"C\" __global__ void __launch_bounds__(THREADS) clip(const float* parts, const float* settings, \
              float* scale) {{\n    lp_clip(parts, settings, scale);\n}}\n"
@@ -131,7 +164,7 @@ impl Assembler<'_> {
                 + &constants(&[("PARTS", parts), ("THREADS", THREADS)])
                 + &text;
         let args = vec![
-            self.whole("optimizer.parts", Access::Read)?,
+            self.whole(squares, Access::Read)?,
             self.whole("optimizer", Access::Read)?,
             self.whole("gradient_norm", Access::Write)?,
         ];

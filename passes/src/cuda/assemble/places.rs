@@ -38,7 +38,7 @@ impl Assembler<'_> {
     }
 
     /// Whether `result`, made by node `at`, may be written to `home`.
-    fn may_take(
+    pub(super) fn may_take(
         &self,
         nodes: &[Node],
         at: usize,
@@ -46,7 +46,7 @@ impl Assembler<'_> {
         result: usize,
         carried: Option<Carried>,
     ) -> bool {
-        let Node::Kernel { spec, args, results } = &nodes[at] else { return false };
+        let results = nodes[at].results();
         let module = self.module;
         if module.values[home].ty != module.values[result].ty || module.inputs.contains(&home) {
             return false;
@@ -61,11 +61,14 @@ impl Assembler<'_> {
             let left = module.outputs.contains(&value) || results.contains(&value);
             let handed_on = carried.is_some_and(|carried| carried.yielded == value);
             let read_later = nodes[at + 1..].iter().any(|node| reads(node, value));
-            !left && !handed_on && !read_later && read_in_place(spec, args, value)
+            !left && !handed_on && !read_later && read_in_place(&nodes[at], value)
         };
-        // Outside of this body the place has the names of what enters and leaves the repeat; those do not count here.
+        // Outside of this body the place has the names of what enters and leaves the repeat; those do not count here, but what
+        // this node itself leaves there does.
         let local = |value: &usize| {
-            made_here(*value) || carried.is_none_or(|carried| carried.param == *value || !round_starts_here)
+            made_here(*value)
+                || results.contains(value)
+                || carried.is_none_or(|carried| carried.param == *value || !round_starts_here)
         };
         ours && lodgers.iter().filter(|value| local(value)).all(|&value| free(value))
     }
@@ -75,18 +78,28 @@ impl Assembler<'_> {
 pub(super) fn reads(node: &Node, value: usize) -> bool {
     match node {
         Node::Kernel { args, .. } => args.contains(&value),
+        Node::Talk { arg, .. } => *arg == Some(value),
         Node::Repeat { input, body, .. } => *input == value || body.iter().any(|node| reads(node, value)),
     }
 }
 
 fn makes(node: &Node, value: usize) -> bool {
-    match node {
-        Node::Kernel { results, .. } => results.contains(&value),
-        Node::Repeat { result, .. } => *result == value,
+    node.results().contains(&value)
+}
+
+impl Node {
+    /// The values that it makes.
+    pub(super) fn results(&self) -> &[usize] {
+        match self {
+            Node::Kernel { results, .. } => results,
+            Node::Talk { result, .. } | Node::Repeat { result, .. } => std::slice::from_ref(result),
+        }
     }
 }
 
-fn read_in_place(spec: &KernelSpec, args: &[usize], value: usize) -> bool {
+/// Sums over ranks may be formed where the summand is.
+fn read_in_place(node: &Node, value: usize) -> bool {
+    let Node::Kernel { spec, args, .. } = node else { return matches!(node, Node::Talk { .. }) };
     let inputs = (0..spec.inputs.len()).filter(|&i| spec.inputs[i].source == Source::Activation);
     inputs.zip(args).filter(|(_, arg)| **arg == value).all(|(input, _)| only_in_place(spec, input))
 }

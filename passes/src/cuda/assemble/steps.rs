@@ -136,6 +136,7 @@ impl Assembler<'_> {
             Operand::Output(j) => self.value_buffer(call.results[*j], BufferKind::Arena),
             Operand::Scratch(i) => scratch[*i].clone(),
             Operand::Position => self.position(),
+            Operand::Counted => self.counted(),
             Operand::Param(packing, dtype) => self.parameter(spec, packing, *dtype, round)?,
         };
         Ok(Arg { boxes: arg.boxes, ..self.pointer(&name, arg.access, round)? })

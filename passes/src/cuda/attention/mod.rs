@@ -128,9 +128,12 @@ impl Attention {
             if self.mask.alibi { "1.0f" } else { "SCORE_SCALE" }
         );
         let slopes: Vec<String> = match self.mask.alibi {
-            true => {
-                slopes(self.heads).into_iter().map(|s| c_float(s * self.mask.alibi_scaling * log2e)).collect()
-            }
+            true => self
+                .mask
+                .slopes(self.heads)
+                .into_iter()
+                .map(|s| c_float(s * self.mask.alibi_scaling * log2e))
+                .collect(),
             false => vec!["0.0f".into()],
         };
         let lines: Vec<String> = slopes.chunks(8).map(|line| line.join(", ")).collect();
@@ -183,7 +186,8 @@ struct Chain {
 
 impl Chain {
     fn of(spec: &KernelSpec) -> Result<Chain, CudaError> {
-        let none = Mask { causal: false, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+        let none =
+            Mask { causal: false, window: 0, alibi: false, alibi_scaling: 1.0, heads: None, offset: 0 };
         let mut chain = Chain { q: 0, k: 0, v: 0, heads: (0, 0), scale: 1.0, mask: none, log_sums: false };
         let (mut stage, mut previous, mut scores, mut outputs) = (0, None, 0, Vec::new());
         for id in spec.results() {

@@ -72,7 +72,8 @@ impl Core {
         let softmax_dx = find(&|op| *op == KernelOp::Backward(Backward::SoftmaxDx)).ok_or_else(wrong)?;
         let operands = |id: ValueId| spec.op(id).map_or(&[][..], |op| &op.operands);
         let (mut at, mut scale) = (operands(softmax)[0], 1.0);
-        let mut mask = Mask { causal: false, window: 0, alibi: false, alibi_scaling: 1.0, offset: 0 };
+        let mut mask =
+            Mask { causal: false, window: 0, alibi: false, alibi_scaling: 1.0, heads: None, offset: 0 };
         let heads = loop {
             match spec.op(at).map(|op| &op.op) {
                 Some(KernelOp::Scale { by }) if !mask.alibi || *by == 1.0 || at < softmax => scale *= by,

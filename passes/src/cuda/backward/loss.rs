@@ -14,8 +14,8 @@ const THREADS: u64 = 512;
 const WIDTH: u64 = 8;
 
 /// The loss: rows, then their mean. Its derivative: one kernel, with the factors that follow it.
-pub(super) fn lower(spec: &KernelSpec) -> Result<Generated, CudaError> {
-    let region = Region { spec, logits: input(spec, 0)?, labels: input(spec, 1)? };
+pub(super) fn lower(spec: &KernelSpec, spread: bool) -> Result<Generated, CudaError> {
+    let region = Region { spec, logits: input(spec, 0)?, labels: input(spec, 1)?, spread };
     let parts = TensorType::new(Dtype::F32, &[1, spec.ty(region.logits).rows()]);
     if spec.ops[0].op == KernelOp::Backward(Backward::CrossEntropy) {
         if spec.ops.len() > 1 {
@@ -31,6 +31,8 @@ struct Region<'a> {
     spec: &'a KernelSpec,
     logits: ValueId,
     labels: ValueId,
+    /// Whether the mean is over more labels than these: their number is given, and the loss is added up.
+    spread: bool,
 }
 
 impl Region<'_> {
@@ -58,6 +60,15 @@ impl Region<'_> {
             c_type(ty.dtype)
         );
         source
+    }
+
+    /// The number of labels that count: the pointer's name, after its parameter was added.
+    fn counted(&self, signature: &mut Signature) -> &'static str {
+        if !self.spread {
+            return "nullptr";
+        }
+        signature.read(Operand::Counted, Dtype::F32, "given");
+        "given"
     }
 
     fn kernel(&self, name: String, signature: Signature, call: &str, (rows, factor): (u64, f64)) -> Made {
@@ -88,9 +99,12 @@ impl Region<'_> {
         let mut signature = Signature::default();
         signature.read(Operand::Scratch(0), Dtype::F32, "parts");
         signature.read(Operand::Input(self.labels), Dtype::I32, "labels");
-        signature.write(Operand::Output(0), Access::Write, Dtype::F32, "out");
+        let given = self.counted(&mut signature);
+        let access = if self.spread { Access::Update } else { Access::Write };
+        signature.write(Operand::Output(0), access, Dtype::F32, "out");
         let name = format!("{}_join", self.spec.name);
-        let made = self.kernel(name, signature, "lp_loss_mean(parts, labels, out)", (1, 1.0));
+        let call = format!("lp_loss_mean(parts, labels, {given}, out)");
+        let made = self.kernel(name, signature, &call, (1, 1.0));
         made.finish(self.spec, false, "The mean over the labels that count, in one order.")
     }
 
@@ -113,9 +127,10 @@ impl Region<'_> {
         let mut signature = Signature::default();
         signature.read(Operand::Input(self.logits), ty.dtype, "logits");
         signature.read(Operand::Input(self.labels), Dtype::I32, "labels");
+        let given = self.counted(&mut signature);
         signature.write(Operand::Output(0), Access::Write, ty.dtype, "out");
-        let made =
-            self.kernel(spec.name.clone(), signature, "lp_loss_dx(logits, labels, out)", (ty.rows(), factor));
+        let call = format!("lp_loss_dx(logits, labels, {given}, out)");
+        let made = self.kernel(spec.name.clone(), signature, &call, (ty.rows(), factor));
         made.finish(spec, true, "A block for each row of logits; it counts the labels itself.")
     }
 }

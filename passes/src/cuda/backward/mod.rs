@@ -32,9 +32,9 @@ pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Option<Choic
     let Some(first) = spec.ops.first() else { return Ok(None) };
     let KernelOp::Backward(op) = &first.op else { return Ok(None) };
     let generated = match op {
-        Backward::CrossEntropy | Backward::CrossEntropyDx => loss::lower(spec)?,
+        Backward::CrossEntropy | Backward::CrossEntropyDx => loss::lower(spec, options.spread)?,
         Backward::ColumnSum | Backward::NormDw { .. } => columns::lower(spec)?,
-        Backward::EmbedDw => tables::embed(spec)?,
+        Backward::EmbedDw { first } => tables::embed(spec, *first)?,
         Backward::PositionDw { .. } => tables::positions(spec)?,
         _ => return Ok(None),
     };

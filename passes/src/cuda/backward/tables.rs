@@ -14,7 +14,7 @@ const POSITIONS: &str = include_str!("../device/positions.cuh");
 const WIDTH: u64 = 4;
 
 /// A block for each row of the table.
-pub(super) fn embed(spec: &KernelSpec) -> Result<Generated, CudaError> {
+pub(super) fn embed(spec: &KernelSpec, first: u64) -> Result<Generated, CudaError> {
     let (adds, ids, dy) = (adds(spec)?, input(spec, 0)?, input(spec, 1)?);
     let (from, to) = (spec.ty(dy), spec.ty(spec.outputs[0]));
     let (threads, per_thread) = split_row(from.cols().div_ceil(WIDTH));
@@ -30,6 +30,7 @@ pub(super) fn embed(spec: &KernelSpec) -> Result<Generated, CudaError> {
     let mut source = opening(&format!("{}: {} tokens. {why} {}", spec.name, from.rows(), spec.reason));
     source.push_str(&constants(&[
         ("TOKENS", from.rows()),
+        ("FIRST", first),
         ("COLS", from.cols()),
         ("PITCH", from.pitch()),
         ("OUT_PITCH", to.pitch()),

@@ -1,5 +1,6 @@
-// How many labels count, for every thread of the block.
-LP_DEVICE float lp_counted(const int* labels, float* partial) {
+// How many labels count, for every thread of the block: given where others count too.
+LP_DEVICE float lp_counted(const int* labels, const float* given, float* partial) {
+    if (given) return given[0];
     float mine = 0.0f;
     for (int i = threadIdx.x; i < ROWS; i += THREADS) mine += labels[i] >= 0 ? 1.0f : 0.0f;
     return lp_block_sum<THREADS>(mine, partial);
@@ -39,20 +40,21 @@ LP_DEVICE void lp_loss_rows(const Element* logits, const int* labels, float* par
 }
 
 // Their mean over the labels that count.
-LP_DEVICE void lp_loss_mean(const float* parts, const int* labels, float* out) {
+LP_DEVICE void lp_loss_mean(const float* parts, const int* labels, const float* given, float* out) {
     __shared__ float partial[32];
-    const float counted = lp_counted(labels, partial);
+    const float counted = lp_counted(labels, given, partial);
     float sum = 0.0f;
     for (int row = threadIdx.x; row < ROWS; row += THREADS) sum += parts[row];
     sum = lp_block_sum<THREADS>(sum, partial);
-    if (threadIdx.x == 0) out[0] = counted > 0.0f ? sum / counted : 0.0f;
+    // Where others count too this is a part of the mean, added to those before.
+    if (threadIdx.x == 0) out[0] = (given ? out[0] : 0.0f) + (counted > 0.0f ? sum / counted : 0.0f);
 }
 
 // Derivative of the mean by one row of logits, times FACTOR.
-LP_DEVICE void lp_loss_dx(const Element* logits, const int* labels, Element* out) {
+LP_DEVICE void lp_loss_dx(const Element* logits, const int* labels, const float* given, Element* out) {
     __shared__ float partial[32];
     const int row = blockIdx.x, label = labels[row];
-    const float counted = lp_counted(labels, partial);
+    const float counted = lp_counted(labels, given, partial);
     logits += size_t(row) * PITCH, out += size_t(row) * PITCH;
     float top = 0.0f, sum = 1.0f;
     if (label >= 0) lp_row(logits, partial, top, sum);

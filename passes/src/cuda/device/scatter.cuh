@@ -1,4 +1,5 @@
-// One block for each row of a table: it looks through all ids in their order and adds up the rows of dy whose id is its own.
+// One block for each row of a table: it looks through all ids in their order and adds up the rows of dy whose id is its own;
+// the table may be a part of a larger one, from row FIRST on.
 // No two blocks write one row, so the sum has the same order in every run.
 LP_DEVICE void lp_scatter(const int* ids, const Element* dy, Out* out) {
     __shared__ int found[THREADS];
@@ -7,7 +8,7 @@ LP_DEVICE void lp_scatter(const int* ids, const Element* dy, Out* out) {
     bool any = false;
     for (int first = 0; first < TOKENS; first += THREADS) {
         __syncthreads();
-        found[threadIdx.x] = first + threadIdx.x < TOKENS && ids[first + threadIdx.x] == row;
+        found[threadIdx.x] = first + threadIdx.x < TOKENS && ids[first + threadIdx.x] == FIRST + row;
         __syncthreads();
         for (int i = 0; i < THREADS; ++i) {
             if (!found[i]) continue;

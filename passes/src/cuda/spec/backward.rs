@@ -53,7 +53,10 @@ pub enum Backward {
         kv_heads: u64,
     },
     /// ids, dy -> rows of dy added to the rows of a table.
-    EmbedDw,
+    EmbedDw {
+        /// The id of the table's first row; not 0 for a part of a table.
+        first: u64,
+    },
     /// dy -> sum over the batch, at the table's rows of the positions.
     PositionDw {
         /// Position of the first row.
@@ -85,7 +88,7 @@ impl Backward {
             Backward::SoftmaxOf => "softmax_of",
             Backward::RowProducts { .. } => "row_products",
             Backward::ValuesDv { .. } => "values_dv",
-            Backward::EmbedDw => "embed_dw",
+            Backward::EmbedDw { .. } => "embed_dw",
             Backward::PositionDw { .. } => "position_dw",
             Backward::Gradient { .. } => "gradient",
         }
@@ -105,7 +108,7 @@ impl Backward {
             | Backward::SoftmaxOf
             | Backward::RowProducts { .. }
             | Backward::ValuesDv { .. }
-            | Backward::EmbedDw => &[2],
+            | Backward::EmbedDw { .. } => &[2],
             Backward::ColumnSum
             | Backward::LogSum
             | Backward::RopeDx(_)
@@ -151,7 +154,7 @@ impl Backward {
             }
             Backward::MaskDx(_) => shape(0) == result && result.len() == 4,
             Backward::ValuesDv { .. } => result.len() == 3 && shape(0).len() == 4 && shape(1).len() == 3,
-            Backward::EmbedDw => rows(1) == shape(0) && result.len() == 2 && result[1] == last(1),
+            Backward::EmbedDw { .. } => rows(1) == shape(0) && result.len() == 2 && result[1] == last(1),
             Backward::PositionDw { offset } => {
                 let fits = |x: &[u64]| result[0] >= offset + x[1] && result[1] == x[2];
                 shape(0).len() == 3 && result.len() == 2 && fits(shape(0))
