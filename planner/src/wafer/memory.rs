@@ -1,12 +1,13 @@
 //! What lies in the memory of one wafer: the bytes of its fullest processing element, times the elements there are.
 
 use super::WaferCase;
-use super::ops::StepOps;
+use super::ops::{Kernel, StepOps, WaferOp};
 use crate::memory::Memory;
 use crate::plan::{Recompute, WaferMode};
 use indexmap::IndexMap;
 use lapidary_hardware::Bytes;
 use lapidary_hardware::price::wafer::Area;
+use lapidary_models::autodiff::work::Phase;
 
 /// Code and stack of one processing element: assumed, as the placer does.
 pub const CODE_BYTES: f64 = 4096.0;
@@ -20,20 +21,73 @@ const VALUE_BYTES: f64 = 2.0;
 /// Bytes of a sum.
 const SUM_BYTES: f64 = 4.0;
 
+/// Rows of a wafer that hold the state of a layer-pipelined model and send its weights down their columns, as the placer
+/// lays them (`passes/src/wafer/pipeline/feeder.rs`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Feeders {
+    /// Of one layer.
+    pub layer: u64,
+    /// Of the head and what stands before it.
+    pub ends: u64,
+}
+
+impl Feeders {
+    /// Those of a plan; none where weights are streamed.
+    pub fn of(case: &WaferCase<'_>) -> Feeders {
+        if case.plan.mode == WaferMode::WeightStreaming {
+            return Feeders::default();
+        }
+        let room = (case.wafer.sram().0 / case.wafer.fabric.usable.pes() as f64 - CODE_BYTES).max(1.0);
+        let parameter = case.recipe.weights + case.recipe.gradients + case.recipe.optimizer;
+        let rows = |ops: &[WaferOp]| {
+            let column: u64 =
+                ops.iter().map(|op| column_parameters(op, case.wafer.fabric.usable.width)).sum();
+            (column as f64 * parameter / room).ceil() as u64
+        };
+        Feeders { layer: rows(&case.ops().layer), ends: rows(&case.ops().ends) }
+    }
+
+    /// All of them.
+    pub fn rows(&self, layers: u64) -> u64 {
+        self.layer.saturating_mul(layers).saturating_add(self.ends)
+    }
+}
+
+/// Parameters of an op in the fullest of `columns` columns, counted where it runs forward.
+fn column_parameters(op: &WaferOp, columns: u64) -> u64 {
+    let share = |features: u64| features.div_ceil(columns.max(1));
+    match op.kernel {
+        _ if op.phase != Phase::Forward => 0,
+        Kernel::Linear { inputs, outputs } => share(inputs).saturating_mul(outputs),
+        Kernel::Norm { features, backward: false, .. } => share(features),
+        _ => 0,
+    }
+}
+
 /// Memory of one wafer by class. Streamed weights need no place of their own; attention and loss are
 /// computed without score tensors.
 pub fn memory(case: &WaferCase<'_>) -> Memory {
     let resident = case.plan.mode == WaferMode::LayerPipelined;
-    let pes = case.wafer.fabric.usable.pes() as f64;
+    let usable = &case.wafer.fabric.usable;
+    let all = usable.pes() as f64;
+    let pes = (case.area().rows * usable.width) as f64;
     let state = |bytes: f64| if resident { Bytes(case.work.parameters * bytes) } else { Bytes::ZERO };
-    Memory(IndexMap::from([
+    let mut classes = IndexMap::from([
         ("weights", state(case.recipe.weights)),
         ("gradients", state(case.recipe.gradients)),
         ("optimizer", state(case.recipe.optimizer)),
         ("activations", Bytes(kept(case) * pes)),
         ("working_set", Bytes(working_set(case) * pes)),
-        ("code", Bytes(CODE_BYTES * pes)),
-    ]))
+        ("code", Bytes(CODE_BYTES * all)),
+    ]);
+    if resident {
+        // Rows that hold weights hold nothing else: what the state leaves free there is lost.
+        let rows = Feeders::of(case).rows(case.model.n_layers).min(usable.height);
+        let held = (rows * usable.width) as f64 * (case.wafer.sram().0 / all - CODE_BYTES);
+        let state: f64 = ["weights", "gradients", "optimizer"].iter().map(|name| classes[*name].0).sum();
+        classes.insert("feeder_rest", Bytes((held - state).max(0.0)));
+    }
+    Memory(classes)
 }
 
 /// Bytes that values of these features take in the fullest processing element.

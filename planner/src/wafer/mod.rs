@@ -81,19 +81,21 @@ impl WaferCase<'_> {
         if self.plan.recompute == Recompute::Full { &self.work.again } else { &self.work.keeping }
     }
 
-    /// The rectangle of a replica. Sequences get whole rows; where two of them would not get two rows each, they follow
+    /// The rectangle of a replica, without the rows that hold the weights of a pipeline. Sequences get whole rows; where two of them would not get two rows each, they follow
     /// one another over the rows without a gap.
     pub fn area(&self) -> Area {
         let usable = &self.wafer.fabric.usable;
         let replicas = self.plan.replicas.max(1);
-        let (columns, rows) = ((usable.width / replicas).max(1), usable.height.saturating_mul(replicas));
+        let feeders = memory::Feeders::of(self).rows(self.model.n_layers);
+        let height = usable.height.saturating_sub(feeders).max(1);
+        let (columns, rows) = ((usable.width / replicas).max(1), height.saturating_mul(replicas));
         let (sequences, length) = (self.plan.micro_batch.max(1), self.batch.seq_len);
         let each = rows / sequences;
         let tokens = match each {
             0 | 1 => sequences.saturating_mul(length).div_ceil(rows.max(1)),
             _ => length.div_ceil(each.min(length.max(1))),
         };
-        Area { columns, rows: usable.height, tokens: tokens.max(1) }
+        Area { columns, rows: height, tokens: tokens.max(1) }
     }
 
     /// How heads lie over a replica.

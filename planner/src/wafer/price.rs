@@ -3,7 +3,7 @@
 //! Weight streaming: the weights of an op enter while it computes, gradients leave while theirs are made, over links
 //! that carry both ways at once; what takes longer is waited for, op by op, since nothing on the wafer holds weights in
 //! advance. Layer-pipelined: every layer owns a rectangle in proportion to its work, so one micro-batch takes each
-//! stage as long as the whole wafer would take for all of it.
+//! stage as long as all rows that hold no weights would take for all of it.
 
 use super::memory::{CODE_BYTES, SERVER_BYTES};
 use super::ops::{Kernel, WaferOp};
@@ -120,10 +120,11 @@ pub fn step(case: &WaferCase<'_>) -> Cost {
             let of_ends: Seconds = ends.iter().map(|priced| priced.waits).sum();
             let waits: Seconds = passes.iter().map(|(pass, times)| pass.waits * *times).sum();
             let kept: Seconds = passes.iter().map(|(pass, _)| pass.behind(kept_outside(case)) * layers).sum();
+            // The hosts turn to the next micro-batch while layers are switched.
             let floor: Seconds =
                 passes.iter().map(|(pass, times)| pass.below(Seconds(PASS_FLOOR)) * *times).sum();
             add("ingress_wait", Bound::Ingress, waits + of_ends + kept);
-            add("layer_switch", Bound::Host, floor);
+            add("layer_switch", Bound::Host, floor.max(case.release.turn));
         }
         WaferMode::LayerPipelined => {
             let busy: Seconds = terms.values().map(|(_, seconds)| *seconds).sum();

@@ -1,9 +1,11 @@
-//! How much longer than this compiler's kernels those of a published software release take (`releases.toml`).
+//! How much longer than this compiler's kernels those of a published software release take, and what the release takes
+//! for every micro-batch beside them (`releases.toml`).
 //!
 //! The same model on the same two systems became 1.68 times faster from release 1.7 to 2.3. So what a release makes of the
 //! wafer is an input of its own: a factor on the cycles of kernels, chosen by name, and 1 where none is named.
 
 use crate::assumption::Assumption;
+use lapidary_hardware::Seconds;
 use serde::Deserialize;
 use std::sync::LazyLock;
 
@@ -14,6 +16,10 @@ pub struct Release {
     pub name: &'static str,
     /// Its cycles over those of this compiler's kernels.
     pub factor: f64,
+    /// What it takes at least for every micro-batch beside what the wafer computes.
+    pub turn: Seconds,
+    /// Where that comes from.
+    pub turn_source: &'static str,
     /// Rows that the factor is fitted on; none where it lies between two others.
     pub fitted_on: &'static [String],
     /// Where the factor comes from.
@@ -21,8 +27,14 @@ pub struct Release {
 }
 
 /// This compiler's own kernels.
-pub const OWN: Release =
-    Release { name: "none", factor: 1.0, fitted_on: &[], source: "the kernels of this compiler" };
+pub const OWN: Release = Release {
+    name: "none",
+    factor: 1.0,
+    turn: Seconds(0.0),
+    turn_source: "this compiler's programs follow one another without a gap",
+    fitted_on: &[],
+    source: "the kernels of this compiler",
+};
 
 /// Every release there is a factor for, oldest first.
 pub static RELEASES: LazyLock<Vec<Release>> = LazyLock::new(|| read(include_str!("releases.toml")));
@@ -40,6 +52,8 @@ struct Releases {
 struct Entry {
     name: String,
     factor: Option<f64>,
+    turn_s: Option<f64>,
+    turn_source: Option<String>,
     #[serde(default)]
     fitted_on: Vec<String>,
     between: Option<[String; 2]>,
@@ -50,17 +64,20 @@ struct Entry {
 /// The releases of a file's text; those that cannot be read are left out, which a test does not allow.
 fn read(text: &str) -> Vec<Release> {
     let entries = toml::from_str::<Releases>(text).map_or_else(|_| Vec::new(), |file| file.release);
-    let factor = |name: &String| entries.iter().find(|entry| entry.name == *name).and_then(|e| e.factor);
+    let named = |name: &String| entries.iter().find(|entry| entry.name == *name);
+    // The way from one to another is even in the logarithm.
+    let on_the_way = |entry: &Entry, value: &dyn Fn(&Entry) -> Option<f64>| {
+        let [from, to] = entry.between.as_ref()?;
+        let share = entry.share?;
+        Some(value(named(from)?)?.powf(1.0 - share) * value(named(to)?)?.powf(share))
+    };
     let of = |entry: &Entry| {
-        let between = || {
-            let [from, to] = entry.between.as_ref()?;
-            let share = entry.share?;
-            Some(factor(from)?.powf(1.0 - share) * factor(to)?.powf(share))
-        };
         // The file lives as long as the program: its words may too.
         Some(Release {
             name: entry.name.clone().leak(),
-            factor: entry.factor.or_else(between)?,
+            factor: entry.factor.or_else(|| on_the_way(entry, &|entry| entry.factor))?,
+            turn: Seconds(entry.turn_s.or_else(|| on_the_way(entry, &|entry| entry.turn_s))?),
+            turn_source: entry.turn_source.clone().unwrap_or_else(|| entry.source.clone()).leak(),
             fitted_on: entry.fitted_on.clone().leak(),
             source: entry.source.clone().leak(),
         })
@@ -83,7 +100,13 @@ impl Release {
         RELEASES.iter().copied().find(|release| release.name == wanted)
     }
 
-    /// As an assumption of a plan.
+    /// What it takes for every micro-batch, as an assumption of a plan.
+    pub fn turn_assumption(&self) -> Assumption {
+        let name = format!("software-release.{}.turn", self.name);
+        Assumption::new(&name, self.turn.0, "s/micro-batch", self.turn_source)
+    }
+
+    /// Its factor, as an assumption of a plan.
     pub fn assumption(&self) -> Assumption {
         let source = match self.fitted_on {
             [] => self.source.to_string(),
@@ -115,5 +138,6 @@ mod tests {
         assert!(RELEASES.windows(2).all(|pair| pair[0].factor > pair[1].factor), "{RELEASES:?}");
         let between: Vec<_> = file.release.iter().filter(|entry| entry.between.is_some()).collect();
         assert!(between.iter().all(|entry| entry.factor.is_none() && entry.fitted_on.is_empty()));
+        assert!(RELEASES.iter().all(|release| release.turn.0 > 0.0 && release.turn.0 < 0.1), "{RELEASES:?}");
     }
 }
