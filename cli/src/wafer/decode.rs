@@ -1,8 +1,8 @@
 //! One token after the other on a wafer that keeps parameters, keys and values: the prompt passes through the pipeline,
 //! which leaves its keys and values behind; then every token takes one run of each stage.
 //!
-//! The pipeline and the programs of a token lie differently over the PEs. What one leaves is put where the other finds it
-//! between the runs; that is not timed.
+//! The pipeline and the programs of a token lie differently over the PEs. Keys and values that one leaves go out over the
+//! wafer's links and come back to where the other finds them, at the rate of the links, both ways one after the other.
 
 use super::{Forward, INPUT, OUTPUT, Simulator, proved};
 use crate::failure::{Exit, Failure};
@@ -71,6 +71,8 @@ impl<'s> Session<'s> {
         let shown = Shown { cache: true, ..Shown::default() };
         let Forward { logits, cache, cycles, .. } = simulator.pass(&[prompt.to_vec()], shown)?;
         let width = decoder.order.len();
+        let moved: usize = cache.iter().flatten().map(Vec::len).sum();
+        let cycles = cycles + simulator.through_links(2 * moved);
         let filled = |natural: &Vec<f32>| {
             let mut slots: Vec<f32> = natural
                 .chunks_exact(width)

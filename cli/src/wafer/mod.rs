@@ -18,7 +18,8 @@ pub use grid::Grid;
 use crate::failure::{Exit, Failure};
 use crate::host::{self, Switches};
 use decode::Decoder;
-use lapidary_hardware::HardwareSpec;
+use lapidary_hardware::price::wafer as price;
+use lapidary_hardware::{Bytes, HardwareSpec};
 use lapidary_ir::{IrContext, Module};
 use lapidary_models::{DType, Dims, Graph, ModelSpec};
 use lapidary_passes::pipeline::pipeline_text;
@@ -130,6 +131,17 @@ impl Simulator {
     /// How long the wafer takes for these cycles.
     pub fn seconds(&self, cycles: u64) -> f64 {
         self.machine.wafer().map_or(0.0, |wafer| FabricSpec::from(wafer).seconds(cycles))
+    }
+
+    /// Cycles in which so many numbers pass the links into a system.
+    fn through_links(&self, numbers: usize) -> u64 {
+        let Some((wafer, links)) =
+            self.machine.wafer().and_then(|wafer| Some((wafer, wafer.ingress.as_ref()?)))
+        else {
+            return 0;
+        };
+        let bytes = Bytes((numbers as u64 * self.spec.dtype.compute.bytes()) as f64);
+        (price::ingress(links, bytes).0 * wafer.clock().0).ceil() as u64
     }
 
     /// Runs sequences of one length, as many at once as the grid has room for.

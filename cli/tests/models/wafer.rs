@@ -1,6 +1,11 @@
 //! `lapidary compile --target cg1-sim`: modes of wafers, and what a training step computes again.
 
-use crate::{compiled, lapidary, refused, stored, text};
+use crate::{compiled, lapidary, read_json, refused, stored, text};
+use lapidary_planner::request::Batch;
+use lapidary_planner::wafer::memory::Feeders;
+use lapidary_planner::wafer::release::OWN;
+use lapidary_planner::wafer::{WaferCase, WaferWork};
+use lapidary_planner::{Recipe, Recompute, WaferMode, WaferPlan};
 use serde_json::{Value, json};
 
 fn on_wafer(name: &str, more: &[&str]) -> (Value, Value) {
@@ -35,6 +40,47 @@ fn layers_get_rows_of_their_own_and_a_token_gets_all_of_them() {
 
     let streamed = on_wafer("amber-tiny", &["--mode", "weight-streaming"]);
     assert_eq!(streamed, on_wafer("amber-tiny", &[]));
+}
+
+/// The planner's closed form against the rows that the placed program has, head included: of one row in every layer, and
+/// of several for the vocabulary.
+#[test]
+fn the_planner_knows_the_rows_that_hold_weights() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("out.lpd");
+    let args = ["compile", "cerebras-gpt-111m", "--target", "cg1-sim", "--seq-len", "16", "--batch", "2"];
+    let ended = lapidary(&[&args[..], &["--mode", "layer-pipelined", "-o", text(&out)]].concat());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let report = read_json(&out.join("report.json"));
+    let rows = |name: &str| {
+        let regions = report["placement"]["regions"].as_array().expect("regions");
+        regions.iter().find(|region| region["name"] == name).expect("a region")["feeder_rows"].as_u64()
+    };
+    let model = lapidary_models::builtin("cerebras-gpt-111m").expect("a model");
+    let machine = lapidary_hardware::builtin::machine("cg1").expect("a machine");
+    let work = WaferWork::new(&model, 16).expect("its work");
+    let case = WaferCase {
+        machine: &machine,
+        wafer: machine.wafer().expect("a wafer"),
+        model: &model,
+        batch: Batch { global: 2, seq_len: 16 },
+        plan: WaferPlan {
+            systems: 1,
+            micro_batch: 1,
+            accumulation: 2,
+            mode: WaferMode::LayerPipelined,
+            recompute: Recompute::None,
+            checkpoint_every: 1,
+            replicas: 1,
+            outside: false,
+        },
+        work: &work,
+        recipe: &Recipe { weights: model.dtype.params.bytes() as f64, gradients: 0.0, optimizer: 0.0 },
+        release: OWN,
+    };
+    let Feeders { layer, ends } = Feeders::of(&case);
+    assert_eq!((Some(layer), Some(ends)), (rows("layer0"), rows("after")));
+    assert!(ends > layer && case.area().rows == case.wafer.fabric.usable.height - 10 * layer - ends);
 }
 
 #[test]

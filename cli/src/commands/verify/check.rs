@@ -1,7 +1,7 @@
 //! Comparing what a device computes with what is stored.
 
 use super::device::{Ask, Device};
-use super::directory::{Directory, Expected, Skipped};
+use super::directory::{Case, Directory, Expected, Skipped};
 use super::views::Views;
 use crate::commands::memorization::score::{Score, summary};
 use crate::failure::{Exit, Failure};
@@ -281,12 +281,15 @@ type Continuations = Option<(Vec<SequenceCheck>, bool)>;
 
 fn greedy(directory: &Directory, device: &dyn Device) -> Result<Continuations, Failure> {
     let Some(greedy) = &directory.greedy else { return Ok(None) };
-    let mut checks = Vec::new();
-    for (index, case) in greedy.cases.iter().enumerate() {
-        let ask = Ask { prompt: &case.prompt, count: case.continuation.len(), draft: &case.continuation };
-        let found = device.continuations(&[ask])?;
-        checks.push(sequence(index, &case.continuation, &found[0]));
-    }
+    let cases = greedy.cases.iter();
+    let asked: Vec<Ask<'_>> = cases
+        .map(|c| Ask { prompt: &c.prompt, count: c.continuation.len(), draft: &c.continuation })
+        .collect();
+    let found = device.one_by_one(&asked)?;
+    let cases = greedy.cases.iter().zip(&found).enumerate();
+    let compare =
+        |(index, (case, found)): (usize, (&Case, &Vec<u32>))| sequence(index, &case.continuation, found);
+    let checks: Vec<_> = cases.map(compare).collect();
     let ok = checks.iter().all(|check| check.differs.is_none());
     Ok(Some((checks, ok)))
 }

@@ -20,6 +20,17 @@ pub trait Device {
     /// # Errors
     /// When the device has no room.
     fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure>;
+
+    /// The same for prompts of any lengths, each by itself where the device makes that another way.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn one_by_one(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
+        let one = |ask: &Ask<'_>| {
+            self.continuations(&[*ask]).map(|found| found.into_iter().next().unwrap_or_default())
+        };
+        asked.iter().map(one).collect()
+    }
 }
 
 /// A prompt that is to be continued.

@@ -9,6 +9,7 @@ mod directory;
 mod gradients;
 mod interpreted;
 mod report;
+mod settings;
 mod simulated;
 mod spread;
 mod spread_step;
@@ -24,7 +25,7 @@ use crate::host::{self, Switches};
 use crate::memory;
 use crate::progress::Progress;
 use crate::ranks::{self, Job};
-use crate::wafer::{self, Grid, Simulator};
+use crate::wafer::Simulator;
 use crate::weights::{self, Opened};
 use bisect::{Bisection, Suspects};
 use check::{Checks, Tolerances, check};
@@ -35,25 +36,18 @@ use gradients::{GradientChecks, Making};
 use interpreted::Interpreted;
 use lapidary_models::autodiff::Recompute;
 use lapidary_models::{DType, Dims, Graph, Mode};
-use lapidary_passes::fusion::Rule;
 use lapidary_passes::{Fusion, Mup};
 use lapidary_runtime_cpu::program::WeightType;
 use lapidary_runtime_cpu::{Engine, LoadOptions};
 use lapidary_runtime_mpi::Degrees;
 use report::{Report, Run};
+use settings::{Setting, every};
 use simulated::Simulated;
 use spread::Spread;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
-
-/// How one run is made.
-#[derive(Clone)]
-struct Setting {
-    switches: Switches,
-    engine: Engine,
-    precision: Precision,
-    grid: Grid,
-    mode: wafer::Mode,
-}
 
 /// Runs the verb.
 ///
@@ -70,35 +64,24 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
     let switches = Switches { mup: args.mup.into(), fusion: args.fuse.clone() };
     let directory = Directory::open(&args.dir)?;
     let settings = match args.all_switches {
-        true => every_setting(args.device),
+        true => every(args.device, &directory.spec),
         false => {
             let (precision, grid, mode) = (precision(args)?, args.grid, args.mode);
             vec![Setting { switches, engine: Engine::Compiled, precision, grid, mode }]
         }
     };
-    let allowed = match settings[0].precision {
-        Precision::F64 | Precision::F32 => Tolerances::of(&directory),
-        Precision::F16 => Tolerances::rounded(&directory, 11)?,
-        Precision::Bf16 => Tolerances::rounded(&directory, 8)?,
-    };
     fits(args, &directory, &settings[0])?;
     let report = weights::with(&directory.folder, &directory.spec, |weights| {
         let mut progress = Progress::new(global, settings.len() as u64);
-        let verifier = Verifier { args, directory: &directory, weights, allowed, jobs: super::jobs(global) };
-        let runs = settings
-            .iter()
-            .map(|setting| {
-                let checks = progress.stage(&setting.switches.to_string(), || verifier.checks(setting))?;
-                Ok(Run { switches: verifier.told(setting), checks })
-            })
-            .collect::<Result<Vec<Run>, Failure>>()?;
+        let verifier = Verifier { args, directory: &directory, weights, jobs: super::jobs(global) };
+        let runs = verifier.runs(&settings, &mut progress)?;
         progress.finish();
         let gradients = if args.grads { verifier.gradients()? } else { Vec::new() };
         let (device, bisection) = (args.device.name(), None);
-        let mut report = Report { directory: &directory, device, allowed, runs, gradients, bisection };
+        let mut report = Report { directory: &directory, device, runs, gradients, bisection };
         if args.bisect {
             let told = report.runs.iter().position(|run| !run.checks.ok).unwrap_or(0);
-            report.bisection = Some(verifier.bisect(&settings[told], &report.runs[told].checks)?);
+            report.bisection = Some(verifier.bisect(&settings[told], &report.runs[told])?);
         }
         Ok(report)
     })?;
@@ -107,6 +90,15 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
         false => report.print(),
     }
     if report.ok() { Ok(()) } else { Err(mismatch(&report)) }
+}
+
+/// How far numbers of a precision may be off.
+fn tolerances(directory: &Directory, precision: Precision) -> Result<Tolerances, Failure> {
+    match precision {
+        Precision::F64 | Precision::F32 => Ok(Tolerances::of(directory)),
+        Precision::F16 => Tolerances::rounded(directory, 11),
+        Precision::Bf16 => Tolerances::rounded(directory, 8),
+    }
 }
 
 /// The same in one process of a job that the model is spread over. All processes see the result; the first one tells it.
@@ -131,7 +123,7 @@ fn spread(args: &Verify, global: &Global, job: Job<'_>) -> Result<(), Failure> {
         let options = LoadOptions { jobs: super::jobs(global), ..LoadOptions::default() };
         let (world, degrees, place) = (job.world, job.degrees, job.place);
         let device = Spread::load(&directory.spec, &switches, dtype, weights, job, options)?;
-        let runs = vec![Run { switches: told, checks: check(&directory, &device, allowed)? }];
+        let runs = vec![Run { switches: told, allowed, checks: check(&directory, &device, allowed)? }];
         let gradients = match (args.grads, world.ranks(lapidary_runtime_mpi::Grid { degrees })) {
             (true, Some(ranks)) => {
                 let job = Job { world, ranks, degrees, place };
@@ -140,7 +132,7 @@ fn spread(args: &Verify, global: &Global, job: Job<'_>) -> Result<(), Failure> {
             _ => Vec::new(),
         };
         let device = args.device.name();
-        Ok(Report { directory: &directory, device, allowed, runs, gradients, bisection: None })
+        Ok(Report { directory: &directory, device, runs, gradients, bisection: None })
     })?;
     if speaks {
         match args.json {
@@ -286,15 +278,54 @@ struct Verifier<'a> {
     args: &'a Verify,
     directory: &'a Directory,
     weights: &'a Opened<'a>,
-    allowed: Tolerances,
     jobs: usize,
 }
 
 impl Verifier<'_> {
-    fn checks(&self, setting: &Setting) -> Result<Checks, Failure> {
+    /// Every setting in order. Simulations of small wafers have little for a second thread to do, so settings of the
+    /// simulator share the threads; each gives the same on any number of them.
+    fn runs(&self, settings: &[Setting], progress: &mut Progress) -> Result<Vec<Run>, Failure> {
+        let run = |setting: &Setting| {
+            let allowed = tolerances(self.directory, setting.precision)?;
+            Ok(Run { switches: self.told(setting), allowed, checks: self.checks(setting, allowed)? })
+        };
+        let threads = if self.args.device == Device::WaferSim { self.jobs.min(settings.len()) } else { 1 };
+        if threads < 2 {
+            let one = |setting: &Setting| progress.stage(&setting.switches.to_string(), || run(setting));
+            return settings.iter().map(one).collect();
+        }
+        let next = AtomicUsize::new(0);
+        let (send, receive) = mpsc::channel();
+        let mut runs: Vec<Option<Result<Run, Failure>>> = settings.iter().map(|_| None).collect();
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                let (next, run, send) = (&next, &run, send.clone());
+                scope.spawn(move || {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(setting) = settings.get(at) else { break };
+                        if send.send((at, run(setting))).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(send);
+            for _ in settings {
+                let Ok((at, run)) = progress.stage("settings on the simulated wafer", || receive.recv())
+                else {
+                    break;
+                };
+                runs[at] = Some(run);
+            }
+        });
+        runs.into_iter().flatten().collect()
+    }
+
+    fn checks(&self, setting: &Setting, allowed: Tolerances) -> Result<Checks, Failure> {
         if self.args.device == Device::Cpu {
             let device = self.compile(&setting.switches, setting)?;
-            return check(self.directory, &device, self.allowed);
+            return check(self.directory, &device, allowed);
         }
         let lowered = host::lower(&self.directory.spec, &setting.switches, WeightType::F32)?;
         if self.args.device == Device::WaferSim {
@@ -307,22 +338,22 @@ impl Verifier<'_> {
             };
             let simulator = Simulator::new(spec, switches, dtype, (setting.grid, setting.mode), params)?;
             let device = Simulated { module: lowered.module, simulator };
-            return check(self.directory, &device, self.allowed);
+            return check(self.directory, &device, allowed);
         }
         if self.args.device == Device::Cuda {
             let dtype = if setting.precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
             let (spec, switches) = (&self.directory.spec, setting.switches.clone());
             let gpu = Gpu::new(gpu::open(self.jobs)?, spec, switches, dtype, self.weights).measured();
-            return check(self.directory, &OnGpu { module: lowered.module, gpu }, self.allowed);
+            return check(self.directory, &OnGpu { module: lowered.module, gpu }, allowed);
         }
         match setting.precision {
             Precision::F32 => {
                 let device = Interpreted::<f32>::new(lowered.module, &self.weights.params()?);
-                check(self.directory, &device, self.allowed)
+                check(self.directory, &device, allowed)
             }
             _ => {
                 let device = Interpreted::<f64>::new(lowered.module, &self.weights.params()?);
-                check(self.directory, &device, self.allowed)
+                check(self.directory, &device, allowed)
             }
         }
     }
@@ -333,7 +364,7 @@ impl Verifier<'_> {
         Compiled::load(lowered, self.weights, &self.directory.needs(), setting.engine, self.jobs)
     }
 
-    fn bisect(&self, setting: &Setting, checks: &Checks) -> Result<Bisection, Failure> {
+    fn bisect(&self, setting: &Setting, run: &Run) -> Result<Bisection, Failure> {
         let device = match self.args.device {
             Device::Cpu => Some(self.compile(&setting.switches, setting)?),
             _ => None,
@@ -344,9 +375,9 @@ impl Verifier<'_> {
             switches: &setting.switches,
             device: device.as_ref(),
             compile: &|switches| self.compile(switches, setting),
-            allowed: self.allowed,
+            allowed: run.allowed,
         };
-        suspects.bisect(checks)
+        suspects.bisect(&run.checks)
     }
 
     /// Gradients and optimizer steps; under every policy and with and without fusion where every switch is asked for.
@@ -397,56 +428,4 @@ impl Verifier<'_> {
             Device::Reference => vec![mup, ("precision", setting.precision.name().to_string())],
         }
     }
-}
-
-/// The grids that every switch is tried on: small, wide, high and large.
-const GRIDS: [Grid; 4] = [
-    Grid { width: 8, height: 8 },
-    Grid { width: 20, height: 9 },
-    Grid { width: 7, height: 24 },
-    Grid { width: 64, height: 64 },
-];
-
-/// The same for layers beside each other, which need rows for all of them.
-const PIPELINED_GRIDS: [Grid; 3] =
-    [Grid::DEFAULT, Grid { width: 7, height: 24 }, Grid { width: 64, height: 64 }];
-
-/// Every switch that changes a device's program.
-fn every_setting(device: Device) -> Vec<Setting> {
-    let mut settings = Vec::new();
-    for mup in [Mup::Keep, Mup::Fold] {
-        let setting = |fusion: Fusion, engine, precision| Setting {
-            switches: Switches { mup, fusion },
-            engine,
-            precision,
-            grid: Grid::DEFAULT,
-            mode: wafer::Mode::WeightStreaming,
-        };
-        if device == Device::WaferSim {
-            let on = |grid| Setting { grid, ..setting(Fusion::On, Engine::Compiled, Precision::F32) };
-            settings.extend(GRIDS.map(on));
-            let pipelined =
-                PIPELINED_GRIDS.map(|grid| Setting { mode: wafer::Mode::LayerPipelined, ..on(grid) });
-            settings.extend(pipelined);
-            continue;
-        }
-        if device == Device::Cuda {
-            // Attention whose scores are a tensor of their own has no kernels outside of training.
-            settings.push(setting(Fusion::On, Engine::Compiled, Precision::F32));
-            continue;
-        }
-        if device != Device::Cpu {
-            settings.extend(
-                [Precision::F64, Precision::F32].map(|p| setting(Fusion::Off, Engine::Interpreted, p)),
-            );
-            continue;
-        }
-        let compiled = |fusion| setting(fusion, Engine::Compiled, Precision::F32);
-        settings.extend([Fusion::On, Fusion::Off].map(|f| setting(f, Engine::Interpreted, Precision::F32)));
-        settings.extend([Fusion::On, Fusion::Off].map(compiled));
-        let options = |what: &'static str| Rule::ALL.map(|r| Fusion::Options(format!("{what}={}", r.name())));
-        settings.extend(options("only").map(compiled));
-        settings.extend(options("without").map(compiled));
-    }
-    settings
 }

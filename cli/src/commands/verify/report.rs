@@ -12,6 +12,9 @@ use serde::Serialize;
 pub struct Run {
     /// How the program was made: `mup`, `fuse`, `engine`, `precision`.
     pub switches: Vec<(&'static str, String)>,
+    /// How far its numbers may be off.
+    #[serde(skip)]
+    pub allowed: Tolerances,
     /// What was found.
     #[serde(flatten)]
     pub checks: Checks,
@@ -52,8 +55,6 @@ pub struct Report<'a> {
     pub directory: &'a Directory,
     /// Name of the device.
     pub device: &'static str,
-    /// How far numbers may be off.
-    pub allowed: Tolerances,
     /// Every run; at least one.
     pub runs: Vec<Run>,
     /// Gradients, where they were asked for.
@@ -89,7 +90,7 @@ impl Report<'_> {
             version: 1,
             model: &self.directory.spec.name,
             device: self.device,
-            tolerances: self.allowed,
+            tolerances: told.allowed,
             checks,
             first_difference: told.checks.first_difference().cloned(),
             bisection: self.bisection.as_ref(),
@@ -103,7 +104,7 @@ impl Report<'_> {
         let told = self.told();
         println!("{} on {}, {}", self.directory.spec.name, self.device, switches(told));
         print_tensors(&told.checks.tensors);
-        print_sequences(self.directory, &told.checks, self.allowed);
+        print_sequences(self.directory, &told.checks, told.allowed);
         for Skipped { what, why } in told.checks.not_checked.iter().chain(&self.directory.not_checked) {
             println!("not checked: {what}: {why}");
         }

@@ -33,21 +33,31 @@ impl Device for Simulated {
     }
 
     /// One prompt on a wafer with a cache is continued token by token. Otherwise, and for several prompts, which stream one
-    /// behind the other, every pass runs the whole sequence. Drafts make that cheap: a pass answers for every position, so
-    /// ids are accepted up to and including the first that the draft has otherwise.
+    /// behind the other, every pass runs the whole sequences, the shorter ones with ids behind them that nothing before
+    /// them sees. Drafts make that cheap: a pass answers for every position, so ids are accepted up to and including the
+    /// first that the draft has otherwise.
     fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
         if let ([ask], true) = (asked, self.simulator.caches()) {
             return Ok(vec![self.cached(ask)?]);
         }
         let mut answers: Vec<Vec<u32>> = vec![Vec::new(); asked.len()];
         loop {
-            let open = |(index, ask): (usize, &Ask<'_>)| (answers[index].len() < ask.count).then_some(index);
-            let open: Vec<usize> = asked.iter().enumerate().filter_map(open).collect();
-            let Some(length) = open.iter().map(|index| asked[*index].length()).min() else { break };
-            let alike: Vec<usize> = open.into_iter().filter(|at| asked[*at].length() == length).collect();
-            self.answer(asked, &alike, &mut answers)?;
+            let open = |index: &usize| answers[*index].len() < asked[*index].count;
+            let open: Vec<usize> = (0..asked.len()).filter(open).collect();
+            if open.is_empty() {
+                break;
+            }
+            self.answer(asked, &open, &mut answers)?;
         }
         Ok(answers)
+    }
+
+    /// Prompts on a wafer without a cache share their passes, each of which streams all weights.
+    fn one_by_one(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
+        match self.simulator.caches() {
+            true => asked.iter().map(|ask| self.cached(ask)).collect(),
+            false => self.continuations(asked),
+        }
     }
 }
 
@@ -67,13 +77,14 @@ impl Simulated {
         Ok(answer)
     }
 
-    /// One pass over prompts of one length; at least one more id of each is known afterwards.
+    /// One pass over prompts; at least one more id of each is known afterwards.
     fn answer(&self, asked: &[Ask<'_>], which: &[usize], answers: &mut [Vec<u32>]) -> Result<(), Failure> {
+        let length = which.iter().map(|at| asked[*at].length()).max().unwrap_or(0);
         let fed = |at: &usize| {
             let (ask, known) = (&asked[*at], &answers[*at]);
             let guess = ask.draft.iter().copied().chain(std::iter::repeat(0)).skip(known.len());
             let ids = ask.prompt.iter().copied().chain(known.iter().copied()).chain(guess);
-            ids.take(ask.length()).collect::<Vec<u32>>()
+            ids.take(length).collect::<Vec<u32>>()
         };
         let ids: Vec<Vec<u32>> = which.iter().map(fed).collect();
         let logits = self.simulator.forward(&ids)?.logits;
