@@ -3,6 +3,7 @@
 //! ```text
 //! fabric neighbour K ROUNDS THREADS           every PE of a K x K mesh sends ROUNDS x 100 words to (x + 1, y + 1) mod K
 //! fabric all-reduce WIDTH HEIGHT WORDS THREADS   a vector per PE is summed over the grid and broadcast
+//! fabric idle WIDTH HEIGHT THREADS            two PEs send words through a row of others; all further rows do nothing
 //! ```
 //! Prints the PEs, cycles and word-hops, and what it needed the clock for.
 
@@ -86,6 +87,19 @@ fn neighbour(k: u32, rounds: u32) -> String {
     text
 }
 
+/// Most PEs have nothing to do, and one number each.
+fn idle(width: u32, height: u32) -> String {
+    let (between, last, rest) = (width - 2, width - 1, height - 1);
+    format!(
+        "wafer {width} x {height}
+class pass at (1, 0) {between} x 1 {{ route 0: west -> east }}
+class rest at (0, 1) {width} x {rest} {{ buffer v: f32[1] @0 }}
+class a at (0, 0) {{ buffer v: f32[500] @0 route 0: ramp -> east task t start {{ mov out(0) <- v len 500 }} }}
+class b at ({last}, 0) {{ buffer v: f32[500] @0 route 0: west -> ramp task t start {{ mov v <- in(0) len 500 }} }}
+"
+    )
+}
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let kind = words.first().map_or("", String::as_str);
@@ -95,8 +109,11 @@ fn main() {
         ("all-reduce", &[width, height, words, threads]) => {
             (programs::all_reduce(width, height, words), threads)
         }
+        ("idle", &[width, height, threads]) if width > 2 && height > 1 => (idle(width, height), threads),
         _ => {
-            eprintln!("fabric neighbour K ROUNDS THREADS | all-reduce WIDTH HEIGHT WORDS THREADS");
+            eprintln!(
+                "fabric neighbour K ROUNDS THREADS | all-reduce WIDTH HEIGHT WORDS THREADS | idle WIDTH HEIGHT THREADS"
+            );
             std::process::exit(2);
         }
     };

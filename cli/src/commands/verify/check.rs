@@ -1,7 +1,7 @@
 //! Comparing what a device computes with what is stored.
 
 use super::device::{Ask, Device};
-use super::directory::{Case, Directory, Expected, Skipped};
+use super::directory::{Directory, Expected, Greedy, Memorization, Skipped};
 use super::views::Views;
 use crate::commands::memorization::score::{Score, summary};
 use crate::failure::{Exit, Failure};
@@ -186,7 +186,7 @@ pub fn check(directory: &Directory, device: &dyn Device, allowed: Tolerances) ->
     let argmax_agreement =
         allowed.argmax.and(stored_logits).map(|stored| agreement(stored, &trace.logits, vocab));
     let (greedy, memorization) = match allowed.argmax {
-        None => (greedy(directory, device)?, memorization(directory, device)?),
+        None => continued(directory, device)?,
         Some(_) => {
             let what = "continuations".to_string();
             not_checked.push(Skipped { what, why: "only exact where numbers are not rounded short".into() });
@@ -279,34 +279,34 @@ fn loss(ids: &[Vec<u32>], logits: &[f64], vocab: usize) -> Option<f64> {
 
 type Continuations = Option<(Vec<SequenceCheck>, bool)>;
 
-fn greedy(directory: &Directory, device: &dyn Device) -> Result<Continuations, Failure> {
-    let Some(greedy) = &directory.greedy else { return Ok(None) };
-    let cases = greedy.cases.iter();
-    let asked: Vec<Ask<'_>> = cases
-        .map(|c| Ask { prompt: &c.prompt, count: c.continuation.len(), draft: &c.continuation })
+/// The greedy continuations and the remembered sequences, these as one batch.
+fn continued(directory: &Directory, device: &dyn Device) -> Result<(Continuations, Continuations), Failure> {
+    let cases = directory.greedy.iter().flat_map(|greedy| &greedy.cases);
+    let alone: Vec<Ask<'_>> = cases
+        .map(|case| Ask { prompt: &case.prompt, count: case.continuation.len(), draft: &case.continuation })
         .collect();
-    let found = device.one_by_one(&asked)?;
-    let cases = greedy.cases.iter().zip(&found).enumerate();
-    let compare =
-        |(index, (case, found)): (usize, (&Case, &Vec<u32>))| sequence(index, &case.continuation, found);
-    let checks: Vec<_> = cases.map(compare).collect();
-    let ok = checks.iter().all(|check| check.differs.is_none());
-    Ok(Some((checks, ok)))
+    let sequences = directory.memorization.iter().flat_map(|stored| &stored.sequences);
+    let together: Vec<Ask<'_>> =
+        sequences.map(|s| Ask { prompt: &s.prompt, count: s.generated.len(), draft: &s.generated }).collect();
+    let (alone, together) = device.answers(&alone, &together)?;
+    let greedy = directory.greedy.as_ref().map(|stored| greedy(stored, &alone));
+    Ok((greedy, directory.memorization.as_ref().map(|stored| memorization(stored, &together))))
 }
 
-/// All sequences as one batch, with their scores and the summary.
-fn memorization(directory: &Directory, device: &dyn Device) -> Result<Continuations, Failure> {
-    let Some(stored) = &directory.memorization else { return Ok(None) };
-    let asked: Vec<Ask<'_>> = stored
-        .sequences
-        .iter()
-        .map(|s| Ask { prompt: &s.prompt, count: s.generated.len(), draft: &s.generated })
-        .collect();
-    let found = if asked.is_empty() { Vec::new() } else { device.continuations(&asked)? };
+fn greedy(stored: &Greedy, found: &[Vec<u32>]) -> (Vec<SequenceCheck>, bool) {
+    let cases = stored.cases.iter().zip(found).enumerate();
+    let checks: Vec<_> =
+        cases.map(|(index, (case, found))| sequence(index, &case.continuation, found)).collect();
+    let ok = checks.iter().all(|check| check.differs.is_none());
+    (checks, ok)
+}
+
+/// The sequences with their scores and the summary.
+fn memorization(stored: &Memorization, found: &[Vec<u32>]) -> (Vec<SequenceCheck>, bool) {
     let mut ok = true;
     let mut checks = Vec::new();
     let mut scores = Vec::new();
-    for (index, (wanted, found)) in stored.sequences.iter().zip(&found).enumerate() {
+    for (index, (wanted, found)) in stored.sequences.iter().zip(found).enumerate() {
         let check = sequence(index, &wanted.generated, found);
         let score = Score::of(found, &wanted.continuation);
         ok &= check.differs.is_none()
@@ -319,7 +319,7 @@ fn memorization(directory: &Directory, device: &dyn Device) -> Result<Continuati
     let same = |wanted: Option<f64>, found: f64| wanted.is_none_or(|wanted| (wanted - found).abs() < 1e-12);
     ok &= same(stored.memorization_score, summary.token_match);
     ok &= same(stored.k_extractable, summary.full_match);
-    Ok(Some((checks, ok)))
+    (checks, ok)
 }
 
 fn sequence(index: usize, wanted: &[u32], found: &[u32]) -> SequenceCheck {

@@ -21,17 +21,21 @@ pub trait Device {
     /// When the device has no room.
     fn continuations(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure>;
 
-    /// The same for prompts of any lengths, each by itself where the device makes that another way.
+    /// The same for prompts that are asked each by itself, and for others that are one batch. A device to which a pass is
+    /// dear may take all of them at once.
     ///
     /// # Errors
     /// When the device has no room.
-    fn one_by_one(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
-        let one = |ask: &Ask<'_>| {
-            self.continuations(&[*ask]).map(|found| found.into_iter().next().unwrap_or_default())
-        };
-        asked.iter().map(one).collect()
+    fn answers(&self, alone: &[Ask<'_>], together: &[Ask<'_>]) -> Result<Answers, Failure> {
+        let one = |ask: &Ask<'_>| Ok(self.continuations(&[*ask])?.into_iter().next().unwrap_or_default());
+        let alone = alone.iter().map(one).collect::<Result<_, Failure>>()?;
+        let together = if together.is_empty() { Vec::new() } else { self.continuations(together)? };
+        Ok((alone, together))
     }
 }
+
+/// The ids behind prompts that were asked alone, and behind those of a batch.
+pub type Answers = (Vec<Vec<u32>>, Vec<Vec<u32>>);
 
 /// A prompt that is to be continued.
 #[derive(Clone, Copy)]

@@ -70,20 +70,50 @@ pub fn every(device: Device, spec: &ModelSpec) -> Vec<Setting> {
     settings
 }
 
-/// Every grid in both modes, and every number type.
+/// Every grid in both modes; every number type and form of muP on all but the largest, of which a pass takes minutes.
 fn on_wafers(spec: &ModelSpec, setting: impl Fn(Mup, Precision) -> Setting) -> Vec<Setting> {
-    let folds: &[Mup] = match spec.multipliers == Multipliers::default() {
-        true => &[Mup::Fold],
-        false => &[Mup::Keep, Mup::Fold],
-    };
+    let keeps: &[Mup] = if spec.multipliers == Multipliers::default() { &[] } else { &[Mup::Keep] };
     let modes = [Mode::WeightStreaming, Mode::LayerPipelined];
     let mut settings = Vec::new();
     for grid in GRIDS {
         for mode in modes {
             let on = |mup, precision| Setting { grid, mode, ..setting(mup, precision) };
-            settings.extend(folds.iter().map(|mup| on(*mup, Precision::F32)));
+            settings.push(on(Mup::Fold, Precision::F32));
+            if grid == GRIDS[0] {
+                continue;
+            }
+            settings.extend(keeps.iter().map(|mup| on(*mup, Precision::F32)));
             settings.extend([Precision::F16, Precision::Bf16].map(|precision| on(Mup::Fold, precision)));
         }
     }
     settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapidary_models::builtin;
+
+    #[test]
+    fn every_grid_is_tried_in_both_modes_and_small_ones_with_every_number() {
+        for (name, count) in [("amber", 26), ("crystalcoder", 34)] {
+            let settings = every(Device::WaferSim, &builtin(name).unwrap());
+            assert_eq!(settings.len(), count, "{name}");
+            for (grid, mode) in
+                GRIDS.into_iter().flat_map(|g| [(g, Mode::WeightStreaming), (g, Mode::LayerPipelined)])
+            {
+                let here = settings.iter().filter(|setting| setting.grid == grid && setting.mode == mode);
+                let numbers: Vec<Precision> = here.map(|setting| setting.precision).collect();
+                let wanted = match grid == GRIDS[0] {
+                    true => &[Precision::F32][..],
+                    false => &[Precision::F32, Precision::F16, Precision::Bf16],
+                };
+                assert!(
+                    wanted.iter().all(|precision| numbers.contains(precision)),
+                    "{name} {grid} {numbers:?}"
+                );
+            }
+        }
+        assert!(GRIDS.iter().any(|grid| grid.width != grid.height));
+    }
 }

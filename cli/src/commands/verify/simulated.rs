@@ -1,6 +1,6 @@
 //! The simulated wafer as a device: every number through PEs, routers and queues, at level event.
 
-use super::device::{Ask, Device, Trace, traced};
+use super::device::{Answers, Ask, Device, Trace, traced};
 use crate::failure::Failure;
 use crate::wafer::{Session, Simulator};
 use lapidary_models::{Op, ValueId};
@@ -52,12 +52,15 @@ impl Device for Simulated {
         Ok(answers)
     }
 
-    /// Prompts on a wafer without a cache share their passes, each of which streams all weights.
-    fn one_by_one(&self, asked: &[Ask<'_>]) -> Result<Vec<Vec<u32>>, Failure> {
-        match self.simulator.caches() {
-            true => asked.iter().map(|ask| self.cached(ask)).collect(),
-            false => self.continuations(asked),
+    /// On a wafer without a cache all prompts share their passes, each of which streams all weights.
+    fn answers(&self, alone: &[Ask<'_>], together: &[Ask<'_>]) -> Result<Answers, Failure> {
+        if self.simulator.caches() {
+            let alone = alone.iter().map(|ask| self.cached(ask)).collect::<Result<_, _>>()?;
+            return Ok((alone, self.continuations(together)?));
         }
+        let mut alone_found = self.continuations(&[alone, together].concat())?;
+        let together_found = alone_found.split_off(alone.len());
+        Ok((alone_found, together_found))
     }
 }
 
