@@ -9,6 +9,7 @@ use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::{FabricSpec, text};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Schema name of program.json.
 const SCHEMA: &str = "lapidary/wafer-program";
@@ -36,7 +37,7 @@ pub struct Stage {
     /// How often it runs in one pass over the model.
     pub times: u64,
     /// The program.
-    pub program: WaferProgram,
+    pub program: Arc<WaferProgram>,
 }
 
 /// program.json.
@@ -93,7 +94,7 @@ impl WaferArtifact {
         if file.extension().is_some_and(|extension| extension == "json") {
             return saved(&file);
         }
-        let stages = vec![Stage { name: "program".into(), times: 1, program: program(&file)? }];
+        let stages = vec![Stage { name: "program".into(), times: 1, program: program(&file)?.into() }];
         let model = file.display().to_string();
         Ok(WaferArtifact { model, tokens: None, step: None, fabric: FabricSpec::wse2(), stages })
     }
@@ -112,21 +113,36 @@ fn saved(file: &Path) -> Result<WaferArtifact, Failure> {
     }
     let mut manifest: Manifest = input::json(&text).map_err(refused)?;
     let folder = file.parent().unwrap_or(Path::new("."));
-    let stage = |stage: StageFile| -> Result<Stage, Failure> {
+    let stage = |stage: &StageFile| -> Result<Stage, Failure> {
         // Only a plain name is followed, so that a manifest cannot point outside its folder.
         match Path::new(&stage.file).file_name() == Some(stage.file.as_ref()) {
             true => Ok(Stage {
-                name: stage.name,
+                name: stage.name.clone(),
                 times: stage.times,
-                program: program(&folder.join(&stage.file))?,
+                program: program(&folder.join(&stage.file))?.into(),
             }),
             false => Err(refused(format!("stage {}: `{}` is not a file name", stage.name, stage.file))),
         }
     };
-    let stages = std::mem::take(&mut manifest.stages);
-    let stages = stages.into_iter().map(stage).collect::<Result<Vec<_>, _>>()?;
+    let stages = side_by_side(&std::mem::take(&mut manifest.stages), stage)?;
     let Manifest { model, tokens, step, fabric, .. } = manifest;
     Ok(WaferArtifact { model, tokens, step, fabric, stages })
+}
+
+/// Reads all stages at once, each on a thread of its own; the first fault in their order is the one that is told.
+fn side_by_side(
+    files: &[StageFile],
+    read: impl Fn(&StageFile) -> Result<Stage, Failure> + Sync,
+) -> Result<Vec<Stage>, Failure> {
+    let read = &read;
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = files.iter().map(|file| scope.spawn(move || read(file))).collect();
+        let stage = |reader: std::thread::ScopedJoinHandle<Result<Stage, Failure>>| match reader.join() {
+            Ok(stage) => stage,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        readers.into_iter().map(stage).collect()
+    })
 }
 
 fn program(file: &Path) -> Result<WaferProgram, Failure> {

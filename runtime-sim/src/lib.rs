@@ -23,6 +23,6 @@ pub mod report;
 pub mod text;
 pub mod trace;
 
-pub use check::{CheckError, Checked, check, prove};
+pub use check::{CheckError, Checked, check, check_shared, prove};
 pub use fabric::FabricSpec;
 pub use report::Report;

@@ -9,7 +9,7 @@ use crate::{interrupt, output, show};
 use lapidary_runtime_sim::program::WaferProgram;
 use lapidary_runtime_sim::report::HotLink;
 use lapidary_runtime_sim::trace::{self, Trace};
-use lapidary_runtime_sim::{Checked, Report, analytic, check, event, flow};
+use lapidary_runtime_sim::{Checked, Report, analytic, check_shared, event, flow};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,13 +56,18 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
     let start = Instant::now();
     let (shared, level) = (Arc::clone(&artifact), args.level);
     let (threads, traced) = (jobs(global), args.trace.is_some());
-    let done = interrupt::watched(artifact.stages.len(), threads, move |index| {
+    let order = longest_first(&artifact.stages);
+    let turns = order.clone();
+    let done = interrupt::watched(artifact.stages.len(), threads, move |turn| {
         let looked = Look { level, threads, traced, name: &name };
-        simulate(&shared.stages[index], &shared, &looked)
+        simulate(&shared.stages[turns[turn]], &shared, &looked)
     })?;
     let wall_s = start.elapsed().as_secs_f64();
+    let mut results: Vec<(usize, Option<Result<Timed, Failure>>)> =
+        order.into_iter().zip(done.results).collect();
+    results.sort_by_key(|(index, _)| *index);
     let timed: Vec<Option<Timed>> =
-        done.results.into_iter().map(Option::transpose).collect::<Result<_, _>>()?;
+        results.into_iter().map(|(_, timed)| timed.transpose()).collect::<Result<_, _>>()?;
     if let Some(path) = &args.trace {
         write_trace(path, &artifact, &timed)?;
     }
@@ -78,6 +83,17 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
             Err(Failure::new(Exit::Interrupted, format!("interrupted with {done} of {all} stages simulated")))
         }
     }
+}
+
+/// The stages with most code first, so that no long one is left for the end.
+fn longest_first(stages: &[Stage]) -> Vec<usize> {
+    let statements = |stage: &Stage| {
+        let tasks = stage.program.classes.iter().flat_map(|class| &class.tasks);
+        tasks.map(|task| task.body.len()).sum::<usize>()
+    };
+    let mut order: Vec<usize> = (0..stages.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(statements(&stages[*index])));
+    order
 }
 
 fn finished<'r>(artifact: &'r WaferArtifact, reports: &'r [Option<Report>]) -> Vec<(&'r Stage, &'r Report)> {
@@ -163,7 +179,7 @@ struct Timed {
 const FOLLOWED: u64 = 16_384;
 
 fn simulate(stage: &Stage, artifact: &WaferArtifact, look: &Look) -> Result<Timed, Failure> {
-    let checked = check(&stage.program, &artifact.fabric).map_err(|errors| Failure {
+    let checked = check_shared(&stage.program, &artifact.fabric).map_err(|errors| Failure {
         exit: Exit::InvalidInput,
         faults: errors
             .iter()

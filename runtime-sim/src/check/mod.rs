@@ -17,22 +17,29 @@ pub use fault::{CheckError, Fault};
 
 use crate::fabric::FabricSpec;
 use crate::flow::{self, FlowError};
-use crate::lower::lower;
+use crate::lower::{LoweredClass, lower};
 use crate::network::{Network, cover};
 use crate::program::WaferProgram;
 use rows::Rows;
+use std::sync::Arc;
 
 /// A program that passed the checker, with the fabric it was checked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checked<T> {
-    inner: T,
+    inner: Arc<T>,
     fabric: FabricSpec,
+    classes: Arc<Vec<LoweredClass>>,
 }
 
 impl<T> Checked<T> {
     /// The program.
     pub fn get(&self) -> &T {
         &self.inner
+    }
+
+    /// Its classes in the form that is executed.
+    pub(crate) fn classes(&self) -> &[LoweredClass] {
+        &self.classes
     }
 
     /// The fabric it was checked for.
@@ -53,12 +60,24 @@ const CYCLES_UP_TO: usize = 1024;
 ///
 /// Rows that look the same are proved once, and PEs that cannot differ are counted once.
 pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Result<Checked<WaferProgram>, Vec<CheckError>> {
-    prove(program, spec)?;
-    Ok(Checked { inner: program.clone(), fabric: spec.clone() })
+    check_shared(&Arc::new(program.clone()), spec)
+}
+
+/// Does what [`check`] does without a copy of the program.
+pub fn check_shared(
+    program: &Arc<WaferProgram>,
+    spec: &FabricSpec,
+) -> Result<Checked<WaferProgram>, Vec<CheckError>> {
+    let classes = Arc::new(proven(program, spec)?);
+    Ok(Checked { inner: Arc::clone(program), fabric: spec.clone(), classes })
 }
 
 /// Does what [`check`] does for who does not need the program any more.
 pub fn prove(program: &WaferProgram, spec: &FabricSpec) -> Result<(), Vec<CheckError>> {
+    proven(program, spec).map(|_| ())
+}
+
+fn proven(program: &WaferProgram, spec: &FabricSpec) -> Result<Vec<LoweredClass>, Vec<CheckError>> {
     refuse(names::check(program, spec))?;
     let classes = lower(program, spec);
     refuse(memory::check(program, spec, &classes))?;
@@ -70,7 +89,7 @@ pub fn prove(program: &WaferProgram, spec: &FabricSpec) -> Result<(), Vec<CheckE
     if small && let Err(FlowError::Deadlock { chain }) = flow::finishes(program, spec, &net, &classes) {
         return Err(vec![CheckError::new(Fault::Cycle { chain: chain.join("; ") })]);
     }
-    Ok(())
+    Ok(classes)
 }
 
 fn refuse(errors: Vec<CheckError>) -> Result<(), Vec<CheckError>> {

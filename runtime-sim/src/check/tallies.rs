@@ -19,17 +19,18 @@ impl Tallies {
     pub fn of(net: &Network, classes: &[LoweredClass]) -> Self {
         let mut kinds: Vec<Kinds> = parallel::map(classes, |class| Kinds::of(class, net));
         let mut ids: BTreeMap<(u16, u32, u32), u32> = BTreeMap::new();
-        let mut out = Tallies { id_of: vec![NONE; net.class_of.len()], tallies: Vec::new() };
+        let (mut id_of, mut places) = (vec![NONE; net.class_of.len()], Vec::new());
         for (pe, class) in net.traced_pes() {
             let (at, kinds) = (net.coord(pe), &mut kinds[usize::from(class)]);
             let id =
                 *ids.entry((class, kinds.kind(true, at.x), kinds.kind(false, at.y))).or_insert_with(|| {
-                    out.tallies.push(kinds.sums.at(at));
-                    out.tallies.len() as u32 - 1
+                    places.push((class, at));
+                    places.len() as u32 - 1
                 });
-            out.id_of[pe as usize] = id;
+            id_of[pe as usize] = id;
         }
-        out
+        let tallies = parallel::map(&places, |(class, at)| kinds[usize::from(*class)].sums.at(*at));
+        Tallies { id_of, tallies }
     }
 
     /// The tally of a PE of a traced row.

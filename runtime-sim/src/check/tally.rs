@@ -63,6 +63,7 @@ impl<'a> Sums<'a> {
         let task = |t: &LoweredTask| {
             let mut body = Body::default();
             body.sequence(&t.code, 0..t.code.len(), Product::default());
+            body.fold();
             (t.code.iter().any(Instr::length_varies_by_turn), body)
         };
         Sums { class, tasks: class.tasks.iter().map(task).collect() }
@@ -120,9 +121,22 @@ impl Product {
         self
     }
 
+    fn factors(&self) -> &[u16] {
+        &self.factors[..usize::from(self.count)]
+    }
+
+    /// The product of its constants, and what is left without them.
+    fn fold(&self, constant: &[Option<u64>]) -> (u64, Product) {
+        self.factors().iter().fold((1, Product::default()), |(known, rest), at| {
+            match constant[usize::from(*at)] {
+                Some(n) => (known.saturating_mul(n), rest),
+                None => (known, rest.times(*at)),
+            }
+        })
+    }
+
     fn of(&self, values: &[u64]) -> u64 {
-        let factors = &self.factors[..usize::from(self.count)];
-        factors.iter().fold(1, |product, at| product.saturating_mul(values[usize::from(*at)]))
+        self.factors().iter().fold(1, |product, at| product.saturating_mul(values[usize::from(*at)]))
     }
 }
 
@@ -133,6 +147,8 @@ struct Body {
     lengths: Vec<Linear>,
     /// Per count: how often it gains the product of the first lengths, if none of the second is zero.
     terms: BTreeMap<(What, Product, Product), u64>,
+    /// What is gained at every place alike.
+    fixed: Vec<(What, u64)>,
     /// Ops that move several elements at once.
     packed: Vec<Packed>,
     /// Loops whose iterations differ.
@@ -184,6 +200,24 @@ impl Body {
             }
             pc += 1;
         }
+    }
+
+    /// Multiplies and adds up what is the same at every place.
+    fn fold(&mut self) {
+        let constant: Vec<Option<u64>> =
+            self.lengths.iter().map(|l| l.as_constant().map(|n| n.max(0) as u64)).collect();
+        let (mut terms, mut fixed) = (BTreeMap::new(), BTreeMap::new());
+        for ((what, lengths, gates), n) in std::mem::take(&mut self.terms) {
+            let ((factor, lengths), (open, gates)) = (lengths.fold(&constant), gates.fold(&constant));
+            let n = if open > 0 { n.saturating_mul(factor) } else { 0 };
+            let sum: &mut u64 = match lengths.count + gates.count {
+                0 => fixed.entry(what).or_default(),
+                _ => terms.entry((what, lengths, gates)).or_default(),
+            };
+            *sum = sum.saturating_add(n);
+        }
+        (self.terms, self.fixed) = (terms, fixed.into_iter().collect());
+        self.loops.iter_mut().for_each(|repeat| repeat.body.fold());
     }
 
     /// The position of a length.
@@ -249,6 +283,7 @@ impl Body {
         tally: &mut Tally,
     ) -> bool {
         let own = &values[first..];
+        self.fixed.iter().for_each(|(what, n)| tally.add(*what, times.saturating_mul(*n)));
         for ((what, lengths, gates), n) in &self.terms {
             if gates.of(own) > 0 {
                 tally.add(*what, times.saturating_mul(*n).saturating_mul(lengths.of(own)));

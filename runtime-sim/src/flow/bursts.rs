@@ -43,6 +43,10 @@ impl Parts {
         self.ends.last().copied().unwrap_or(0)
     }
 
+    fn is_like(&self, other: &Parts) -> bool {
+        self.ends == other.ends && self.list.iter().zip(&other.list).all(|(a, b)| a.is_like(b))
+    }
+
     /// The part that holds word `n`, and how many words come before it.
     fn holder(&self, n: u64) -> (&Burst, u64) {
         let at = self.ends.partition_point(|end| *end <= n).min(self.list.len() - 1);
@@ -132,6 +136,37 @@ impl Burst {
         }
     }
 
+    /// By how much words are later than as many of `other`, least and most, as far as the two are of one shape, and how many
+    /// words that are; `from` words of each are left aside. None if their shapes differ from there on.
+    pub fn later_than(&self, from: u64, other: &Burst, other_from: u64) -> Option<(f64, f64, u64)> {
+        let left = (self.total() - from).min(other.total() - other_from);
+        let at = |n: u64| self.word(from + n) - other.word(other_from + n);
+        let over = |places: &[u64], words: u64| {
+            let later = places.iter().map(|n| at(*n));
+            let (least, most) =
+                later.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), t| (a.min(t), b.max(t)));
+            Some((least, most, words))
+        };
+        if self.flat().is_some() && other.flat().is_some() {
+            return over(&[0, left - 1], left);
+        }
+        let (own, others) = (self.words(), other.words());
+        let whole =
+            own == others && from.is_multiple_of(own) && other_from.is_multiple_of(own) && left >= own;
+        match (&self.pattern, &other.pattern) {
+            _ if !whole => None,
+            (Pattern::Even { .. }, Pattern::Even { .. }) => {
+                let last = left / own * own - own;
+                over(&[0, own - 1, last, last + own - 1], last + own)
+            }
+            (Pattern::Parts(a), Pattern::Parts(b)) if a.is_like(b) => {
+                let last = left / own * own - own;
+                over(&[0, last], last + own)
+            }
+            _ => None,
+        }
+    }
+
     /// Adds a burst that continues the rhythm; false if it does not.
     pub fn takes(&mut self, next: &Burst) -> bool {
         if let (Some((words, gap)), Some((more, next_gap))) = (self.flat(), next.flat()) {
@@ -188,10 +223,7 @@ impl Burst {
                 (close(*g, *h) || (*a < 2 && *b < 2)).then_some(())?;
                 Pattern::Even { words: u64::try_from(words).unwrap_or(0), gap: *h }
             }
-            (Pattern::Parts(a), Pattern::Parts(b)) => {
-                let alike = a.ends == b.ends && a.list.iter().zip(&b.list).all(|(a, b)| a.is_like(b));
-                alike.then(|| self.pattern.clone())?
-            }
+            (Pattern::Parts(a), Pattern::Parts(b)) => a.is_like(b).then(|| self.pattern.clone())?,
             _ => return None,
         };
         let start = self.start + (self.start - earlier.start) * steps as f64;
@@ -221,10 +253,7 @@ impl Burst {
                 (Pattern::Even { words: a, gap: g }, Pattern::Even { words: b, gap: h }) => {
                     a == b && (*a < 2 || close(*g, *h))
                 }
-                (Pattern::Parts(a), Pattern::Parts(b)) => {
-                    Rc::ptr_eq(a, b)
-                        || (a.ends == b.ends && a.list.iter().zip(&b.list).all(|(a, b)| a.is_like(b)))
-                }
+                (Pattern::Parts(a), Pattern::Parts(b)) => Rc::ptr_eq(a, b) || a.is_like(b),
                 _ => false,
             }
     }

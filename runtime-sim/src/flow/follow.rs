@@ -15,19 +15,19 @@ use super::stretches::{Piece, Stretches};
 use crate::network::{NONE, Origin};
 
 /// Groups that are tried as leaders of a group.
-const LEADERS: usize = 8;
+pub(super) const LEADERS: usize = 8;
 
 /// A group that is timed, and those that follow it by a delay each.
-struct Led {
-    leader: Group,
-    followers: Vec<(Group, f64)>,
+pub(super) struct Led {
+    pub leader: Group,
+    pub followers: Vec<(Group, f64)>,
     /// What the leader was before.
-    before: Vec<Before>,
+    pub before: Vec<Before>,
 }
 
 /// A PE at the beginning of a stretch.
-struct Before {
-    time: f64,
+pub(super) struct Before {
+    pub time: f64,
     /// Busy, issue and activation cycles.
     spent: [f64; 3],
     phases: usize,
@@ -71,6 +71,9 @@ impl Engine<'_> {
             all.extend(self.choose(stretches, stretch, kind, most));
         }
         self.run();
+        for chain in groups.chains {
+            self.run_chain(stretches, stretch, chain, most);
+        }
         for led in all {
             let ended = led.followers.is_empty() || self.has_ended(stretches, stretch, &led.leader);
             let mut strayed: f64 = 0.0;
@@ -89,7 +92,7 @@ impl Engine<'_> {
     }
 
     /// By how much a PE of a group begins sooner than the delay of the group says, at most.
-    fn behind(&self, led: &Led, group: &Group, delay: f64) -> f64 {
+    pub(super) fn behind(&self, led: &Led, group: &Group, delay: f64) -> f64 {
         let sooner =
             group.iter().zip(&led.before).map(|(pe, before)| before.time + delay - self.pe(*pe).time);
         sooner.fold(0.0, f64::max)
@@ -116,34 +119,40 @@ impl Engine<'_> {
             if !led.followers.is_empty() {
                 led.before = led.leader.iter().map(|pe| self.before(stretches, stretch, *pe)).collect();
             }
-            for &pe in &led.leader {
-                self.pe_mut(pe).slack = f64::INFINITY;
-                self.queue.push_back(pe);
-            }
+            self.lead(&led.leader);
         }
         leading
     }
 
-    fn pe(&self, pe: u32) -> &Pe {
+    /// Lets a group begin of which it matters how far it depends on the words of others.
+    pub(super) fn lead(&mut self, group: &Group) {
+        for &pe in group {
+            let state = self.pe_mut(pe);
+            (state.slack, state.ahead, state.held) = (f64::INFINITY, f64::INFINITY, None);
+            self.queue.push_back(pe);
+        }
+    }
+
+    pub(super) fn pe(&self, pe: u32) -> &Pe {
         match &self.pes[pe as usize] {
             Some(pe) => pe,
             None => unreachable!("only PEs that are timed are in a group"),
         }
     }
 
-    fn pe_mut(&mut self, pe: u32) -> &mut Pe {
+    pub(super) fn pe_mut(&mut self, pe: u32) -> &mut Pe {
         match &mut self.pes[pe as usize] {
             Some(pe) => pe,
             None => unreachable!("only PEs that are timed are in a group"),
         }
     }
 
-    fn piece<'s>(&self, stretches: &'s Stretches, pe: u32, stretch: usize) -> Option<&'s Piece> {
+    pub(super) fn piece<'s>(&self, stretches: &'s Stretches, pe: u32, stretch: usize) -> Option<&'s Piece> {
         stretches.piece(self.net.class_of[pe as usize], stretch)
     }
 
     /// Whether all PEs are at the beginning of a stretch, and none has words waiting from others of the group.
-    fn has_begun(&self, stretches: &Stretches, stretch: usize, group: &Group) -> bool {
+    pub(super) fn has_begun(&self, stretches: &Stretches, stretch: usize, group: &Group) -> bool {
         group.iter().all(|&pe| {
             let Some(piece) = self.piece(stretches, pe, stretch) else { return false };
             let state = self.pe(pe);
@@ -153,7 +162,7 @@ impl Engine<'_> {
     }
 
     /// Whether all PEs are at the end of a stretch.
-    fn has_ended(&self, stretches: &Stretches, stretch: usize, group: &Group) -> bool {
+    pub(super) fn has_ended(&self, stretches: &Stretches, stretch: usize, group: &Group) -> bool {
         group.iter().all(|&pe| {
             let Some(piece) = self.piece(stretches, pe, stretch) else { return false };
             let state = self.pe(pe);
@@ -172,7 +181,7 @@ impl Engine<'_> {
     }
 
     /// Whether a PE sends to an end in a stretch.
-    fn is_fed(&self, stretches: &Stretches, stretch: usize, end: u32) -> bool {
+    pub(super) fn is_fed(&self, stretches: &Stretches, stretch: usize, end: u32) -> bool {
         let Some(end) = self.net.ends.get(end as usize) else { return false };
         let Origin::Pe(from) = self.net.streams[end.stream as usize].origin else { return false };
         let sends = |piece: &Piece| {
@@ -181,7 +190,7 @@ impl Engine<'_> {
         self.pes[from as usize].is_some() && self.piece(stretches, from, stretch).is_some_and(sends)
     }
 
-    fn before(&mut self, stretches: &Stretches, stretch: usize, pe: u32) -> Before {
+    pub(super) fn before(&mut self, stretches: &Stretches, stretch: usize, pe: u32) -> Before {
         let (net, piece) = (self.net, self.piece(stretches, pe, stretch));
         let slots = |of: fn(&Piece) -> &Vec<usize>| piece.map_or(&[][..], |piece| of(piece));
         let taken = slots(|piece| &piece.inputs).iter();
@@ -195,7 +204,7 @@ impl Engine<'_> {
 
     /// By how much a group that follows may be off; none if words of the host, or of somebody outside, may make it do
     /// something else.
-    fn off_by(
+    pub(super) fn off_by(
         &self,
         stretches: &Stretches,
         stretch: usize,
@@ -203,8 +212,21 @@ impl Engine<'_> {
         (group, delay): &(Group, f64),
         most: f64,
     ) -> Option<f64> {
+        let off = self.behind(led, group, *delay);
+        Some(off.max(self.host_apart(stretches, stretch, led, (group, *delay), most)?))
+    }
+
+    /// By how much a group may be off because words of the host come otherwise than to its leader.
+    pub(super) fn host_apart(
+        &self,
+        stretches: &Stretches,
+        stretch: usize,
+        led: &Led,
+        (group, delay): (&Group, f64),
+        most: f64,
+    ) -> Option<f64> {
         let net = self.net;
-        let mut off = self.behind(led, group, *delay);
+        let mut off: f64 = 0.0;
         for ((&a, &b), before) in led.leader.iter().zip(group).zip(&led.before) {
             let (own, other) = (self.piece(stretches, a, stretch)?, self.piece(stretches, b, stretch)?);
             let slack = self.pe(a).slack;
@@ -229,7 +251,13 @@ impl Engine<'_> {
     }
 
     /// A group does what its leader did, `delay` later.
-    fn take_over(&mut self, stretches: &Stretches, stretch: usize, led: &Led, (group, delay): &(Group, f64)) {
+    pub(super) fn take_over(
+        &mut self,
+        stretches: &Stretches,
+        stretch: usize,
+        led: &Led,
+        (group, delay): &(Group, f64),
+    ) {
         let (net, delay) = (self.net, *delay);
         let mut reads = Vec::new();
         for ((&a, &b), before) in led.leader.iter().zip(group).zip(&led.before) {
@@ -266,7 +294,7 @@ impl Engine<'_> {
 }
 
 /// Least and most by which PEs of `group` are later than their counterparts.
-fn apart(pes: &[Option<Box<Pe>>], leader: &Group, group: &Group) -> (f64, f64) {
+pub(super) fn apart(pes: &[Option<Box<Pe>>], leader: &Group, group: &Group) -> (f64, f64) {
     let time = |pe: u32| pes[pe as usize].as_ref().map_or(0.0, |pe| pe.time);
     let later = leader.iter().zip(group).map(|(a, b)| time(*b) - time(*a));
     later.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), t| (least.min(t), most.max(t)))

@@ -11,7 +11,8 @@
 //!
 //! Code is cut where phases begin. PEs that exchange words within a phase are a group; groups that look the same and begin
 //! it alike, but for a delay, are timed once. In long programs a few cycles do not part them, and where these add up to
-//! more than a thousandth, the report says so.
+//! more than a thousandth, the report says so. The rows of a group that hands words on to the south are timed one after the
+//! other; a row that begins as one before it did, within a cycle, and is fed like it does what that row did.
 //!
 //! A small program runs again with the room that queues had and the turns that words took on shared links, until both
 //! settle; a large one runs once, as if queues never filled, and its report says so. A program that does not settle, or is
@@ -21,6 +22,7 @@
 
 mod actor;
 mod bursts;
+mod chain;
 mod engine;
 mod exact;
 mod follow;
@@ -33,8 +35,10 @@ mod pe;
 mod profile;
 mod room;
 mod rows;
+mod run;
 mod skip;
 mod standstill;
+mod steady;
 mod streams;
 mod stretches;
 #[cfg(test)]

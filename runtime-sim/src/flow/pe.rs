@@ -51,6 +51,10 @@ pub struct Pe {
     pub stop: usize,
     /// By how much words of the host came before they were needed, at least.
     pub slack: f64,
+    /// The same of words of PEs in other rows.
+    pub ahead: f64,
+    /// How long the first of those held it up.
+    pub held: Option<f64>,
 }
 
 impl Pe {

@@ -13,6 +13,18 @@ pub struct Mark {
     pieces: usize,
 }
 
+/// Who sends what arrives at an end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sender {
+    /// A PE of the same row.
+    #[default]
+    Row,
+    /// A PE of another row.
+    OtherRow,
+    /// The host.
+    Host,
+}
+
 /// All streams of a run.
 pub struct Streams<'a> {
     net: &'a Network,
@@ -133,6 +145,38 @@ impl<'a> Streams<'a> {
         }
     }
 
+    /// Who sends what arrives at an end.
+    pub fn sender(&self, end: u32) -> Sender {
+        let Some(e) = self.net.ends.get(end as usize) else { return Sender::Row };
+        match (self.net.streams[e.stream as usize].origin, e.target) {
+            (Origin::Host(_), _) => Sender::Host,
+            (Origin::Pe(from), Target::Pe(to)) if from / self.net.width != to / self.net.width => {
+                Sender::OtherRow
+            }
+            _ => Sender::Row,
+        }
+    }
+
+    /// By how much the next `runs` times `words` words at an end come before what reads them begins, at least: at `start`, and
+    /// then every `period`. Less than anything where they are not known.
+    pub fn earliness(&self, end: u32, words: u64, runs: u64, (start, period): (f64, f64)) -> f64 {
+        let (known, mut cursor) = (self.words_at(end), self.cursors[end as usize]);
+        let way = f64::from(self.net.ends[end as usize].latency);
+        let (mut done, mut least) = (0, f64::INFINITY);
+        known.advance(&mut cursor, 0);
+        while done < runs {
+            let Some(rhythm) = known.rhythm(&cursor, words) else { return f64::NEG_INFINITY };
+            let reads = rhythm.reads.min(runs - done);
+            for n in [0, reads - 1] {
+                let begin = start + (done + n) as f64 * period;
+                least = least.min(begin - (rhythm.last + way + n as f64 * rhythm.period));
+            }
+            known.advance(&mut cursor, reads * words);
+            done += reads;
+        }
+        least
+    }
+
     /// Words read at an end.
     pub fn taken(&self, end: u32) -> u64 {
         if end == NONE { 0 } else { self.cursors[end as usize].taken }
@@ -233,6 +277,16 @@ impl<'a> Streams<'a> {
             NONE => 0,
             _ => self.words_at(end).ahead(&self.cursors[end as usize]),
         }
+    }
+
+    /// The piece of its stream that an end reads next; none if it has read a part of it, or more than there is.
+    pub fn unread(&mut self, end: u32) -> Option<usize> {
+        let mut cursor = self.cursors[end as usize];
+        let known = self.words_at(end);
+        known.advance(&mut cursor, 0);
+        let next = known.next_piece(&cursor);
+        self.cursors[end as usize] = cursor;
+        next
     }
 
     /// Reads `words` words at an end, possibly on credit.

@@ -3,19 +3,18 @@
 
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
-use super::profile::Profile;
 use super::rows::Rows;
+use super::run::{Ran, Setting, Timed, Trust, all_works, finished, least_cycles, outcome, run};
 use super::standstill::{Ending, ending};
 use super::stretches::Stretches;
-use super::work::{Works, works};
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
-use crate::lower::{Env, Instr, LoweredClass, lower};
+use crate::lower::LoweredClass;
 use crate::network::{Network, cover};
-use crate::parallel;
 use crate::program::{Trigger, WaferProgram};
 use crate::report::Report;
 use crate::trace::Trace;
+use std::borrow::Cow;
 
 /// Times a checked program without computing its numbers.
 pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
@@ -49,9 +48,6 @@ const MOST_STEPS: u64 = 4_000_000;
 /// A run of more instructions reads words on credit.
 const UNTRUSTING: u64 = 250_000;
 
-/// Words read on credit may be later than they were needed by this share of all cycles before the report says so.
-const ON_TIME: f64 = 1e-3;
-
 /// PEs begin alike if they do so within this share of the time that the busiest takes if nothing makes it wait.
 const ALIKE: f64 = 1e-4;
 
@@ -82,26 +78,23 @@ pub(super) enum Sharing {
 pub(super) struct Job<'a> {
     program: &'a WaferProgram,
     spec: &'a FabricSpec,
-    classes: Vec<LoweredClass>,
+    classes: Cow<'a, [LoweredClass]>,
     /// Whether what happened when is wanted.
     traced: bool,
 }
 
-/// Times and phases.
-type Timed = (Report, Trace);
-
 impl<'a> Job<'a> {
     /// A program, unless it has something that this level leaves out.
-    pub fn new(program: &'a Checked<WaferProgram>) -> Result<Self, FlowError> {
-        let (program, spec) = (program.get(), program.fabric());
+    pub fn new(checked: &'a Checked<WaferProgram>) -> Result<Self, FlowError> {
+        let (program, spec) = (checked.get(), checked.fabric());
         supported(program)?;
-        Ok(Job { program, spec, classes: lower(program, spec), traced: false })
+        Ok(Job { program, spec, classes: Cow::Borrowed(checked.classes()), traced: false })
     }
 
     /// A program that the checker has not seen.
     #[cfg(test)]
     pub fn unchecked(program: &'a WaferProgram, spec: &'a FabricSpec) -> Self {
-        Job { program, spec, classes: lower(program, spec), traced: false }
+        Job { program, spec, classes: Cow::Owned(crate::lower::lower(program, spec)), traced: false }
     }
 
     /// Times with all PEs alone, as if queues never filled, words read on credit from the start.
@@ -109,7 +102,9 @@ impl<'a> Job<'a> {
     pub fn on_credit(&self) -> Result<Timed, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(Default::default()) };
         let trust = Trust { known: None, credit: true, most_steps: u64::MAX };
-        match run(self.program, self.spec, &net, &self.classes, &rows, None, (trust, false))? {
+        let (classes, works) = (&self.classes[..], all_works(&self.classes));
+        let setting = Setting { net: &net, classes, works: &works, rows: &rows, likeness: None };
+        match run(self.program, self.spec, &setting, (trust, false))? {
             Ran::Well(_, timed) => Ok(*timed),
             Ran::Otherwise | Ran::TooLong => {
                 panic!("nothing is foretold, and there is no end of instructions")
@@ -142,13 +137,19 @@ impl<'a> Job<'a> {
                 #[cfg(test)]
                 Sharing::Nothing => None,
             };
+            let works = all_works(&self.classes);
             let most = (ALIKE * least_cycles(&net, &self.classes)).floor();
             let likeness = stretches.as_ref().map(|stretches| (stretches, most));
-            match run(self.program, self.spec, &net, &self.classes, &rows, likeness, (trust, self.traced))? {
+            let setting = Setting { net: &net, classes: &self.classes, works: &works, rows: &rows, likeness };
+            let mut ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
+            if let Ran::TooLong = ran {
+                trust = Trust { credit: true, most_steps: u64::MAX, ..trust };
+                ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
+            }
+            match ran {
                 Ran::Well(steps, timed) => return Ok((steps, *timed)),
                 // The first periods of a line said nothing of the last: more of them are looked at.
-                Ran::Otherwise => trust.known = trust.known.map(|known| 2 * known),
-                Ran::TooLong => trust = Trust { credit: true, most_steps: u64::MAX, ..trust },
+                Ran::Otherwise | Ran::TooLong => trust.known = trust.known.map(|known| 2 * known),
             }
         }
     }
@@ -247,110 +248,9 @@ pub fn finishes(
     // Whether they finish is no matter of time.
     let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
     let trust = Trust { known: None, credit: false, most_steps: u64::MAX };
-    run(program, spec, net, classes, &rows, likeness, (trust, false)).map(|_| ())
-}
-
-/// What a run takes for granted.
-#[derive(Clone, Copy, Debug)]
-struct Trust {
-    /// Periods of rows in a line that say what the others do.
-    known: Option<u32>,
-    /// Words that are not there come in the rhythm of those before.
-    credit: bool,
-    /// Most instructions.
-    most_steps: u64,
-}
-
-/// How a run ended.
-enum Ran {
-    /// As foretold: instructions executed, and what was timed.
-    Well(u64, Box<Timed>),
-    /// Rows in a line did not do what was foretold.
-    Otherwise,
-    /// It took more instructions than it may.
-    TooLong,
-}
-
-/// Runs what was chosen.
-fn run(
-    program: &WaferProgram,
-    spec: &FabricSpec,
-    net: &Network,
-    classes: &[LoweredClass],
-    rows: &Rows,
-    likeness: Option<(&Stretches, f64)>,
-    (trust, traced): (Trust, bool),
-) -> Result<Ran, FlowError> {
     let works = all_works(classes);
-    let mut engine = Engine::new(program, spec, net, classes, &works, &rows.skips);
-    engine.streams.keeps |= traced;
-    engine.streams.credit = trust.credit;
-    engine.most_steps = trust.most_steps;
-    engine.feed();
-    engine.run_members(&engine.members(&rows.skips, false), likeness);
-    if engine.steps > engine.most_steps {
-        return Ok(Ran::TooLong);
-    }
-    for skip in &rows.skips {
-        if !engine.foretell(skip) {
-            return Ok(Ran::Otherwise);
-        }
-    }
-    engine.run_members(&engine.members(&rows.skips, true), likeness);
-    if engine.steps > engine.most_steps {
-        return Ok(Ran::TooLong);
-    }
-    finished(&engine)?;
-    if !rows.skips.iter().all(|skip| engine.came_true(skip)) {
-        return Ok(Ran::Otherwise);
-    }
-    let mut timed = outcome(&engine, rows, traced);
-    let (late, cycles) = (engine.streams.late, timed.0.cycles as f64);
-    if late > ON_TIME * cycles {
-        timed.0.limits.push(format!(
-            "words were taken to come in the rhythm of those before, and some came up to {late:.0} cycles later: {:.1} % of all",
-            100.0 * late / cycles
-        ));
-    }
-    if engine.strayed > ON_TIME * cycles {
-        timed.0.limits.push(format!(
-            "PEs that do the same were timed once where they began alike; some may be off by up to {:.0} cycles: {:.1} % of all",
-            engine.strayed,
-            100.0 * engine.strayed / cycles
-        ));
-    }
-    Ok(Ran::Well(engine.steps, Box::new(timed)))
-}
-
-/// Cycles of the PE with most work, if nothing makes it wait.
-fn least_cycles(net: &Network, classes: &[LoweredClass]) -> f64 {
-    let mut seen = vec![false; classes.len()];
-    let firsts =
-        net.traced_pes().filter(|(_, class)| !std::mem::replace(&mut seen[usize::from(*class)], true));
-    let alone = |(pe, class): (u32, u16)| {
-        let at = net.coord(pe);
-        let mut env = Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() };
-        let work = |code: &[Instr], env: &mut Env| Profile::of(code, 0..code.len(), env).work;
-        classes[usize::from(class)].tasks.iter().map(|task| work(&task.code, &mut env)).sum::<f64>()
-    };
-    firsts.map(alone).fold(0.0, f64::max)
-}
-
-fn all_works(classes: &[LoweredClass]) -> Vec<Works> {
-    parallel::map(classes, works)
-}
-
-fn finished(engine: &Engine) -> Result<(), FlowError> {
-    match engine.first_stuck() {
-        Some(pe) => Err(FlowError::Deadlock { chain: engine.explain(pe) }),
-        None => Ok(()),
-    }
-}
-
-fn outcome(engine: &Engine, rows: &Rows, traced: bool) -> Timed {
-    let report = super::outcome::report(engine, rows);
-    let trace = if traced { super::trace::trace(engine, &report) } else { Trace::default() };
-    (report, trace)
+    let setting = Setting { net, classes, works: &works, rows: &rows, likeness };
+    run(program, spec, &setting, (trust, false)).map(|_| ())
 }
 
 fn supported(program: &WaferProgram) -> Result<(), FlowError> {

@@ -34,6 +34,23 @@ pub struct Rhythm {
     pub period: f64,
 }
 
+/// By how much the words of some pieces are later than those of others, least and most; none if they are not as many, or of
+/// another shape.
+pub fn later_than(pieces: &[Burst], others: &[Burst]) -> Option<(f64, f64)> {
+    let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
+    let (mut a, mut b) = ((0, 0), (0, 0));
+    while let (Some(own), Some(other)) = (pieces.get(a.0), others.get(b.0)) {
+        let (low, high, words) = own.later_than(a.1, other, b.1)?;
+        (least, most) = (least.min(low), most.max(high));
+        let beyond = |at: (usize, u64), burst: &Burst| match at.1 + words {
+            all if all == burst.total() => (at.0 + 1, 0),
+            some => (at.0, some),
+        };
+        (a, b) = (beyond(a, own), beyond(b, other));
+    }
+    (a.0 == pieces.len() && b.0 == others.len()).then_some((least, most))
+}
+
 /// Pieces behind a single reader are dropped in lots of this many.
 const LOT: usize = 64;
 
@@ -154,6 +171,15 @@ impl Words {
         while cursor.piece + 1 < self.pieces.len() && cursor.offset >= self.pieces[cursor.piece].total() {
             cursor.offset -= self.pieces[cursor.piece].total();
             cursor.piece += 1;
+        }
+    }
+
+    /// The piece that a reader takes up next; none if it is inside of one, or ahead of all.
+    pub fn next_piece(&self, cursor: &Cursor) -> Option<usize> {
+        match cursor.offset {
+            0 => Some(cursor.piece),
+            n => (cursor.piece + 1 == self.pieces.len() && n == self.pieces[cursor.piece].total())
+                .then_some(cursor.piece + 1),
         }
     }
 

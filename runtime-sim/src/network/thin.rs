@@ -3,7 +3,6 @@
 //! is first. What is left are the links where streams meet.
 
 use super::Network;
-use std::collections::BTreeMap;
 
 impl Network {
     /// The same streams without the shared links at which no two words can meet. Changes no time.
@@ -81,9 +80,9 @@ impl Network {
         let mut links: Vec<u32> = self.shared.iter().map(|shared| shared.link).collect();
         links.sort_unstable();
         links.dedup();
-        let dense: BTreeMap<u32, u32> = links.into_iter().zip(0..).collect();
-        self.shared.iter_mut().for_each(|shared| shared.link = dense[&shared.link]);
-        self.shared_links = dense.len() as u32;
+        let place = |link: u32| links.partition_point(|known| *known < link) as u32;
+        self.shared.iter_mut().for_each(|shared| shared.link = place(shared.link));
+        self.shared_links = links.len() as u32;
     }
 }
 

@@ -118,7 +118,7 @@ impl Parser<'_> {
             return self
                 .expected("a statement", "an op such as `mov`, or loop, par, control, activate, phase, code, descriptors, transfers, tasks");
         };
-        self.at += 1;
+        self.pass();
         let dst = self.dest()?;
         self.sign("<-")?;
         let mut src = vec![self.operand()?];
@@ -149,15 +149,15 @@ impl Parser<'_> {
     fn operand(&mut self) -> Parsed<Operand> {
         let negative = self.eat("-");
         let sign = if negative { -1.0 } else { 1.0 };
-        let constant = match *self.peek() {
+        let constant = match self.peek() {
             Token::Int(n) => Some(n as f32),
             Token::Float(v) => Some(v),
-            Token::Word(ref w) if w == "inf" => Some(f32::INFINITY),
-            Token::Word(ref w) if w == "nan" => Some(f32::NAN),
+            Token::Word("inf") => Some(f32::INFINITY),
+            Token::Word("nan") => Some(f32::NAN),
             _ => None,
         };
         if let Some(value) = constant {
-            self.at += 1;
+            self.pass();
             return Ok(Operand::Const(sign * value));
         }
         if negative {

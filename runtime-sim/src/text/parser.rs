@@ -1,7 +1,7 @@
 //! Text to programs: one function per construct, stopping at the first mistake.
 
 use super::ParseError;
-use super::lexer::{Spanned, Token, tokens};
+use super::lexer::{Lexer, Token};
 use crate::program::{
     Affine, Buffer, Class, Colour, Direction, HostStream, Lifetime, Port, Position, Region, Route,
     TensorDecl, TensorMap, Var, WaferProgram, Wire,
@@ -10,20 +10,17 @@ use lapidary_models::dtype::DType;
 
 /// Reads a program; `file` is the name to show in errors.
 pub fn parse(text: &str, file: &str) -> Result<WaferProgram, ParseError> {
-    let tokens = tokens(text).map_err(|(line, column, what)| ParseError {
-        file: file.into(),
-        line,
-        column,
-        message: format!("cannot read {what}"),
-        hint: "see the grammar of .wafer files".into(),
-    })?;
-    Parser { tokens, at: 0, file, depth: 0 }.program()
+    let mut lexer = Lexer::new(text);
+    let (token, at) = lexer.next();
+    Parser { lexer, token, at, file, depth: 0 }.program()
 }
 
 /// A text being read.
 pub(super) struct Parser<'a> {
-    tokens: Vec<Spanned>,
-    pub(super) at: usize,
+    lexer: Lexer<'a>,
+    /// The current token and where it begins.
+    token: Token<'a>,
+    at: usize,
     file: &'a str,
     pub(super) depth: usize,
 }
@@ -31,42 +28,51 @@ pub(super) struct Parser<'a> {
 /// A construct, or the first mistake.
 pub(super) type Parsed<T> = Result<T, ParseError>;
 
-impl Parser<'_> {
-    pub(super) fn peek(&self) -> &Token {
-        &self.tokens[self.at.min(self.tokens.len() - 1)].token
+impl<'a> Parser<'a> {
+    /// The current token.
+    pub(super) fn peek(&self) -> Token<'a> {
+        self.token
     }
 
-    fn next(&mut self) -> Token {
-        let token = self.peek().clone();
-        self.at += 1;
-        token
+    /// Goes on to the next token.
+    pub(super) fn pass(&mut self) {
+        (self.token, self.at) = self.lexer.next();
     }
 
     /// An error at the current token.
     pub(super) fn expected<T>(&self, what: &str, hint: &str) -> Parsed<T> {
-        let place = &self.tokens[self.at.min(self.tokens.len() - 1)];
-        let message = format!("expected {what}, found {}", place.token.describe());
-        let (line, column) = (place.line, place.column);
+        let (line, column) = self.lexer.place(self.at);
+        let found = self.token.describe();
+        let (message, hint) = match self.token {
+            Token::Unknown(_) | Token::Beyond(_) | Token::Open => {
+                (format!("cannot read {found}"), "see the grammar of .wafer files")
+            }
+            _ => (format!("expected {what}, found {found}"), hint),
+        };
         Err(ParseError { file: self.file.into(), line, column, message, hint: hint.into() })
     }
 
     pub(super) fn is_word(&self, word: &str) -> bool {
-        matches!(self.peek(), Token::Word(w) if w == word)
+        matches!(self.token, Token::Word(w) if w == word)
     }
 
     fn is_sign(&self, sign: &str) -> bool {
-        matches!(self.peek(), Token::Sign(s) if *s == sign)
+        matches!(self.token, Token::Sign(s) if s == sign)
     }
 
     pub(super) fn eat_word(&mut self, word: &str) -> bool {
         let found = self.is_word(word);
-        self.at += usize::from(found);
+        if found {
+            self.pass();
+        }
         found
     }
 
     pub(super) fn eat(&mut self, sign: &str) -> bool {
         let found = self.is_sign(sign);
-        self.at += usize::from(found);
+        if found {
+            self.pass();
+        }
         found
     }
 
@@ -87,20 +93,20 @@ impl Parser<'_> {
     }
 
     pub(super) fn name(&mut self) -> Parsed<String> {
-        match self.peek().clone() {
+        match self.peek() {
             Token::Word(w) | Token::Quoted(w) => {
-                self.at += 1;
-                Ok(w)
+                self.pass();
+                Ok(w.into())
             }
             _ => self.expected("a name", "quote names that are not plain words"),
         }
     }
 
     pub(super) fn int<T: TryFrom<i64>>(&mut self, what: &str) -> Parsed<T> {
-        if let Token::Int(n) = *self.peek()
+        if let Token::Int(n) = self.peek()
             && let Ok(value) = T::try_from(n)
         {
-            self.at += 1;
+            self.pass();
             return Ok(value);
         }
         self.expected(what, "write a whole number in range")
@@ -112,7 +118,7 @@ impl Parser<'_> {
         self.word("x")?;
         let height = self.int("the height")?;
         let mut program = WaferProgram::new(width, height);
-        while *self.peek() != Token::End {
+        while self.peek() != Token::End {
             if self.eat_word("tensor") {
                 let name = self.name()?;
                 self.sign("[")?;
@@ -238,7 +244,7 @@ impl Parser<'_> {
             sign = match (self.eat("+"), self.is_sign("-")) {
                 (true, _) => 1,
                 (false, true) => {
-                    self.at += 1;
+                    self.pass();
                     -1
                 }
                 (false, false) => return Ok(sum),
@@ -259,21 +265,19 @@ impl Parser<'_> {
 
     fn var(&mut self) -> Parsed<Var> {
         let hint = "use x, y, x/n, y/n, t, i0.. (loops) or d0.. (dimensions)";
-        let Token::Word(word) = self.peek().clone() else {
+        let Token::Word(word) = self.peek() else {
             return self.expected("a number or variable", hint);
         };
         let Ok(var) = word.parse::<Var>() else { return self.expected("a number or variable", hint) };
-        self.at += 1;
+        self.pass();
         if !(matches!(var, Var::X | Var::Y) && self.eat("/")) {
             return Ok(var);
         }
-        match self.int::<u32>("a divisor")? {
-            0 => {
-                self.at -= 1;
-                self.expected("a divisor", "divide by 1 or more")
-            }
-            n => Ok(if var == Var::X { Var::XOver(n) } else { Var::YOver(n) }),
+        if self.peek() == Token::Int(0) {
+            return self.expected("a divisor", "divide by 1 or more");
         }
+        let n = self.int("a divisor")?;
+        Ok(if var == Var::X { Var::XOver(n) } else { Var::YOver(n) })
     }
 
     pub(super) fn colour(&mut self) -> Parsed<Colour> {
@@ -307,14 +311,12 @@ impl Parser<'_> {
 
     fn host(&mut self) -> Parsed<HostStream> {
         let name = self.name()?;
-        let direction = match self.next() {
-            Token::Word(w) if w == "in" => Direction::In,
-            Token::Word(w) if w == "out" => Direction::Out,
-            _ => {
-                self.at -= 1;
-                return self.expected("`in` or `out`", "say whether words enter or leave the wafer");
-            }
+        let direction = match self.peek() {
+            Token::Word("in") => Direction::In,
+            Token::Word("out") => Direction::Out,
+            _ => return self.expected("`in` or `out`", "say whether words enter or leave the wafer"),
         };
+        self.pass();
         let edge = self.port()?;
         self.word("lanes")?;
         let first = self.int("the first lane")?;

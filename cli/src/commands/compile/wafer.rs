@@ -108,13 +108,13 @@ fn resident(
         let stages = decode.stages.into_iter().map(|stage| Stage {
             name: stage.name,
             times: stage.times,
-            program: stage.generated.program,
+            program: stage.generated.program.into(),
         });
         return Ok(programs(job, machine, stages.collect()));
     }
     let pipeline = wafer::emit_pipeline(module, machine, count(job.args.batch), Shown::default())?;
     report.placement = Some(regions(&pipeline.regions));
-    let stage = Stage { name: "pipeline".into(), times: 1, program: pipeline.program };
+    let stage = Stage { name: "pipeline".into(), times: 1, program: pipeline.program.into() };
     Ok(programs(job, machine, vec![stage]))
 }
 
@@ -193,7 +193,7 @@ fn after_plan(planned: Option<&TrainingAnswer>) -> Vec<StepWay> {
 }
 
 fn stage(stage: wafer::Stage) -> Stage {
-    Stage { name: stage.name, times: stage.times, program: stage.generated.program }
+    Stage { name: stage.name, times: stage.times, program: stage.generated.program.into() }
 }
 
 /// A program that fails its own check is a fault of the compiler. The stages are checked side by side.
