@@ -1,16 +1,15 @@
 //! The door to NCCL. All calls into it are here, each with the reason why it is sound.
 //!
-//! The library is opened at run time and looked at before it is used: the binding panics where the library or a function is
-//! missing, so both are asked for by name first. Communicators do not block: a call that is under way is asked about until it
+//! The library is opened at run time by the name that packages and wheels give it, and every function is asked for before any
+//! is called. Communicators do not block: a call that is under way is asked about until it
 //! is done or patience ends, so a peer that never comes ends in an error.
 #![allow(unsafe_code)]
 
 use super::bootstrap::NAME;
 use crate::device::{Address, DeviceError};
 use crate::program::Dtype;
-use cudarc::nccl::result::{self, NcclError as Code, NcclStatus};
 use cudarc::nccl::sys;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -24,23 +23,97 @@ const MAGIC: u32 = 0xcafe_beef;
 /// Between two questions whether a call is done.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Every function that this file calls.
-const FUNCTIONS: [&str; 11] = [
-    "ncclGetVersion",
-    "ncclGetUniqueId",
-    "ncclGetErrorString",
-    "ncclCommInitRankConfig",
-    "ncclCommGetAsyncError",
-    "ncclCommAbort",
-    "ncclAllReduce",
-    "ncclAllGather",
-    "ncclReduceScatter",
-    "ncclBroadcast",
-    "ncclSend",
-];
+/// The library's name: that of packages and wheels alike. The binding looks for others only, so this file opens it itself and
+/// has only the types from there.
+const LIBRARY: &str = "libnccl.so.2";
 
-/// The one more that has no room above.
-const RECEIVE: &str = "ncclRecv";
+type Answer = sys::ncclResult_t;
+type Comm = sys::ncclComm_t;
+type Stream = sys::cudaStream_t;
+type Kind = sys::ncclDataType_t;
+
+/// Every function that this file calls, by its form in nccl.h.
+struct Functions {
+    version: unsafe extern "C" fn(*mut c_int) -> Answer,
+    name: unsafe extern "C" fn(*mut sys::ncclUniqueId) -> Answer,
+    text: unsafe extern "C" fn(Answer) -> *const c_char,
+    join: unsafe extern "C" fn(*mut Comm, c_int, sys::ncclUniqueId, c_int, *mut sys::ncclConfig_t) -> Answer,
+    state: unsafe extern "C" fn(Comm, *mut Answer) -> Answer,
+    abort: unsafe extern "C" fn(Comm) -> Answer,
+    reduce: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        Kind,
+        sys::ncclRedOp_t,
+        Comm,
+        Stream,
+    ) -> Answer,
+    gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, Kind, Comm, Stream) -> Answer,
+    scatter: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        Kind,
+        sys::ncclRedOp_t,
+        Comm,
+        Stream,
+    ) -> Answer,
+    broadcast: unsafe extern "C" fn(*const c_void, *mut c_void, usize, Kind, c_int, Comm, Stream) -> Answer,
+    send: unsafe extern "C" fn(*const c_void, usize, Kind, c_int, Comm, Stream) -> Answer,
+    receive: unsafe extern "C" fn(*mut c_void, usize, Kind, c_int, Comm, Stream) -> Answer,
+}
+
+/// A function of the library by its name.
+///
+/// # Safety
+/// `F` is the form that the function has in nccl.h.
+unsafe fn function<F: Copy>(
+    library: &'static libloading::Library,
+    name: &'static str,
+) -> Result<F, NcclError> {
+    // SAFETY: the caller says that the form is right; the library stays for the rest of the process.
+    unsafe { library.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|_| NcclError::NoFunction(name))
+}
+
+impl Functions {
+    /// Loads the library for the rest of the process.
+    fn load() -> Result<Functions, NcclError> {
+        // SAFETY: loading runs the library's initialisers, which NVIDIA documents as safe.
+        let library = unsafe { libloading::Library::new(LIBRARY) }.map_err(|_| NcclError::Missing)?;
+        let library: &'static libloading::Library = Box::leak(Box::new(library));
+        // SAFETY: the forms are those of nccl.h, as the binding has them too.
+        unsafe {
+            Ok(Functions {
+                version: function(library, "ncclGetVersion")?,
+                name: function(library, "ncclGetUniqueId")?,
+                text: function(library, "ncclGetErrorString")?,
+                join: function(library, "ncclCommInitRankConfig")?,
+                state: function(library, "ncclCommGetAsyncError")?,
+                abort: function(library, "ncclCommAbort")?,
+                reduce: function(library, "ncclAllReduce")?,
+                gather: function(library, "ncclAllGather")?,
+                scatter: function(library, "ncclReduceScatter")?,
+                broadcast: function(library, "ncclBroadcast")?,
+                send: function(library, "ncclSend")?,
+                receive: function(library, "ncclRecv")?,
+            })
+        }
+    }
+
+    /// Whether a call is still under way; an error where it failed.
+    fn under_way(&self, call: &'static str, answer: Answer) -> Result<bool, NcclError> {
+        match answer {
+            Answer::ncclSuccess => Ok(false),
+            Answer::ncclInProgress => Ok(true),
+            code => {
+                // SAFETY: the function returns a sentence that lives as long as the library.
+                let text = unsafe { CStr::from_ptr((self.text)(code)) };
+                Err(NcclError::Failed { call, answer: text.to_string_lossy().into_owned() })
+            }
+        }
+    }
+}
 
 /// Why ranks cannot speak through NCCL.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -97,15 +170,22 @@ fn dotted(version: i32) -> String {
 }
 
 /// NCCL, known to be there and new enough.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Nccl {
     version: i32,
+    functions: &'static Functions,
 }
 
 /// The ranks that a rank meets in one group.
-#[derive(Debug)]
 pub struct Communicator {
-    comm: sys::ncclComm_t,
+    comm: Comm,
+    functions: &'static Functions,
+}
+
+impl std::fmt::Debug for Communicator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Communicator").finish_non_exhaustive()
+    }
 }
 
 /// What is put on a stream.
@@ -158,20 +238,15 @@ impl Nccl {
     /// # Errors
     /// Where it is not there, lacks a function or is too old.
     pub fn open() -> Result<Nccl, NcclError> {
-        // The binding looks for the name without a version first, which packages for development have; wheels have the other.
-        // SAFETY: loading runs the library's initialisers, which NVIDIA documents as safe.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(NcclError::Missing);
+        let functions: &'static Functions = Box::leak(Box::new(Functions::load()?));
+        let mut version = 0;
+        // SAFETY: the pointer is valid for the write.
+        functions.under_way("ncclGetVersion", unsafe { (functions.version)(&mut version) })?;
+        if version < OLDEST {
+            Err(NcclError::Old { found: version })
+        } else {
+            Ok(Nccl { version, functions })
         }
-        for function in FUNCTIONS.into_iter().chain([RECEIVE]) {
-            // SAFETY: the library is there; the symbol is looked for and not called.
-            let found = unsafe { sys::culib().get::<unsafe extern "C" fn()>(function.as_bytes()) };
-            if found.is_err() {
-                return Err(NcclError::NoFunction(function));
-            }
-        }
-        let version = result::get_nccl_version().map_err(|code| failed("ncclGetVersion", &code))?;
-        if version < OLDEST { Err(NcclError::Old { found: version }) } else { Ok(Nccl { version }) }
     }
 
     /// Its version, as people write it.
@@ -184,7 +259,9 @@ impl Nccl {
     /// # Errors
     /// [`NcclError::Failed`].
     pub fn name(&self) -> Result<[u8; NAME], NcclError> {
-        let id = result::get_uniqueid().map_err(|code| failed("ncclGetUniqueId", &code))?;
+        let mut id = sys::ncclUniqueId { internal: [0; NAME] };
+        // SAFETY: the pointer is valid for the write.
+        self.functions.under_way("ncclGetUniqueId", unsafe { (self.functions.name)(&mut id) })?;
         Ok(id.internal.map(|byte| byte as u8))
     }
 
@@ -212,13 +289,12 @@ impl Nccl {
             netName: std::ptr::null(),
             splitShare: unset,
         };
-        let mut comm: sys::ncclComm_t = std::ptr::null_mut();
+        let mut comm: Comm = std::ptr::null_mut();
         let call = "ncclCommInitRankConfig";
-        // SAFETY: the function is there (`open`), both pointers are valid for the call, the name is passed by value.
+        // SAFETY: both pointers are valid for the call, which copies the settings; the name is passed by value.
         let joined =
-            unsafe { result::comm_init_rank_config(&mut comm, ranks as i32, id, rank as i32, &mut settings) };
-        let joined = joined.map_err(|code| failed(call, &code))?;
-        let communicator = Communicator { comm };
+            unsafe { (self.functions.join)(&mut comm, ranks as c_int, id, rank as c_int, &mut settings) };
+        let communicator = Communicator { comm, functions: self.functions };
         communicator.done(call, joined, waited)?;
         Ok(communicator)
     }
@@ -226,13 +302,8 @@ impl Nccl {
 
 impl Communicator {
     /// Returns when a call is no longer under way.
-    fn done(
-        &self,
-        call: &'static str,
-        status: NcclStatus,
-        waited: &dyn Fn() -> bool,
-    ) -> Result<(), NcclError> {
-        if status != NcclStatus::InProgress {
+    fn done(&self, call: &'static str, answer: Answer, waited: &dyn Fn() -> bool) -> Result<(), NcclError> {
+        if !self.functions.under_way(call, answer)? {
             return Ok(());
         }
         while self.under_way(call)? {
@@ -245,11 +316,11 @@ impl Communicator {
     }
 
     fn under_way(&self, call: &'static str) -> Result<bool, NcclError> {
-        let mut state = sys::ncclResult_t::ncclSuccess;
+        let mut state = Answer::ncclSuccess;
         // SAFETY: the communicator is not dropped yet, and the pointer is valid for the write.
-        let asked = unsafe { sys::ncclCommGetAsyncError(self.comm, &mut state) };
-        let told = asked.result().and_then(|_| state.result()).map_err(|code| failed(call, &code))?;
-        Ok(told == NcclStatus::InProgress)
+        let asked = unsafe { (self.functions.state)(self.comm, &mut state) };
+        self.functions.under_way(call, asked)?;
+        self.functions.under_way(call, state)
     }
 
     /// Whether something that was put on a stream failed since.
@@ -268,29 +339,29 @@ impl Communicator {
     pub fn call(&self, call: Call, operands: &Operands, waited: &dyn Fn() -> bool) -> Result<(), NcclError> {
         let Operands { x, out, count, dtype, stream } = *operands;
         let (x, out) = (x.0 as *const c_void, out.0 as *mut c_void);
-        let (comm, count, stream) = (self.comm, count as usize, stream as sys::cudaStream_t);
-        let (kind, sum) = (kind(dtype), sys::ncclRedOp_t::ncclSum);
+        let (comm, count, stream) = (self.comm, count as usize, stream as Stream);
+        let (kind, sum, own) = (kind(dtype), sys::ncclRedOp_t::ncclSum, self.functions);
         // SAFETY: the communicator is joined and of this thread's device; memory and stream are as said above.
         let (name, answer) = unsafe {
             match call {
                 Call::Reduce { largest } => {
                     let op = if largest { sys::ncclRedOp_t::ncclMax } else { sum };
-                    ("ncclAllReduce", result::all_reduce(x, out, count, kind, op, comm, stream))
+                    ("ncclAllReduce", (own.reduce)(x, out, count, kind, op, comm, stream))
                 }
-                Call::Gather => ("ncclAllGather", result::all_gather(x, out, count, kind, comm, stream)),
+                Call::Gather => ("ncclAllGather", (own.gather)(x, out, count, kind, comm, stream)),
                 Call::SumScatter => {
-                    ("ncclReduceScatter", result::reduce_scatter(x, out, count, kind, sum, comm, stream))
+                    ("ncclReduceScatter", (own.scatter)(x, out, count, kind, sum, comm, stream))
                 }
                 Call::Broadcast { root } => {
-                    ("ncclBroadcast", result::broadcast(x, out, count, kind, root as i32, comm, stream))
+                    ("ncclBroadcast", (own.broadcast)(x, out, count, kind, root as c_int, comm, stream))
                 }
-                Call::Send { to } => ("ncclSend", result::send(x, count, kind, to as i32, comm, stream)),
+                Call::Send { to } => ("ncclSend", (own.send)(x, count, kind, to as c_int, comm, stream)),
                 Call::Receive { from } => {
-                    (RECEIVE, result::recv(out, count, kind, from as i32, comm, stream))
+                    ("ncclRecv", (own.receive)(out, count, kind, from as c_int, comm, stream))
                 }
             }
         };
-        self.done(name, answer.map_err(|code| failed(name, &code))?, waited)
+        self.done(name, answer, waited)
     }
 }
 
@@ -298,24 +369,18 @@ impl Drop for Communicator {
     fn drop(&mut self) {
         if !self.comm.is_null() {
             // SAFETY: the communicator is used by nobody any more. Aborting does not wait for other ranks.
-            let _ = unsafe { result::comm_abort(self.comm) };
+            let _ = unsafe { (self.functions.abort)(self.comm) };
         }
     }
 }
 
-fn kind(dtype: Dtype) -> sys::ncclDataType_t {
+fn kind(dtype: Dtype) -> Kind {
     match dtype {
         Dtype::F32 => sys::ncclDataType_t::ncclFloat32,
         Dtype::Bf16 => sys::ncclDataType_t::ncclBfloat16,
         Dtype::I32 => sys::ncclDataType_t::ncclInt32,
         Dtype::I8 => sys::ncclDataType_t::ncclInt8,
     }
-}
-
-fn failed(call: &'static str, code: &Code) -> NcclError {
-    // SAFETY: the function is there (`open`) and returns a sentence that lives as long as the library.
-    let text = unsafe { CStr::from_ptr(sys::ncclGetErrorString(code.0)) };
-    NcclError::Failed { call, answer: text.to_string_lossy().into_owned() }
 }
 
 #[cfg(test)]
@@ -339,7 +404,8 @@ mod tests {
             let looks = std::cell::Cell::new(0);
             let waited = || looks.replace(looks.get() + 1) > 20_000;
             let joined = nccl.name().and_then(|name| nccl.join(&name, 0, 1, &waited));
-            assert!(matches!(joined, Err(NcclError::Failed { .. })), "{joined:?}");
+            let told = joined.map(drop);
+            assert!(matches!(told, Err(NcclError::Failed { .. })), "{told:?}");
         }
     }
 
