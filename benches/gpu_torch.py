@@ -1,5 +1,6 @@
 """Measures the shapes of a gpu-run.json with PyTorch: cuBLAS with its epilogue behind it, SDPA's FlashAttention, torch.compile for
-row kernels, and layers of torch.compile (max-autotune) in a CUDA graph for a decoded token and a prompt.
+row kernels, layers of torch.compile (max-autotune) in a CUDA graph for a decoded token and a prompt, and a training step of such
+layers under autocast with a clipped gradient and torch's fused AdamW.
 
     gpu_torch.py gpu-run.json SECONDS torch.json
 
@@ -46,6 +47,8 @@ def rotated(x, cosine, sine):
 def gemm(one):
     """A product and, as one compiled kernel behind it, what our region has behind it."""
     s, ops = one["shape"], (one.get("ops") or "linear").split(", ")
+    if "linear_dw" in ops or "linear_dx" in ops:
+        return gemm_backward(s, ops)
     a, w, bias = random(s["m"], s["k"]), random(s["n"], s["k"]), random(s["n"])
     residuals = [random(s["m"], s["n"]) for _ in range(ops.count("add"))]
     half = random(s["m"], s["n"] // 2)
@@ -69,6 +72,32 @@ def gemm(one):
         return lambda: F.linear(a, w)
     compiled = torch.compile(epilogue)
     return lambda: compiled(F.linear(a, w), bias, residuals, half)
+
+
+def gemm_backward(s, ops):
+    """The derivative of a product: by its weight, added to an f32 gradient, or by what went in, with what our region has behind it."""
+    if "linear_dw" in ops:
+        dy, x = random(s["k"], s["m"]), random(s["k"], s["n"])
+        if "gradient" not in ops:
+            return lambda: torch.mm(dy.t(), x)
+        gradient = torch.zeros(s["m"], s["n"], device=DEVICE)
+        return lambda: gradient.add_(torch.mm(dy.t(), x))
+    dy, w = random(s["m"], s["k"]), random(s["k"], s["n"])
+    gate, residuals = random(s["m"], s["n"]), [random(s["m"], s["n"]) for _ in range(ops.count("add"))]
+
+    def epilogue(y, gate, residuals):
+        if "activation_dx" in ops:
+            y = torch.ops.aten.silu_backward(y, gate)
+        if "mul" in ops:
+            y = y * gate
+        for other in residuals:
+            y = y + other
+        return y
+
+    if len(ops) == 1:
+        return lambda: torch.mm(dy, w)
+    compiled = torch.compile(epilogue)
+    return lambda: compiled(torch.mm(dy, w), gate, residuals)
 
 
 def norm(one):
@@ -180,6 +209,55 @@ def model(one):
     return graph.replay
 
 
+class Trained(torch.nn.Module):
+    """The same layer over a whole sequence, its weights in f32."""
+
+    def __init__(self, d, heads, ff):
+        super().__init__()
+        self.heads = heads
+        shapes = {"qkv": (3 * d, d), "out": (d, d), "gate_up": (2 * ff, d), "down": (d, ff), "n1": (d,), "n2": (d,)}
+        for name, shape in shapes.items():
+            setattr(self, name, torch.nn.Parameter(random(*shape).float() * 0.02))
+
+    def forward(self, x, cosine, sine):
+        b, s, d = x.shape
+        y = F.linear(F.rms_norm(x, (d,), self.n1.to(x.dtype), 1e-5), self.qkv)
+        q, k, v = (t.view(b, s, self.heads, -1).transpose(1, 2) for t in y.chunk(3, -1))
+        y = F.scaled_dot_product_attention(rotated(q, cosine, sine), rotated(k, cosine, sine), v, is_causal=True)
+        x = x + F.linear(y.transpose(1, 2).reshape(b, s, d), self.out)
+        gate, up = F.linear(F.rms_norm(x, (d,), self.n2.to(x.dtype), 1e-5), self.gate_up).chunk(2, -1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+
+def train_step(one):
+    """Forward, loss, backward, clipping and AdamW of f32 weights under bf16 autocast."""
+    s = one["shape"]
+    d, heads, ff = s["width"], s["width"] // 128, s["ff"]
+    layers = torch.nn.ModuleList(Trained(d, heads, ff) for _ in range(s["layers"]))
+    ends = torch.nn.ParameterList([random(s["vocab"], d).float() * 0.02, random(s["vocab"], d).float() * 0.02, random(d).float()])
+    every = [*layers.parameters(), *ends]
+    optimizer = torch.optim.AdamW(every, lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
+    ids = torch.randint(0, s["vocab"], (s["batch"], s["seq"]), device=DEVICE)
+    labels = torch.randint(0, s["vocab"], (s["batch"], s["seq"]), device=DEVICE)
+    cosine, sine = random(s["seq"], 64), random(s["seq"], 64)
+    step = torch.compile(Trained.forward, mode="max-autotune-no-cudagraphs", dynamic=False)
+
+    def work():
+        embed, head, last = ends
+        with torch.autocast(DEVICE, dtype=DTYPE):
+            x = F.embedding(ids, embed).to(DTYPE)
+            for layer in layers:
+                x = step(layer, x, cosine, sine)
+            logits = F.linear(F.rms_norm(x, (d,), last.to(x.dtype), 1e-5), head)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(every, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return work
+
+
 KERNELS = {
     "gemm": gemm,
     "norm": norm,
@@ -190,9 +268,10 @@ KERNELS = {
     "attention-backward": lambda one: attention(one, True),
     "decode": model,
     "prefill": model,
+    "train-step": train_step,
 }
 # Whole models compile longest: the token at batch 1 and the prompt, which goals are about, come before the others.
-ORDER = ["attention-forward", "attention-backward", "norm", "swiglu", "rope", "cross-entropy", "decode", "prefill", "gemm"]
+ORDER = ["attention-forward", "attention-backward", "norm", "swiglu", "rope", "cross-entropy", "decode", "prefill", "train-step", "gemm"]
 
 
 def main():

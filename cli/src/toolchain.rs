@@ -108,6 +108,27 @@ pub fn tunings(device: &str, driver: &str) -> Tunings {
     known.filter(|known| (known.device.as_str(), known.driver.as_str()) == (device, driver)).unwrap_or(fresh)
 }
 
+/// What was measured in earlier runs on this machine on GPUs of a product's kind, the driver's name for it first; of several
+/// drivers the last by name. The kind is what the first two words say: drivers call the H200-SXM5-141GB plainly H200.
+pub fn tunings_of(product: &str) -> Option<Tunings> {
+    let folder = std::fs::read_dir(kernel_cache()?).ok()?;
+    let mut files: Vec<PathBuf> = folder.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    let named = |path: &&PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        name.starts_with("tunings-") && name.ends_with(".json")
+    };
+    let read = |path: &PathBuf| Tunings::read(&std::fs::read_to_string(path).ok()?).ok();
+    let known: Vec<Tunings> = files.iter().filter(named).filter_map(read).collect();
+    let exact = known.iter().rfind(|tunings| tunings.device == product);
+    exact.or_else(|| known.iter().rfind(|tunings| kind(&tunings.device) == kind(product))).cloned()
+}
+
+/// Whose and which: `NVIDIA H200-SXM5-141GB` is an NVIDIA H200.
+pub fn kind(product: &str) -> Vec<&str> {
+    product.split([' ', '-']).take(2).collect()
+}
+
 /// Keeps what was measured, for later runs on this machine.
 ///
 /// # Errors

@@ -5,7 +5,8 @@ use crate::report::{FoldReport, FusionReport};
 use crate::shard::ShardReport;
 use lapidary_ir::{Diagnostic, IrError, Op, Place, Severity};
 use lapidary_models::autodiff::RecomputeReport;
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 /// Whether a pass did anything.
@@ -35,6 +36,11 @@ pub trait Pass: Send + Sync {
     /// # Errors
     /// [`PassError`] when the module is not of the form that the pass needs; the module is unchanged then.
     fn run(&self, module: Op<'_>, cx: &PassCx) -> Result<Changed, PassError>;
+    /// The same pass, knowing which forms of kernels were measured to be the fastest on the target; none for passes to which
+    /// that says nothing.
+    fn measured(&self, _forms: &BTreeMap<String, String>) -> Option<Arc<dyn Pass>> {
+        None
+    }
 }
 
 /// What passes leave behind beside the module.

@@ -4,6 +4,7 @@ use crate::pass::Pass;
 use crate::registry::{PassKind, PassRow, find};
 use lapidary_ir::pipeline::parse_pipeline;
 use lapidary_models::autodiff::Recompute;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -160,6 +161,15 @@ impl Pipeline {
         let steps =
             elements.iter().map(|element| step(&element.name, &element.text, element.options.as_deref()));
         Ok(Pipeline { steps: steps.collect::<Result<_, _>>().map_err(fault)? })
+    }
+
+    /// The same passes, knowing which forms of kernels were measured to be the fastest on the target (by
+    /// `FormChoice::product`).
+    pub fn measured(mut self, forms: &BTreeMap<String, String>) -> Pipeline {
+        for step in &mut self.steps {
+            step.pass = step.pass.take().map(|pass| pass.measured(forms).unwrap_or(pass));
+        }
+        self
     }
 
     /// The passes as text; parses back to the same pipeline.

@@ -1,8 +1,9 @@
 //! The check accepts a small program written by hand and finds each fault put into it; programs survive JSON.
+use lapidary_runtime_gpu::execute::{Needs, Places};
 use lapidary_runtime_gpu::program::packing::PackGroup;
 use lapidary_runtime_gpu::program::{
-    Access, Arg, Buffer, BufferKind, Dtype, Fault, GpuProgram, Kernel, KernelKind, Launch, Layers, PackForm,
-    PackSource, Packing, RowOrder, SCHEMA, Step,
+    Access, Arg, Buffer, BufferKind, Dtype, Fault, Gemm, GpuProgram, Kernel, KernelKind,
+    LIBRARY_WORKSPACE_BYTES, Launch, Layers, PackForm, PackSource, Packing, RowOrder, SCHEMA, Step,
 };
 
 fn buffer(name: &str, kind: BufferKind, offset: Option<u64>) -> Buffer {
@@ -150,4 +151,37 @@ fn what_a_round_carries_keeps_its_place() {
         body(p).insert(0, launch(vec![arg("a", Access::Read, 0)]));
     });
     assert!(found.iter().any(|fault| fault.contains("`a` and `c` overlap")), "{found:?}");
+}
+
+/// What a product of the library's works in is a class of memory of its own, until the device has it.
+#[test]
+fn the_workspace_of_the_library_is_counted_where_it_is_used() {
+    let class = |program: &GpuProgram, has: bool| {
+        let needs = Needs::of(program, &Places::new(), has);
+        needs.classes.into_iter().find(|(name, _)| name == "library_workspace").map(|(_, bytes)| bytes)
+    };
+    let mut program = program();
+    assert_eq!(class(&program, false), None);
+    body(&mut program).push(Step::Gemm(Box::new(Gemm {
+        kernel: "k".into(),
+        m: 4,
+        n: 4,
+        k: 100,
+        transpose_a: false,
+        transpose_w: true,
+        lda: 104,
+        ldw: 104,
+        ldo: 104,
+        alpha: 1.0,
+        beta: 0.0,
+        dtype: Dtype::Bf16,
+        out_dtype: None,
+        a: arg("a", Access::Read, 0),
+        w: arg("w", Access::Read, 1024),
+        residual: None,
+        bias: None,
+        out: arg("b", Access::Write, 0),
+    })));
+    assert_eq!(class(&program, false), Some(LIBRARY_WORKSPACE_BYTES));
+    assert_eq!(class(&program, true), None);
 }

@@ -114,6 +114,10 @@ pub struct Compile {
     /// Print the time of every stage and pass, and what was fused.
     #[arg(long)]
     pub timing: bool,
+    /// GPUs: which forms of products and attention were measured to be the fastest, as `bench` and benches/gpu.sh leave them
+    /// (tunings.json); those kept on this machine for the target's kind of GPU when absent, none with `off`.
+    #[arg(long, value_name = "FILE|off")]
+    pub tunings: Option<String>,
     /// Fold muP's multipliers into the weights, or keep them as ops.
     #[arg(long, value_enum)]
     pub mup: Option<Switch>,

@@ -498,6 +498,61 @@ fn ptx_that_was_asked_for_and_cannot_be_made_is_exit_7() {
     assert!(folder.path().join("out.lpd/kernels").is_dir());
 }
 
+/// Forms that were measured are taken, from the file that is named or from this machine's own, and the program says so.
+#[test]
+fn compile_takes_the_forms_that_were_measured() {
+    let (folder, _) = with_model(TINY);
+    let compile = |more: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_lapidary"))
+            .args(["compile", "model.toml", "--target", "a100", "--seq-len", "16", "--emit", "cuda"])
+            .args(more)
+            .current_dir(folder.path())
+            .env("LAPIDARY_CACHE", folder.path())
+            .output();
+        out.expect("the binary runs")
+    };
+    let read = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(folder.path().join("out.lpd").join(name)).expect("a file");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let choice = || {
+        let program = read("program.json");
+        let kernels = program["kernels"].as_array().expect("kernels");
+        let chosen = kernels.iter().find(|kernel| kernel["name"] == "layer_mlp_down").expect("the product");
+        chosen["choice"].clone()
+    };
+    assert_eq!(code(&compile(&[])), 0);
+    let rule = choice();
+    assert_eq!(rule["by"], "rule");
+    assert!(read("report.json")["tunings"].is_null());
+    let product = rule["product"].as_str().expect("a name");
+    let tunings = |device: &str| {
+        let times = serde_json::json!({ product: { "library": 2e-6, "tiles-64x128": 1e-6 } });
+        serde_json::json!({
+            "schema": "lapidary/gpu-tunings", "version": 1, "device": device, "driver": "12.9", "median_s": times,
+        })
+        .to_string()
+    };
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("a file");
+    write("other.json", tunings("NVIDIA H200"));
+    let output = compile(&["--tunings", "other.json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("forms were measured on NVIDIA H200"), "{}", stdout(&output));
+    assert_eq!(
+        (choice()["by"].as_str(), choice()["form"].as_str()),
+        (Some("measured"), Some("tiles-64x128"))
+    );
+    assert_eq!(read("report.json")["tunings"]["kernels"], 1);
+    write("tunings-NVIDIA-A100-SXM4-80GB-12.9.json", tunings("NVIDIA A100-SXM4-80GB"));
+    assert_eq!(code(&compile(&[])), 0);
+    assert_eq!(choice()["by"], "measured");
+    assert_eq!(code(&compile(&["--tunings", "off"])), 0);
+    assert_eq!(choice(), rule);
+    write("none.json", "{}".into());
+    let output = compile(&["--tunings", "none.json"]);
+    assert!(code(&output) == 3 && stderr(&output).contains("none.json"), "{}", stderr(&output));
+}
+
 #[test]
 fn a_host_program_is_compiled_too() {
     let (folder, _) = with_model(TINY);
@@ -539,7 +594,7 @@ fn a_machine_without_a_gpu_says_so() {
 /// code is there. Needs NVRTC.
 #[test]
 fn a_bundle_holds_jobs_and_machine_code() {
-    use lapidary_runtime_gpu::bench::Jobs;
+    use lapidary_runtime_gpu::bench::{Jobs, Text, sources};
     use lapidary_runtime_gpu::compile::{Compiler, Prebuilt};
     let (folder, _) = with_model(TINY);
     let output = lapidary(
@@ -576,7 +631,9 @@ fn a_bundle_holds_jobs_and_machine_code() {
     }
     for job in jobs.ceiling.iter().chain(&jobs.jobs) {
         job.program.clone().check().expect("a program that passes its check");
-        for cubin in code.machine_code(&job.all_sources(), "sm_90a") {
+        let candidates = job.candidates.iter().flat_map(|candidate| &candidate.sources);
+        let texts: Vec<Text> = job.sources.iter().chain(candidates).cloned().collect();
+        for cubin in code.machine_code(&sources(&texts), "sm_90a") {
             assert!(cubin.expect("machine code").starts_with(b"\x7fELF"));
         }
     }

@@ -75,7 +75,7 @@ fn the_planner_knows_the_rows_that_hold_weights() {
             outside: false,
         },
         work: &work,
-        recipe: &Recipe { weights: model.dtype.params.bytes() as f64, gradients: 0.0, optimizer: 0.0 },
+        recipe: &Recipe { weights: model.dtype.compute.bytes() as f64, gradients: 0.0, optimizer: 0.0 },
         release: OWN,
     };
     let Feeders { layer, ends } = Feeders::of(&case);

@@ -6,7 +6,7 @@
 //! the two columns of each pair next to each other within every head; q and k leave in that order, attention does not mind
 //! (their products are the same), and the cache keeps rotated keys in it.
 use super::dag::sequence;
-use super::matmul_forms::{Form, choose, forms};
+use super::matmul_forms::{Form, choose_form, forms};
 use super::matmul_source::emit;
 use super::spec::{KernelOp, KernelSpec, Pairing, Source, ValueId};
 use super::{Choice, CudaError, Generated, LibraryProduct, Options, RightSide};
@@ -70,7 +70,7 @@ pub(crate) struct Product {
 pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Choice, CudaError> {
     let product = Product::of(spec, options)?;
     let library = library(spec, &product)?;
-    let (form, choice) = choose(&product, product.key(spec), library.is_some(), options);
+    let (form, choice) = choose_form(&product, product.key(spec), library.is_some(), options);
     if let (Form::Library, Some(library)) = (form, library) {
         return Ok(Choice::Library(Box::new(LibraryProduct { choice: Some(choice), ..library })));
     }

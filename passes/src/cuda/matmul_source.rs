@@ -3,10 +3,10 @@ use super::dag::{Evaluator, Place, cached_line, frequency_tables, signature};
 use super::matmul::{Product, Segment};
 use super::matmul_forms::Form;
 use super::row::indent;
-use super::source::{Machine, Signature, c_type, constants, opening_for};
+use super::source::{Machine, Signature, WarpgroupProduct, c_type, constants, opening_for};
 use super::spec::KernelSpec;
 use super::{CudaError, GeneratedKernel, Operand};
-use lapidary_runtime_gpu::program::{Boxes, Dtype, FormChoice, PackForm};
+use lapidary_runtime_gpu::program::{Dtype, FormChoice, PackForm};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -27,10 +27,11 @@ pub(crate) fn emit(
 ) -> Result<GeneratedKernel, CudaError> {
     let run = 8 * product.segments.iter().map(|segment| segment.linears.len() as u64).max().unwrap_or(1);
     let signature = product_signature(spec, product, form)?;
-    let machine = match form {
-        Form::Hopper(tile) => Machine::Hopper { columns: tile.bn },
-        _ => Machine::Ampere,
+    let products = match form {
+        Form::Hopper(tile) => vec![WarpgroupProduct { columns: tile.bn, held: false }],
+        _ => Vec::new(),
     };
+    let machine = if products.is_empty() { Machine::Ampere } else { Machine::Hopper(&products) };
     let mut source = opening_for(machine, &paragraph(spec, product, form));
     source.push_str(&constants(&[
         ("M", product.m),
@@ -101,15 +102,10 @@ fn product_signature(spec: &KernelSpec, product: &Product, form: Form) -> Result
     let weight = |form| Ok::<_, CudaError>(product.packing(spec)?.with(form));
     let mut all = Signature::default();
     if let Form::Hopper(tile) = form {
-        let boxes = |rows, pitch: u64, box_rows: u64| Boxes {
-            rows,
-            cols: product.k,
-            pitch_bytes: pitch * 2,
-            box_rows: box_rows as u32,
-        };
-        all.boxes(Operand::Input(product.x), boxes(product.m, product.lda, tile.bm), "x");
+        let (left, right) = ([product.m, product.k], [product.n, product.k]);
+        all.boxes(Operand::Input(product.x), tile.boxes(false, left, product.lda, tile.bm), "x");
         let param = Operand::Param(weight(PackForm::Values)?, product.dtype);
-        all.boxes(param, boxes(product.n, product.weight_pitch(), tile.bn), "weights");
+        all.boxes(param, tile.boxes(false, right, product.weight_pitch(), tile.bn), "weights");
     } else {
         all.read(Operand::Input(product.x), product.dtype, "x");
         let form = if product.int8 { PackForm::Int8 } else { PackForm::Values };
@@ -143,25 +139,23 @@ fn body(product: &Product, form: Form, processors: u64) -> Body {
                 ("STAGES", tile.stages),
                 ("WARPS_M", tile.warps_m),
                 ("WARPS_N", tile.warps_n),
+                ("WARPS_K", tile.warps_k),
             ]);
             Body {
                 text: [&sizes, TILES, LEAVE, GEMM].concat(),
                 function: "lp_gemm",
                 blocks: tile.blocks(product),
-                threads: 32 * tile.warps_m * tile.warps_n,
+                threads: tile.threads(),
                 shared: tile.shared_bytes(product.weight_dtype().bytes()),
             }
         }
-        Form::Hopper(tile) => {
-            let sizes = constants(&[("BM", tile.bm), ("BN", tile.bn), ("BK", 64), ("STAGES", tile.stages)]);
-            Body {
-                text: [&sizes, TILES, LEAVE, GEMM_HOPPER].concat(),
-                function: "lp_gemm_90",
-                blocks: tile.blocks(product).min(processors.max(1)),
-                threads: tile.threads(),
-                shared: tile.shared_bytes(),
-            }
-        }
+        Form::Hopper(tile) => Body {
+            text: [&tile.constants([false; 2]), TILES, LEAVE, GEMM_HOPPER].concat(),
+            function: "lp_gemm_90",
+            blocks: tile.blocks([product.m, product.n]).min(processors.max(1)),
+            threads: tile.threads(),
+            shared: tile.shared_bytes(),
+        },
         Form::Stream(rows) => {
             // About eight loads of 16 bytes are under way per thread.
             let ahead = if product.m <= 2 { 8 / rows } else { 1 };
@@ -185,6 +179,11 @@ fn body(product: &Product, form: Form, processors: u64) -> Body {
 
 fn why(product: &Product, form: Form) -> String {
     match form {
+        Form::Tiles(tile) if tile.warps_k > 1 => format!(
+            "Generated for few rows, with everything that follows in its epilogue; {} x {} tiles, every slice of depth {} \
+             shared by {} warps, {} stages.",
+            tile.bm, tile.bn, tile.bk, tile.warps_k, tile.stages
+        ),
         Form::Tiles(tile) => format!(
             "Generated, with everything that follows in its epilogue; {} x {} tiles of depth {}, {} stages.",
             tile.bm, tile.bn, tile.bk, tile.stages

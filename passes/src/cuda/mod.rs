@@ -38,9 +38,10 @@ pub struct Options {
     pub library: bool,
     /// Multiprocessors of the target, to size split work (108 on the A100).
     pub processors: u64,
-    /// The form of every product that can have it, by name ([`forms`]); chosen when absent.
+    /// The form of every product and attention that can have it, by name ([`forms`]); chosen when absent.
     pub form: Option<String>,
-    /// The fastest form of products that were measured on a GPU of the target's kind, by [`FormChoice::product`].
+    /// The fastest form of products and attention that were measured on a GPU of the target's kind, by
+    /// [`FormChoice::product`].
     pub measured: BTreeMap<String, String>,
     /// Whether the target has Hopper's copy engine and warpgroup products; [`lower`] sets it for `sm_90a`.
     pub hopper: bool,
@@ -225,15 +226,22 @@ pub fn lower_kernel(spec: &KernelSpec, options: &Options) -> Result<Choice, Cuda
     }
 }
 
-/// The names of all forms in which a region's products can be computed; empty for a region without products of weights.
+/// The names of all forms in which a region's product or attention can be computed; empty for a region without any, and for one
+/// that has only one.
 ///
 /// # Errors
 /// [`CudaError`] for a region that no form holds.
 pub fn forms(spec: &KernelSpec, options: &Options) -> Result<Vec<String>, CudaError> {
     spec.validate()?;
-    match spec.anchor == Anchor::Matmul && spec.ops.iter().any(|op| op.op == KernelOp::Linear) {
-        true => matmul::form_names(spec, options),
-        false => Ok(Vec::new()),
+    if let Some(names) = backward::form_names(spec, options)? {
+        return Ok(names);
+    }
+    match spec.anchor {
+        Anchor::Matmul if spec.ops.iter().any(|op| op.op == KernelOp::Linear) => {
+            matmul::form_names(spec, options)
+        }
+        Anchor::Attention => attention::form_names(spec, options),
+        _ => Ok(Vec::new()),
     }
 }
 

@@ -4,6 +4,7 @@ use super::{CudaError, KernelArg, Operand};
 use lapidary_runtime_gpu::program::packing::PackGroup;
 use lapidary_runtime_gpu::program::{Access, Boxes, Dtype, PackForm, PackSource, Packing, RowOrder};
 use std::fmt::Write as _;
+use std::ops::RangeBounds;
 
 const MACHINE: &str = include_str!("device/machine.cuh");
 const HOPPER: &str = include_str!("device/machine_90.cuh");
@@ -26,14 +27,20 @@ pub(crate) fn c_float(value: f64) -> String {
 
 /// Whose instructions a kernel uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Machine {
+pub(crate) enum Machine<'a> {
     /// Those of every supported GPU.
     Ampere,
-    /// Those of `sm_90a` too, with products of so many columns.
-    Hopper {
-        /// A multiple of 8 up to 256.
-        columns: u64,
-    },
+    /// Those of `sm_90a` too, with these products.
+    Hopper(&'a [WarpgroupProduct]),
+}
+
+/// A product of a warpgroup: 64 rows by so many columns, 16 deep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WarpgroupProduct {
+    /// A multiple of 8 up to 256.
+    pub columns: u64,
+    /// Whether the left factor is in registers instead of shared memory.
+    pub held: bool,
 }
 
 /// The opening of kernels for every supported GPU.
@@ -42,7 +49,7 @@ pub(crate) fn opening(paragraph: &str) -> String {
 }
 
 /// The paragraph at the top, the machine's instructions (replaced when kernels run on a host) and the prelude.
-pub(crate) fn opening_for(machine: Machine, paragraph: &str) -> String {
+pub(crate) fn opening_for(machine: Machine<'_>, paragraph: &str) -> String {
     let mut text = String::new();
     for line in wrap(paragraph, 108) {
         let _ = writeln!(text, "// {line}");
@@ -50,9 +57,9 @@ pub(crate) fn opening_for(machine: Machine, paragraph: &str) -> String {
     text.push_str("\n#ifndef LAPIDARY_EMULATION\n#define LP_MACHINE static __device__ __forceinline__\n");
     text.push_str("#define LP_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]\n");
     text.push_str(MACHINE);
-    if let Machine::Hopper { columns } = machine {
+    if let Machine::Hopper(products) = machine {
         text.push_str(HOPPER);
-        text.push_str(&product_64(columns));
+        products.iter().for_each(|product| text.push_str(&product.text()));
     }
     text.push_str("#endif\n");
     text.push_str(PRELUDE);
@@ -60,26 +67,51 @@ pub(crate) fn opening_for(machine: Machine, paragraph: &str) -> String {
     text
 }
 
-/// A warpgroup's product of 64 rows and so many columns, 16 deep: one instruction with a register for every sum of a thread.
-fn product_64(columns: u64) -> String {
-    let sums = columns / 2;
-    let registers: Vec<String> = (0..sums).map(|i| format!("%{i}")).collect();
-    let operands: Vec<String> = (0..sums).map(|i| format!("\"+f\"(d[{}][{}])", i / 4, i % 4)).collect();
-    let lines = |words: &[String], each: usize| -> Vec<String> {
-        words.chunks(each).map(|line| line.join(", ")).collect()
-    };
-    format!(
-        "// d[64 x {columns}] (+)= a[64 x 16] b[16 x {columns}], bf16 factors in shared memory, f32 sums; adds to d where told to.\n\
-         LP_MACHINE void lp_product_64(float (&d)[{}][4], unsigned long long a, unsigned long long b, int adds) {{\n    \
-         asm volatile(\n        \"{{\\n\\t.reg .pred adds;\\n\\tsetp.ne.b32 adds, %{}, 0;\\n\\t\"\n        \
-         \"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{\"\n        \"{}}}, \"\n        \
-         \"%{sums}, %{}, adds, 1, 1, 0, 0;\\n\\t}}\"\n        : {}\n        : \"l\"(a), \"l\"(b), \"r\"(adds));\n}}\n",
-        columns / 8,
-        sums + 2,
-        lines(&registers, 16).join(", \"\n        \""),
-        sums + 1,
-        lines(&operands, 6).join(",\n          "),
-    )
+impl WarpgroupProduct {
+    /// The function: one instruction with a register for every sum of a thread.
+    fn text(self) -> String {
+        let columns = self.columns;
+        let sums = columns / 2;
+        let registers: Vec<String> = (0..sums).map(|i| format!("%{i}")).collect();
+        let operands: Vec<String> = (0..sums).map(|i| format!("\"+f\"(d[{}][{}])", i / 4, i % 4)).collect();
+        let lines = |words: &[String], each: usize| -> Vec<String> {
+            words.chunks(each).map(|line| line.join(", ")).collect()
+        };
+        let (what, head, left, inputs) = match self.held {
+            false => (
+                "a and b in shared memory; a turned one has one row per step of depth",
+                "template <bool A_TURNED = false, bool B_TURNED = false>\n\
+                 LP_MACHINE void lp_product_64(float (&d)[{}][4], unsigned long long a, unsigned long long b, int adds)",
+                1,
+                "\"l\"(a), \"l\"(b), \"r\"(adds), \"n\"(int(A_TURNED)), \"n\"(int(B_TURNED))",
+            ),
+            true => (
+                "a in registers, b in shared memory; a turned one has one row per step of depth",
+                "template <bool B_TURNED = false>\n\
+                 LP_MACHINE void lp_product_held(float (&d)[{}][4], const unsigned (&a)[4], unsigned long long b, int adds)",
+                4,
+                "\"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3]), \"l\"(b), \"r\"(adds), \"n\"(int(B_TURNED))",
+            ),
+        };
+        let head = head.replace("{}", &(columns / 8).to_string());
+        let (b, adds) = (sums + left, sums + left + 1);
+        let (a, turned) = match self.held {
+            false => (format!("%{sums}"), format!("%{}, %{}", adds + 1, adds + 2)),
+            true => {
+                let held: Vec<String> = (sums..sums + 4).map(|i| format!("%{i}")).collect();
+                (format!("{{{}}}", held.join(", ")), format!("%{}", adds + 1))
+            }
+        };
+        format!(
+            "// d[64 x {columns}] (+)= a[64 x 16] b[16 x {columns}], bf16 factors, f32 sums; {what}. Adds to d where told to.\n\
+             {head} {{\n    \
+             asm volatile(\n        \"{{\\n\\t.reg .pred adds;\\n\\tsetp.ne.b32 adds, %{adds}, 0;\\n\\t\"\n        \
+             \"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{\"\n        \"{}}}, \"\n        \
+             \"{a}, %{b}, adds, 1, 1, {turned};\\n\\t}}\"\n        : {}\n        : {inputs});\n}}\n",
+            lines(&registers, 16).join(", \"\n        \""),
+            lines(&operands, 6).join(",\n          "),
+        )
+    }
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {
@@ -127,6 +159,22 @@ impl Signature {
         self.args.push(KernelArg { operand, access: Access::Read, boxes: Some(boxes) });
         self.types.push("LP_MAP".into());
         self.names.push(name.into());
+    }
+
+    /// Makes a pointer among them a matrix that the copy engine fetches boxes of.
+    pub fn fetch(&mut self, at: usize, boxes: Boxes) {
+        self.args[at].boxes = Some(boxes);
+        self.types[at] = "LP_MAP".into();
+    }
+
+    /// Some of them.
+    pub fn range(&self, range: impl RangeBounds<usize> + Clone) -> Signature {
+        let bounds = (range.start_bound().cloned(), range.end_bound().cloned());
+        Signature {
+            args: self.args[bounds].to_vec(),
+            names: self.names[bounds].to_vec(),
+            types: self.types[bounds].to_vec(),
+        }
     }
 
     /// Adds all of another's.

@@ -22,7 +22,9 @@ use lapidary_models::shard::schedule::{Form, schedule};
 use lapidary_runtime_cpu::program::StateSharding;
 use lapidary_runtime_gpu::program::{Member, Share};
 use module::FusedModule;
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 /// The pass. Options: `arch=sm_80`, `library=on|off`, `processors=N`.
 pub struct LowerToCuda {
@@ -80,6 +82,11 @@ impl Pass for LowerToCuda {
         write::program(module, &fused, &lowered)?;
         cx.with(|notes| notes.gpu = Some(lowered));
         Ok(Changed::Yes)
+    }
+
+    fn measured(&self, forms: &BTreeMap<String, String>) -> Option<Arc<dyn Pass>> {
+        let options = Options { measured: forms.clone(), ..self.options.clone() };
+        Some(Arc::new(LowerToCuda { arch: self.arch.clone(), options }))
     }
 }
 

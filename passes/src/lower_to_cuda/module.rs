@@ -31,7 +31,7 @@ pub fn read<'c>(module: IrOp<'c>, arch: &str) -> Result<FusedModule<'c>, PassErr
         specs: Vec::new(),
         regions: Vec::new(),
         names: BTreeSet::new(),
-        training: TrainingSpec::default(),
+        training: TrainingSpec { updates: true, ..TrainingSpec::default() },
         range: None,
     };
     let inputs = reader.arguments(main, &["ids", "labels"])?;

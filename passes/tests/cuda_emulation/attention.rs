@@ -1,8 +1,9 @@
 //! Attention: blocks of queries, single queries, split keys.
 use crate::harness::Case;
+use crate::products::notices;
 use crate::region::Region;
 use lapidary_passes::cuda::spec::*;
-use lapidary_passes::cuda::{Options, lower_kernel};
+use lapidary_passes::cuda::{Options, forms, lower_kernel};
 use lapidary_runtime_gpu::program::Dtype::{self, Bf16, F32};
 
 struct Sizes {
@@ -74,6 +75,61 @@ fn blocks_of_wide_heads() {
 fn blocks_of_queries_behind_a_cache_with_a_window_and_slopes() {
     check(Bf16, Sizes { b: 1, s: 40, heads: 3, kv: 3, d: 16, offset: 100 }, 0, true, 1);
     check(Bf16, Sizes { b: 1, s: 140, heads: 1, kv: 1, d: 16, offset: 30 }, 37, false, 1);
+}
+
+fn hopper() -> Options {
+    Options { hopper: true, form: Some("hopper".into()), processors: 2, ..Options::default() }
+}
+
+/// The copy engine and products of warpgroups: odd sequences, several of them, heads that share keys, heads of no multiple of
+/// 64, windows, slopes, and all keys.
+#[test]
+fn blocks_of_queries_on_hopper() {
+    let cases = [
+        (Sizes { b: 1, s: 150, heads: 2, kv: 1, d: 64, offset: 0 }, 0, false),
+        (Sizes { b: 2, s: 17, heads: 2, kv: 2, d: 80, offset: 0 }, 0, false),
+        (Sizes { b: 1, s: 259, heads: 1, kv: 1, d: 128, offset: 0 }, 0, false),
+        (Sizes { b: 2, s: 140, heads: 2, kv: 2, d: 8, offset: 0 }, 37, true),
+        (Sizes { b: 1, s: 70, heads: 1, kv: 1, d: 200, offset: 0 }, 0, false),
+        (Sizes { b: 1, s: 66, heads: 1, kv: 1, d: 256, offset: 0 }, 50, false),
+    ];
+    for (sizes, window, alibi) in cases {
+        let spec = attention(Bf16, &sizes, window, alibi);
+        assert_eq!(forms(&spec, &hopper()).expect("forms"), ["blocks", "hopper"]);
+        let made = Case::new(&spec, 3).check(&hopper());
+        assert_eq!(made.kernels[0].choice.as_ref().map(|choice| choice.form.as_str()), Some("hopper"));
+    }
+    let mut all = attention(Bf16, &Sizes { b: 2, s: 40, heads: 2, kv: 1, d: 24, offset: 0 }, 0, false);
+    for op in &mut all.ops {
+        if let KernelOp::Mask(mask) = &mut op.op {
+            mask.causal = false;
+        }
+    }
+    Case::new(&all, 3).check(&hopper());
+    let cached = attention(Bf16, &Sizes { b: 1, s: 40, heads: 1, kv: 1, d: 16, offset: 100 }, 0, false);
+    assert_eq!(forms(&cached, &hopper()).expect("forms"), ["blocks"], "the engine does not know its end");
+}
+
+/// The emulation is no test if it lets broken kernels pass.
+#[test]
+fn what_attention_on_hopper_forgets_is_noticed() {
+    let spec = attention(Bf16, &Sizes { b: 2, s: 300, heads: 2, kv: 2, d: 72, offset: 0 }, 0, false);
+    let changes = [
+        ("lp_barrier_wait(keys + 8 * stage, parity);", ""),
+        ("lp_barrier_wait(values + 8 * stage, parity);", ""),
+        ("lp_barrier_wait(asked, 0);", ""),
+        ("turn / STAGES % 2 ^ 1", "turn / STAGES % 2"),
+        (
+            "lp_products_wait<0>();\n        if (lane == 0) lp_barrier_arrive(values_used",
+            "if (lane == 0) lp_barrier_arrive(values_used",
+        ),
+        ("c > 0)", "1)"),
+        ("BKV * 128), 1)", "BKV * 64), 1)"),
+        ("lp_product_held<true>", "lp_product_held<false>"),
+        ("my_position + row < S && piece", "piece"),
+        ("    __syncwarp();\n    out +=", "    out +="),
+    ];
+    notices(&spec, &hopper(), &changes);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Kernels of a backward pass compute the derivatives.
 use crate::harness::Case;
 use crate::region::Region;
-use lapidary_passes::cuda::Options;
 use lapidary_passes::cuda::spec::*;
-use lapidary_runtime_gpu::program::Dtype;
+use lapidary_passes::cuda::{Choice, Options, forms, lower_kernel};
+use lapidary_runtime_gpu::program::{ChosenBy, Dtype};
 
 fn no_library() -> Options {
     Options { library: false, ..Options::default() }
@@ -146,6 +146,48 @@ fn products_by_weights() {
         check(&one("dw", form, Backward::LinearDw, &[dy, x], &[n, k], true), &options);
         check(&one("dw", form, Backward::LinearDw, &[dy, x], &[n, k], false), &options);
     }
+}
+
+/// Every form of a product by weights, dX with a tail and dW into a gradient: tiles, parts of the depth, Hopper's.
+#[test]
+fn products_by_weights_in_every_form() {
+    let hopper = Options { hopper: true, processors: 2, ..no_library() };
+    let (dy, x): (&[u64], &[u64]) = (&[1, 517, 72], &[1, 517, 136]);
+    let mut region = Region::new("dx", Anchor::Matmul, Dtype::Bf16);
+    let (short, gate) = (&[1, 150, 1030], &[1, 150, 76]);
+    let (dy_in, gate_in) = (region.input(short), region.input(gate));
+    let w = region.param("w", &[1030, 76]);
+    let dx = region.shaped(KernelOp::Backward(Backward::LinearDx), &[dy_in, w], gate);
+    let slope = region.op(KernelOp::Backward(Backward::ActivationDx(ActivationFn::Silu)), &[gate_in, dx]);
+    let dx = region.finish(&[slope]);
+    let dw = one("dw", (Anchor::Matmul, Dtype::Bf16), Backward::LinearDw, &[dy, x], &[72, 136], true);
+    for (spec, splits) in [(dx, 2), (dw, 1)] {
+        let names = forms(&spec, &hopper).unwrap_or_else(|error| panic!("{error}"));
+        let count = |prefix: &str| names.iter().filter(|name| name.starts_with(prefix)).count();
+        assert_eq!((count("tiles-"), count("split-"), count("hopper-")), (3, splits, 3), "{names:?}");
+        for name in names.into_iter().filter(|name| name != "library") {
+            let made = Case::new(&spec, 7).check(&Options { form: Some(name.clone()), ..hopper.clone() });
+            let choice = made.kernels[0].choice.clone().expect("a choice");
+            assert_eq!((choice.form, choice.by), (name, ChosenBy::Asked));
+        }
+    }
+}
+
+/// The library stays the rule where it is allowed, a measured form is taken instead of it, and both are said.
+#[test]
+fn a_measured_form_of_a_backward_product_is_taken() {
+    let (dy, x): (&[u64], &[u64]) = (&[1, 300, 64], &[1, 300, 64]);
+    let dw = one("dw", (Anchor::Matmul, Dtype::Bf16), Backward::LinearDw, &[dy, x], &[64, 64], true);
+    let chosen = |options: &Options| match lower_kernel(&dw, options) {
+        Ok(Choice::Library(product)) => product.choice.clone().expect("a choice"),
+        Ok(Choice::Generated(generated)) => generated.kernels[0].choice.clone().expect("a choice"),
+        Err(error) => panic!("{error}"),
+    };
+    let rule = chosen(&Options::default());
+    assert_eq!((rule.form.as_str(), rule.by), ("library", ChosenBy::Rule));
+    let measured = [(rule.product, "tiles-64x64".to_string())].into();
+    let found = chosen(&Options { measured, ..Options::default() });
+    assert_eq!((found.form.as_str(), found.by), ("tiles-64x64", ChosenBy::Measured));
 }
 
 #[test]

@@ -101,6 +101,22 @@ fn every_tile_with_tails_in_all_three_sizes() {
     check(&residual(F32, 70, 33, 67), 1);
 }
 
+/// Warps that share a depth: heights of 16, 32 and 64, depths that are no multiple of a slice, whole numbers too.
+#[test]
+fn some_rows_go_through_tiles_that_share_their_depth() {
+    for (rows, expected) in [(9, 1), (17, 1), (50, 2)] {
+        let spec = residual(Bf16, rows, 330, 70);
+        let deep = named(&spec, &Options::default(), "deep-");
+        assert_eq!(deep.len(), expected, "{rows} rows");
+        for form in deep {
+            Case::new(&spec, 5).check(&Options { form: Some(form), ..Options::default() });
+        }
+    }
+    check(&qkv(Bf16, (12, 1, 136), (4, 2, 16), 16, Pairing::Half, 5), 1);
+    check(&swiglu(Bf16, 64, 72, 43, true), 4);
+    assert!(named(&residual(Bf16, 65, 64, 64), &Options::default(), "deep-").is_empty());
+}
+
 #[test]
 fn a_few_rows_stream_the_weights() {
     for rows in [1, 2, 8] {
@@ -148,7 +164,10 @@ fn a_missing_wait_barrier_or_tail_is_noticed() {
         ("lp_copy_wait<STAGES - 2>();\n        __syncthreads();", "lp_copy_wait<STAGES - 2>();"),
         ("left <= 0 ? 0 : sizeof(T) == 1 ? 16 : left * int(sizeof(T))", "16"),
         ("2 * k + lane / 8 % 2)", "2 * k + lane / 8 % 2 ^ 1)"),
-        ("row < M && col < N", "col < N"),
+        (
+            "lp_leave_rows<SLAB>(slab, sum[i], [&](int slab_row, int at, const float (&run)[P]) {\n            const int row = row0 + warp_m + i * 16 + slab_row, col = col0 + warp_n + at;\n            if (row < M && col < N)",
+            "lp_leave_rows<SLAB>(slab, sum[i], [&](int slab_row, int at, const float (&run)[P]) {\n            const int row = row0 + warp_m + i * 16 + slab_row, col = col0 + warp_n + at;\n            if (col < N)",
+        ),
         ("    }\n    __syncwarp();\n    for", "    }\n    for"),
         ("const T* source = from +", "const T* source = from + 1 +"),
     ];
@@ -156,7 +175,7 @@ fn a_missing_wait_barrier_or_tail_is_noticed() {
 }
 
 /// Every change of a kernel's text must fail its check.
-fn notices(spec: &KernelSpec, options: &Options, changes: &[(&str, &str)]) {
+pub fn notices(spec: &KernelSpec, options: &Options, changes: &[(&str, &str)]) {
     for (from, to) in changes {
         let case = Case::new(spec, 5);
         let change = |text: String| {
@@ -226,6 +245,10 @@ fn weights_as_whole_numbers_stream_and_go_through_every_tile() {
     let spec = layered(residual(Bf16, 150, 106, 140));
     for form in named(&spec, &int8, "tiles-") {
         Case::quantised(&spec, 5).check(&Options { form: Some(form), ..int8.clone() });
+    }
+    let some = layered(residual(Bf16, 20, 330, 70));
+    for form in named(&some, &int8, "deep-") {
+        Case::quantised(&some, 5).check(&Options { form: Some(form), ..int8.clone() });
     }
     Case::quantised(&layered(qkv(Bf16, (2, 20, 72), (4, 2, 16), 16, Pairing::Half, 0)), 5).check(&int8);
     Case::quantised(&layered(swiglu(Bf16, 1, 200, 86, true)), 5).check(&int8);

@@ -14,6 +14,7 @@ use lapidary_hardware::calibrate::bench::{Bench, Ceilings, Measurement, SCHEMA, 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+mod bundle;
 mod check;
 mod data;
 mod measure;
@@ -97,13 +98,6 @@ impl Job {
     fn with(&self, candidate: &Candidate) -> Job {
         let Candidate { program, sources, .. } = candidate.clone();
         Job { program, sources, candidates: Vec::new(), ..self.clone() }
-    }
-
-    /// The texts of all its kernels, those of every form among them.
-    pub fn all_sources(&self) -> Vec<Source> {
-        let candidates = self.candidates.iter().flat_map(|candidate| &candidate.sources);
-        let all: Vec<Text> = self.sources.iter().chain(candidates).cloned().collect();
-        sources(&all)
     }
 
     /// A job whose operations and bytes are those that its program's kernels state.
@@ -217,7 +211,10 @@ impl<'r> Run<'r> {
     }
 
     /// Holds programs against what they have to leave.
-    pub fn checks(&mut self, jobs: &[CheckJob]) {
+    ///
+    /// # Errors
+    /// [`DeviceError::Image`] where machine code does not load: nothing else would run either.
+    pub fn checks(&mut self, jobs: &[CheckJob]) -> Result<(), DeviceError> {
         for job in jobs {
             if let Some(why) = self.late(0) {
                 self.skip(&job.name, why);
@@ -228,15 +225,17 @@ impl<'r> Run<'r> {
                     (self.told)(&result.to_string());
                     self.checks.push(result);
                 }
+                Err(error @ DeviceError::Image { .. }) => return Err(error),
                 Err(error) => self.skip(&job.name, error.to_string()),
             }
         }
+        Ok(())
     }
 
     /// Measures what the device can do: a copy, and the best of some products.
     ///
     /// # Errors
-    /// When the device cannot copy.
+    /// When the device cannot copy, or machine code does not load.
     pub fn ceilings(&mut self, products: &[Job]) -> Result<(), DeviceError> {
         self.ceilings.copy_bytes_per_s = copy_rate(self.device, &self.effort)?;
         (self.told)(&format!("copy {:.1} GB/s", self.ceilings.copy_bytes_per_s / 1e9));
@@ -250,6 +249,7 @@ impl<'r> Run<'r> {
                     let rate = job.flops as f64 / timing.median_s;
                     self.ceilings.product_flops_per_s = self.ceilings.product_flops_per_s.max(rate);
                 }
+                Err(error @ DeviceError::Image { .. }) => return Err(error),
                 // A library that is not there is no loss of the others.
                 Err(error) => self.skip("ceiling", error.to_string()),
             }
@@ -259,7 +259,10 @@ impl<'r> Run<'r> {
     }
 
     /// Measures jobs; of those with several forms the fastest.
-    pub fn measure(&mut self, jobs: &[Job]) {
+    ///
+    /// # Errors
+    /// [`DeviceError::Image`] where machine code does not load.
+    pub fn measure(&mut self, jobs: &[Job]) -> Result<(), DeviceError> {
         for job in jobs {
             if let Some(why) = self.late(if job.tokens.is_some() { 3 } else { 2 }) {
                 self.skip(&job.kernel, why);
@@ -272,9 +275,11 @@ impl<'r> Run<'r> {
                     (self.told)(&line(&one));
                     self.results.push(one);
                 }
+                Err(error @ DeviceError::Image { .. }) => return Err(error),
                 Err(error) => self.skip(&job.kernel, error.to_string()),
             }
         }
+        Ok(())
     }
 
     /// The fastest form of a job, by a few runs of each; forms that do not run are passed over.
@@ -313,11 +318,11 @@ impl<'r> Run<'r> {
 /// Runs everything.
 ///
 /// # Errors
-/// When the device cannot copy; what one job cannot do is among those skipped.
+/// When the device cannot copy or machine code does not load; what one job cannot do is among those skipped.
 pub fn run(mut run: Run<'_>, jobs: &Jobs, date: &str) -> Result<Outcome, DeviceError> {
-    run.checks(&jobs.checks);
+    run.checks(&jobs.checks)?;
     run.ceilings(&jobs.ceiling)?;
-    run.measure(&jobs.jobs);
+    run.measure(&jobs.jobs)?;
     Ok(run.finish(date))
 }
 

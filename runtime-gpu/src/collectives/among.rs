@@ -47,6 +47,10 @@ impl<P: Peers> Device for Among<P> {
         self.device.free_bytes()
     }
 
+    fn has_workspace(&self) -> bool {
+        self.device.has_workspace()
+    }
+
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         self.device.allocate(bytes)
     }

@@ -5,14 +5,11 @@
 #![allow(unsafe_code)]
 
 use super::{Address, DeviceError, Product};
-use crate::program::{Dtype, Gemm};
+use crate::program::{Dtype, Gemm, LIBRARY_WORKSPACE_BYTES};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
-
-/// Memory that the library may work in: what its documentation recommends for Hopper (cuBLAS, `cublasSetWorkspace`).
-pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
 
 /// Every function that this file calls.
 const FUNCTIONS: [&str; 9] = [
@@ -92,7 +89,7 @@ fn open_library() -> Result<(), DeviceError> {
 }
 
 impl Blas {
-    /// Opens the library for the current context; `workspace` has [`WORKSPACE_BYTES`] for as long as this value lives.
+    /// Opens the library for the current context; `workspace` has [`LIBRARY_WORKSPACE_BYTES`] for as long as this value lives.
     ///
     /// # Errors
     /// [`DeviceError::NoLibrary`] where it is not there, and what it says.
@@ -144,7 +141,7 @@ impl Blas {
                 plan.out,
                 &raw const plan.algorithm,
                 self.workspace.0 as *mut c_void,
-                WORKSPACE_BYTES as usize,
+                LIBRARY_WORKSPACE_BYTES as usize,
                 stream.cast(),
             )
         };
@@ -175,7 +172,7 @@ impl Blas {
         let a = if gemm.transpose_a { layout(factors, m, k, lda)? } else { layout(factors, k, m, lda)? };
         let out = layout(sums, n, m, ldo)?;
         let preference = told("cublasLtMatmulPreferenceCreate", result::create_matmul_pref())?;
-        let most = WORKSPACE_BYTES as usize;
+        let most = LIBRARY_WORKSPACE_BYTES as usize;
         let room = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the preference was made above; the value is a size_t, as the attribute asks for, and is copied.
         let limited = unsafe {

@@ -4,10 +4,10 @@
 //! missing, so both are asked for by name first. One GPU, its primary context, one stream of its own.
 #![allow(unsafe_code)]
 
-use super::blas::{Blas, WORKSPACE_BYTES};
+use super::blas::Blas;
 use super::{About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product, Streams, Value};
 use crate::compile::{Compiler, Source};
-use crate::program::{Boxes, DeviceLimits};
+use crate::program::{Boxes, DeviceLimits, LIBRARY_WORKSPACE_BYTES};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::BTreeSet;
@@ -221,15 +221,23 @@ fn parameter(value: &Value) -> Result<Parameter, DeviceError> {
         Value::Boxes(at, boxes) => (at, boxes),
     };
     let mut map = Box::new(sys::CUtensorMap { opaque: [0; 16] });
-    let (sizes, strides) = ([boxes.cols, boxes.rows], [boxes.pitch_bytes]);
-    let (window, steps) = ([Boxes::COLS, boxes.box_rows], [1u32, 1]);
-    // SAFETY: every array has as many entries as the two dimensions ask for and outlives the call, which only computes; the
-    // address is that of memory which the program's owner keeps.
+    // Columns and rows; or columns of a head, heads, rows of a sequence, sequences.
+    let (sizes, strides, window) = match boxes.parts {
+        None => (vec![boxes.cols, boxes.rows], vec![boxes.pitch_bytes], vec![Boxes::COLS, boxes.box_rows]),
+        Some(parts) => (
+            vec![boxes.cols, parts.heads, boxes.rows, parts.sequences],
+            vec![boxes.cols * 2, boxes.pitch_bytes, boxes.pitch_bytes * boxes.rows],
+            vec![Boxes::COLS, 1, boxes.box_rows, 1],
+        ),
+    };
+    let (rank, steps) = (sizes.len() as u32, vec![1u32; sizes.len()]);
+    // SAFETY: sizes, window and steps have `rank` entries, strides one less, as the call asks for, and outlive it; it only
+    // computes; the address is that of memory which the program's owner keeps.
     let encoded = unsafe {
         sys::cuTensorMapEncodeTiled(
             map.as_mut(),
             sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            2,
+            rank,
             at.0 as *mut c_void,
             sizes.as_ptr(),
             strides.as_ptr(),
@@ -265,6 +273,10 @@ impl Device for Cuda {
 
     fn free_bytes(&mut self) -> Result<u64, DeviceError> {
         call("cuMemGetInfo", result::mem_get_info()).map(|(free, _)| free as u64)
+    }
+
+    fn has_workspace(&self) -> bool {
+        self.blas.is_some()
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
@@ -386,7 +398,7 @@ impl Device for Cuda {
         if self.blas.is_none() {
             // What it works in is allocated here, which a graph cannot hold: programs run once before they are captured.
             self.outside_graphs("opening the library")?;
-            self.blas = Some(Blas::open(&mut || self.allocate(WORKSPACE_BYTES))?);
+            self.blas = Some(Blas::open(&mut || self.allocate(LIBRARY_WORKSPACE_BYTES))?);
         }
         let Some(blas) = &mut self.blas else { return Err(DeviceError::NoLibrary) };
         blas.multiply(product, self.stream.cast())

@@ -103,6 +103,9 @@ pub trait Device {
     /// Bytes that can be allocated now.
     fn free_bytes(&mut self) -> Result<u64, DeviceError>;
 
+    /// Whether what the library works in is allocated already; it is with the first product.
+    fn has_workspace(&self) -> bool;
+
     /// Memory of at least one byte at a multiple of 256, its contents undefined.
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError>;
 

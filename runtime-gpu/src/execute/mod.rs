@@ -75,7 +75,7 @@ impl Loaded {
     ) -> Result<Loaded, DeviceError> {
         let program = program.get().clone();
         at_home(device, &program)?;
-        Needs::of(&program, shared).check(&program.name, device)?;
+        Needs::of(&program, shared, device.has_workspace()).check(&program.name, device)?;
         let kernels = kernels(device, &program, sources)?;
         let (places, own, work, flights) = (shared.clone(), Vec::new(), Vec::new(), Vec::new());
         let mut loaded = Loaded { program, places, own, work, flights };

@@ -21,8 +21,8 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// What a program needs beside what is shared already.
-    pub fn of(program: &GpuProgram, shared: &Places) -> Needs {
+    /// What a program needs beside what is shared already, on a device that has the library's workspace or does not.
+    pub fn of(program: &GpuProgram, shared: &Places, has_workspace: bool) -> Needs {
         let missing = |kind: BufferKind| -> u64 {
             if kind == BufferKind::Arena {
                 return if shared.contains_key(ARENA) { 0 } else { program.arena_bytes };
@@ -33,6 +33,7 @@ impl Needs {
         let bytes = |kinds: &[BufferKind]| kinds.iter().map(|kind| missing(*kind)).sum::<u64>();
         let mut classes: Vec<(String, u64)> =
             CLASSES.iter().map(|(class, kinds)| (class.to_string(), bytes(kinds))).collect();
+        classes.push(("library_workspace".into(), if has_workspace { 0 } else { program.library_bytes() }));
         classes.retain(|(_, bytes)| *bytes > 0);
         classes.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         Needs { classes }

@@ -51,7 +51,7 @@ pub fn load_weights(
     tensors: &dyn Tensors,
     places: &mut Places,
 ) -> Result<(), WeightFault> {
-    super::Needs::of(program, places).check(&program.name, device)?;
+    super::Needs::of(program, places, device.has_workspace()).check(&program.name, device)?;
     for buffer in program.buffers.iter().filter(|b| matches!(b.kind, BufferKind::Param | BufferKind::Weight))
     {
         if places.contains_key(&buffer.name) {

@@ -332,6 +332,19 @@ pub struct Boxes {
     pub pitch_bytes: u64,
     /// Rows of a box.
     pub box_rows: u32,
+    /// Set where it is not one matrix but one for every head of every sequence, of `rows` rows and `cols` columns each; a
+    /// box does not reach from one into the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Parts>,
+}
+
+/// Matrices beside each other (heads) and below each other (sequences).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// Heads of a row.
+    pub heads: u64,
+    /// Sequences.
+    pub sequences: u64,
 }
 
 impl Boxes {
@@ -355,7 +368,23 @@ fn is_zero(value: &u64) -> bool {
     *value == 0
 }
 
+/// Memory that the library's products may work in: what NVIDIA recommends for Hopper (cuBLAS, `cublasSetWorkspace`).
+pub const LIBRARY_WORKSPACE_BYTES: u64 = 32 << 20;
+
+fn calls_library(steps: &[Step]) -> bool {
+    steps.iter().any(|step| match step {
+        Step::Gemm(_) => true,
+        Step::Launch(_) | Step::Meet(_) | Step::Join => false,
+        Step::Repeat { body, .. } => calls_library(body),
+    })
+}
+
 impl GpuProgram {
+    /// What the library needs beside the program's buffers: its workspace, where a product is the library's.
+    pub fn library_bytes(&self) -> u64 {
+        if calls_library(&self.steps) { LIBRARY_WORKSPACE_BYTES } else { 0 }
+    }
+
     /// The buffer of that name.
     pub fn buffer(&self, name: &str) -> Option<&Buffer> {
         self.buffers.iter().find(|buffer| buffer.name == name)

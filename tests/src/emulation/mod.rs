@@ -10,7 +10,7 @@ use lapidary_runtime_gpu::compile::Source;
 use lapidary_runtime_gpu::device::{
     About, Address, Call, Device, DeviceError, GraphId, KernelId, MarkId, Product, Value,
 };
-use lapidary_runtime_gpu::program::Boxes;
+use lapidary_runtime_gpu::program::{Boxes, LIBRARY_WORKSPACE_BYTES};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -50,6 +50,7 @@ pub struct Emulated {
     capturing: Option<Vec<Noted>>,
     marks: Vec<u64>,
     work: u64,
+    workspace: bool,
     /// Whether threads run from the last to the first.
     pub backwards: bool,
 }
@@ -100,6 +101,7 @@ impl Emulated {
             capturing: None,
             marks: Vec::new(),
             work: 0,
+            workspace: false,
             backwards: false,
         }
     }
@@ -136,8 +138,9 @@ impl Emulated {
 
     /// A matrix as hopper.h reads it, in memory of its own.
     fn describe(&mut self, at: Address, boxes: &Boxes) -> Result<Address, DeviceError> {
-        let words =
-            [at.0, boxes.rows, boxes.cols, boxes.pitch_bytes, boxes.box_rows.into(), Boxes::COLS.into()];
+        let (heads, sequences) = boxes.parts.map_or((0, 0), |parts| (parts.heads, parts.sequences));
+        let sizes = [boxes.rows, boxes.cols, boxes.pitch_bytes, boxes.box_rows.into(), Boxes::COLS.into()];
+        let words = [[at.0].as_slice(), &sizes, &[heads, sequences]].concat();
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         bytes.resize(128, 0);
         let place = self.allocate(128)?;
@@ -174,6 +177,10 @@ impl Device for Emulated {
     fn free_bytes(&mut self) -> Result<u64, DeviceError> {
         let used: u64 = self.allocated.iter().map(|(_, bytes)| bytes).sum();
         Ok(self.about.memory_bytes.saturating_sub(used))
+    }
+
+    fn has_workspace(&self) -> bool {
+        self.workspace
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
@@ -267,6 +274,12 @@ impl Device for Emulated {
     fn product(&mut self, product: &Product) -> Result<(), DeviceError> {
         if self.note(Noted::Product(Box::new(product.clone()))) {
             return Ok(());
+        }
+        if !self.workspace {
+            // As the driver's library does, which a graph cannot hold.
+            self.outside_graphs("opening the library")?;
+            self.allocate(LIBRARY_WORKSPACE_BYTES)?;
+            self.workspace = true;
         }
         product::compute(self, product)
     }

@@ -59,6 +59,7 @@ void access(const void* at, size_t bytes, bool writes) {
     if (place* p = places_of(at, bytes, count)) {
         for (size_t i = 0; i < count; ++i) {
             if (p[i].pending) fail("shared memory is used while a copy to it is under way");
+            if (p[i].read && writes) fail("shared memory is written while a product reads it");
             writes ? saw_write(p[i]) : saw_read(p[i]);
         }
     } else if (size_t((const unsigned char*)at - emu_memory) < emu_memory_bytes) {

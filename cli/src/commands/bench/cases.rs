@@ -96,8 +96,9 @@ pub fn kernels(what: What, spec: &ModelSpec, size: Size, goal: &Goal) -> Result<
                 ("kv_heads", spec.n_kv_heads),
                 ("head_dim", spec.head_dim),
             ];
+            let forward = attention(sizes);
             Ok(vec![
-                job("attention-forward", &shape, attention(sizes))?,
+                with_forms(job("attention-forward", &shape, forward.clone())?, &forward, goal)?,
                 job("attention-backward", &shape, attention_backward(sizes))?,
             ])
         }
@@ -105,9 +106,25 @@ pub fn kernels(what: What, spec: &ModelSpec, size: Size, goal: &Goal) -> Result<
     }
 }
 
+/// A job in every form that its region can have.
+fn with_forms(job: Job, region: &KernelSpec, goal: &Goal) -> Result<Job, Failure> {
+    let product = job.program.kernels.iter().find_map(|k| Some(k.choice.as_ref()?.product.clone()));
+    let each = every_form(region, goal)?.into_iter();
+    Ok(Job { product, candidates: each.map(|(form, part)| Candidate::new(&form, part)).collect(), ..job })
+}
+
+/// The products of a training step by weights, backward alone: those of the forward pass are a prompt's.
+pub fn products_of_training(module: &ModuleSpec, goal: &Goal) -> Result<Vec<Job>, Failure> {
+    let backward = |region: &KernelSpec| {
+        let by_weights = |kind: &Backward| matches!(kind, Backward::LinearDx | Backward::LinearDw);
+        region.ops.iter().any(|op| matches!(&op.op, KernelOp::Backward(kind) if by_weights(kind)))
+    };
+    products_of(regions(module).into_iter().filter(backward), goal)
+}
+
 /// Every product of a model with what the compiler puts behind it, as the layers of a prompt have it.
 fn products(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Failure> {
-    products_of(&models::module(spec, Mode::Forward, size, goal)?, goal)
+    products_of(regions(&models::module(spec, Mode::Forward, size, goal)?), goal)
 }
 
 /// The products of one token for each of some sequences.
@@ -119,21 +136,15 @@ pub fn products_of_decoding(
 ) -> Result<Vec<Job>, Failure> {
     let each = batches
         .iter()
-        .map(|batch| products_of(&models::decode_module(spec, seq, u64::from(*batch), goal)?, goal));
+        .map(|batch| products_of(regions(&models::decode_module(spec, seq, u64::from(*batch), goal)?), goal));
     Ok(each.collect::<Result<Vec<_>, Failure>>()?.concat())
 }
 
-/// Every product of a module, in every form.
-fn products_of(module: &ModuleSpec, goal: &Goal) -> Result<Vec<Job>, Failure> {
+/// Every product among some regions, in every form.
+fn products_of(regions: impl IntoIterator<Item = KernelSpec>, goal: &Goal) -> Result<Vec<Job>, Failure> {
     let mut jobs = Vec::new();
-    for region in regions(module).into_iter().filter(|region| region.anchor == Anchor::Matmul) {
-        let linears = region.ops.iter().filter(|op| op.op == KernelOp::Linear);
-        let (mut n, mut k, mut m) = (0, 0, 0);
-        for linear in linears {
-            n += linear.ty.cols();
-            m = linear.ty.rows();
-            k = region.ty(linear.operands[0]).cols();
-        }
+    for region in regions.into_iter().filter(|region| region.anchor == Anchor::Matmul) {
+        let Some([m, n, k]) = sizes(&region) else { continue };
         let mut job = Job::new(
             "gemm",
             &[("m", m), ("n", n), ("k", k)],
@@ -141,12 +152,23 @@ fn products_of(module: &ModuleSpec, goal: &Goal) -> Result<Vec<Job>, Failure> {
             alone(region.clone(), goal, Options::default())?,
         );
         job.ops = Some(region.op_words().join(", "));
-        job.product = job.program.kernels.iter().find_map(|k| Some(k.choice.as_ref()?.product.clone()));
-        job.candidates =
-            every_form(&region, goal)?.into_iter().map(|(form, part)| Candidate::new(&form, part)).collect();
-        jobs.push(job);
+        jobs.push(with_forms(job, &region, goal)?);
     }
     Ok(jobs)
+}
+
+/// Rows, columns and depth of a region's products by weights; columns of several are counted together.
+fn sizes(region: &KernelSpec) -> Option<[u64; 3]> {
+    let each = region.ops.iter().filter_map(|op| {
+        let of = |i: usize| region.ty(op.operands[i]);
+        match op.op {
+            KernelOp::Linear => Some([op.ty.rows(), op.ty.cols(), of(0).cols()]),
+            KernelOp::Backward(Backward::LinearDx) => Some([op.ty.rows(), op.ty.cols(), of(0).cols()]),
+            KernelOp::Backward(Backward::LinearDw) => Some([op.ty.rows(), op.ty.cols(), of(0).rows()]),
+            _ => None,
+        }
+    });
+    each.reduce(|[m, n, k], [_, more, _]| [m, n + more, k])
 }
 
 /// Every region of a module, repeats' bodies once.

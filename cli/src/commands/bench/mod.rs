@@ -22,7 +22,7 @@ use lapidary_hardware::calibrate::CalibrationError;
 use lapidary_hardware::calibrate::bench::Bench;
 use lapidary_models::ModelSpec;
 use lapidary_runtime_gpu::bench::{self, Effort, Job, Jobs, Outcome, Run};
-use lapidary_runtime_gpu::compile::{Compiler, Online, digest};
+use lapidary_runtime_gpu::compile::{Compiler, Online};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
@@ -123,14 +123,15 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let mut clock = || began.elapsed().as_secs_f64();
     let kernels = jobs(args, &models, &goal, &|what| !what.is_whole())?;
     let mut run = Run::new(device.as_mut(), effort, &mut clock, &mut told);
-    run.checks(&kernels.checks);
-    run.ceilings(&kernels.ceiling).map_err(|error| gpu::failure(&error))?;
-    run.measure(&kernels.jobs);
+    let failed = |error| gpu::failure(&error);
+    run.checks(&kernels.checks).map_err(failed)?;
+    run.ceilings(&kernels.ceiling).map_err(failed)?;
+    run.measure(&kernels.jobs).map_err(failed)?;
     // Whole models are made of the forms that were the fastest, in this run or an earlier one.
     let mut tunings = toolchain::tunings(&about.product, &about.driver);
     tunings.merge(run.tunings().clone());
     goal.measured = tunings.fastest();
-    run.measure(&jobs(args, &models, &goal, &What::is_whole)?.jobs);
+    run.measure(&jobs(args, &models, &goal, &What::is_whole)?.jobs).map_err(failed)?;
     let outcome = run.finish(&today());
     if !outcome.tunings.median_s.is_empty() {
         toolchain::keep_tunings(&tunings)?;
@@ -214,15 +215,24 @@ fn bundle(args: &Args, global: &Global, models: &[ModelSpec], place: &Path) -> R
         let spec = input::machine(machine)?;
         let processors = spec.gpu().map_or(108, |gpu| gpu.multiprocessor.count);
         let goal = Goal::new(arch, processors);
-        let jobs = jobs(args, models, &goal, &|_| true)?;
-        let programs = jobs.checks.iter().map(|check| bench::sources(&check.sources));
-        for sources in programs.chain(jobs.ceiling.iter().chain(&jobs.jobs).map(Job::all_sources)) {
-            for (source, code) in sources.iter().zip(online.machine_code(&sources, arch)) {
-                let code = code.map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
-                artifact.add(format!("{arch}/{}.cubin", digest(source, arch)), code);
-            }
+        let mut jobs = jobs(args, models, &goal, &|_| true)?;
+        let (names, sources): (Vec<String>, Vec<_>) = jobs.by_digest(arch).into_iter().unzip();
+        for (name, code) in names.iter().zip(online.machine_code(&sources, arch)) {
+            let code = code.map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
+            artifact.add(format!("{arch}/{name}.cubin"), code);
         }
-        artifact.add_json(&format!("{arch}/jobs.json"), &jobs)?;
+        // In one line: expected values are many.
+        let text = serde_json::to_string(&jobs)
+            .map_err(|error| Failure::new(Exit::Internal, format!("jobs: {error}")))?;
+        artifact.add(format!("{arch}/jobs.json"), text);
+        if !global.quiet {
+            eprintln!(
+                "{arch}: {} checks, {} jobs, {} kernels",
+                jobs.checks.len(),
+                jobs.jobs.len(),
+                names.len()
+            );
+        }
     }
     artifact.write(place)
 }

@@ -1,7 +1,7 @@
 //! Whole models: a token behind a cache, a prompt, a training step, and small models against the reference interpreter.
 
 use super::Goal;
-use super::cases::Size;
+use super::cases::{Size, products_of_training};
 use crate::failure::{Exit, Failure};
 use crate::gpu::{part, refused};
 use crate::host;
@@ -119,7 +119,8 @@ pub fn decode(spec: &ModelSpec, seq: Option<u64>, batches: &[u32], goal: &Goal) 
         let batch = u64::from(*batch);
         let module = decode_module(spec, seq, batch, goal)?;
         let shape = [("batch", batch), ("cached", capacity - 1)];
-        let forms = ["stream-1", "stream-2", "stream-4", "tiles-16x128", "tiles-64x64", "library"];
+        let forms =
+            ["stream-1", "stream-2", "stream-4", "tiles-16x128", "deep-64x64", "deep-64x32", "library"];
         let mut job = whole("decode", &shape, &module, &forms, goal)?;
         job.shape.extend(model_shape(spec));
         job.below.insert("ids".into(), spec.vocab);
@@ -136,7 +137,7 @@ pub fn prefill(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Fa
     let module = module(spec, Mode::Prefill, size, goal)?;
     let tokens = size.batch * size.tokens(spec);
     let shape = [("batch", size.batch), ("seq", size.tokens(spec))];
-    let forms = ["tiles-128x256", "tiles-128x128", "hopper-128x256", "hopper-128x128", "library"];
+    let forms = ["tiles-128x256", "tiles-128x128", "hopper-128x256", "hopper-128x128", "hopper", "library"];
     let mut job = whole("prefill", &shape, &module, &forms, goal)?;
     job.shape.extend(model_shape(spec));
     job.below.insert("ids".into(), spec.vocab);
@@ -144,7 +145,8 @@ pub fn prefill(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Fa
     Ok(vec![job])
 }
 
-/// A training step with its optimizer: of the model with as many layers as a billion parameters have.
+/// The products of its backward pass, and a training step with its optimizer: of the model with as many layers as a billion
+/// parameters have.
 pub fn train_step(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>, Failure> {
     let mut spec = short(spec, DType::Bf16);
     spec.dtype.params = DType::F32;
@@ -157,8 +159,10 @@ pub fn train_step(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>,
         .map_err(|error| Failure::new(Exit::InvalidInput, format!("{}: {error}", spec.name)))?;
     let passes = training_text(Target::Gpu, Recompute::Selective, &Fusion::On);
     let module = fused(&training, &passes, goal)?;
+    let products = products_of_training(&module, goal)?;
     let shape = [("batch", size.batch), ("seq", seq)];
-    let mut job = whole("train-step", &shape, &module, &["hopper-128x256", "library"], goal)?;
+    let forms = ["tiles-128x256", "hopper-128x256", "hopper-128x128", "hopper", "library"];
+    let mut job = whole("train-step", &shape, &module, &forms, goal)?;
     job.shape.extend(model_shape(&spec));
     job.below = BTreeMap::from(["ids", "labels"].map(|name| (name.to_string(), spec.vocab)));
     // lr, beta1, beta2, eps, weight decay, clip, 1 - beta1, 1 - beta2.
@@ -167,7 +171,7 @@ pub fn train_step(spec: &ModelSpec, size: Size, goal: &Goal) -> Result<Vec<Job>,
     job.given = rates.map(|buffer| (buffer.name.clone(), vec![1.0, 1.0])).collect();
     job.given.insert("optimizer".into(), settings);
     job.tokens = Some(size.batch * seq);
-    Ok(vec![job])
+    Ok([products, vec![job]].concat())
 }
 
 /// Parameters of the largest model whose training step is measured on one GPU.

@@ -3,6 +3,7 @@
 use super::Goal;
 use crate::failure::Failure;
 use crate::gpu::{part, refused};
+use lapidary_passes::cuda::assemble::TrainingSpec;
 use lapidary_passes::cuda::spec::{
     Anchor, Backward, Input, KernelOp, KernelSpec, OpSpec, Source, TensorType, ValueId,
 };
@@ -59,8 +60,13 @@ impl Sketch {
     }
 }
 
-/// A program that does nothing but one region. Weights of layers become those of layer 0.
+/// A program that does nothing but one region. Weights of layers, and gradients, become those of layer 0.
 pub fn alone(mut spec: KernelSpec, goal: &Goal, options: Options) -> Result<Part, Failure> {
+    for op in &mut spec.ops {
+        if let KernelOp::Backward(Backward::Gradient { param }) = &mut op.op {
+            *param = param.replacen('*', "0", 1);
+        }
+    }
     for input in &mut spec.inputs {
         if let Source::Param { name, .. } = &mut input.source {
             *name = name.replacen('*', "0", 1);
@@ -75,6 +81,9 @@ pub fn alone(mut spec: KernelSpec, goal: &Goal, options: Options) -> Result<Part
     let args: Vec<usize> = given.enumerate().map(|(i, input)| value(format!("in{i}"), &input.ty)).collect();
     let results = spec.outputs.iter().enumerate().map(|(i, &out)| value(format!("out{i}"), spec.ty(out)));
     let results: Vec<usize> = results.collect();
+    // Gradients have their memory and nothing that uses them up.
+    let gradient = spec.outputs.iter().any(|&out| spec.gradient(out).is_some());
+    let training = gradient.then(|| TrainingSpec { layers: 1, ..TrainingSpec::default() });
     let module = ModuleSpec {
         name: spec.name.clone(),
         arch: goal.arch.clone(),
@@ -82,7 +91,7 @@ pub fn alone(mut spec: KernelSpec, goal: &Goal, options: Options) -> Result<Part
         inputs: args.clone(),
         outputs: results.clone(),
         body: vec![Node::Kernel { spec, args, results }],
-        training: None,
+        training,
         share: None,
     };
     let options = Options { library: false, processors: goal.processors, int8: goal.int8, ..options };

@@ -6,7 +6,7 @@ use super::models::{check, decode, prefill, train_step};
 use super::{Goal, What};
 use lapidary_hardware::calibrate::bench::{Bench, Unit};
 use lapidary_models::{DType, ModelSpec, builtin};
-use lapidary_runtime_gpu::bench::{self, Effort, Jobs, Run, roofline};
+use lapidary_runtime_gpu::bench::{self, Effort, Job, Jobs, Run, roofline};
 use lapidary_tests::emulation::Emulated;
 
 fn goal() -> Goal {
@@ -61,7 +61,10 @@ fn an_emulated_gpu_runs_every_job_and_calibrate_reads_what_comes_out() {
     let goal = Goal { measured: [("another".into(), "single".into())].into(), ..goal };
     jobs.jobs.extend(decode(&spec, Some(16), &[1, 2], &goal).expect("decode"));
     jobs.jobs.extend(prefill(&spec, size, &goal).expect("prefill"));
-    jobs.jobs.extend(train_step(&spec, size, &goal).expect("a training step"));
+    let mut step = train_step(&spec, size, &goal).expect("a training step");
+    let backward = |job: &Job| job.ops.as_deref().is_some_and(|ops| ops.contains("linear_d"));
+    assert!(step.iter().filter(|job| backward(job)).count() >= 8, "dX and dW of four products");
+    jobs.jobs.extend(step.pop());
     let outcome = run(&jobs);
     assert!(outcome.bench.skipped.is_empty(), "{:?}", outcome.bench.skipped);
     let text = serde_json::to_string(&outcome.bench).expect("JSON");

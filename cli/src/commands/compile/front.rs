@@ -63,6 +63,10 @@ fn passes(job: &Job<'_>) -> Result<Pipeline, Failure> {
         Some(text) => Pipeline::parse(text).map_err(usage)?,
         None => Pipeline::parse(&target_passes(job)).map_err(usage)?,
     };
+    let whole = match &job.tunings {
+        Some(tunings) => whole.measured(&tunings.fastest()),
+        None => whole,
+    };
     match job.args.stop_after.as_deref() {
         None => Ok(whole),
         Some("import") => Pipeline::parse("").map_err(usage),

@@ -1,6 +1,6 @@
 //! The GPU side of a compilation: program, CUDA C++, PTX and cubin.
 
-use super::report::Report;
+use super::report::{Measured, Report};
 use super::{Emitted, Job};
 use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
@@ -11,10 +11,11 @@ use lapidary_ir::Module;
 use lapidary_passes::cuda::{Lowered, Options};
 use lapidary_passes::lower_to_cuda::emit_gpu;
 use lapidary_passes::report::PipelineReport;
+use lapidary_runtime_gpu::bench::Tunings;
 use lapidary_runtime_gpu::compile::{
     CompileError, CompileOptions, Compiled, Nvrtc, Source, apply, compile_all,
 };
-use lapidary_runtime_gpu::program::{BufferKind, GpuProgram};
+use lapidary_runtime_gpu::program::{BufferKind, ChosenBy, GpuProgram, Kernel};
 
 /// Classes of device memory that a program uses. Weights and optimizer state are the same for every batch.
 const CLASSES: [(&str, BufferKind); 8] = [
@@ -45,6 +46,7 @@ pub fn emit(
     };
     let Lowered { mut program, sources, .. } = lowered;
     account(&program, report);
+    note_tunings(job, &program, report);
     if let Some(failure) = over(job, report) {
         return Ok(Emitted { over: Some(failure) });
     }
@@ -69,7 +71,8 @@ pub fn emit(
 fn train(job: &Job<'_>, module: &Module<'_>) -> Result<Lowered, Failure> {
     let gpu = job.machine.as_ref().and_then(HardwareSpec::gpu);
     let processors = gpu.map_or(Options::default().processors, |gpu| gpu.multiprocessor.count);
-    let options = Options { processors, ..Options::default() };
+    let measured = job.tunings.as_ref().map(Tunings::fastest).unwrap_or_default();
+    let options = Options { processors, measured, ..Options::default() };
     emit_gpu(module, arch(job), &options)
         .map_err(|error| Failure::diagnosed(false, "cuda", &error.diagnostics(), &error.to_string()))
 }
@@ -132,10 +135,27 @@ fn compile(job: &Job<'_>, nvrtc: &Nvrtc, sources: &[Source]) -> Result<Vec<Compi
     })
 }
 
+/// Whose measurements chose forms, how many, and a warning where the GPU is of another kind.
+fn note_tunings(job: &Job<'_>, program: &GpuProgram, report: &mut Report) {
+    let Some(tunings) = &job.tunings else { return };
+    let measured = |kernel: &&Kernel| kernel.choice.as_ref().is_some_and(|c| c.by == ChosenBy::Measured);
+    let used = program.kernels.iter().filter(measured).count();
+    report.tunings =
+        Some(Measured { device: tunings.device.clone(), driver: tunings.driver.clone(), kernels: used });
+    let product = job.machine.as_ref().map(|machine| machine.device.product()).unwrap_or_default();
+    if toolchain::kind(&tunings.device) != toolchain::kind(product) {
+        report.warnings.push(format!("forms were measured on {}, the machine has {product}", tunings.device));
+    }
+}
+
 /// Memory of a device by class.
 pub fn account(program: &GpuProgram, report: &mut Report) {
     for (class, kind) in CLASSES {
         *report.memory_bytes.entry(class.to_string()).or_default() += program.bytes_of(kind);
+    }
+    let workspace = program.library_bytes();
+    if workspace > 0 {
+        report.memory_bytes.insert("library_workspace".into(), workspace);
     }
     tracing::info!(
         "arena {} of {} without reuse, machine {}",

@@ -16,15 +16,18 @@ use crate::artifact::Artifact;
 use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::progress::Progress;
+use crate::toolchain;
 use emit::Emit;
 use lapidary_hardware::HardwareSpec;
 use lapidary_models::autodiff::{Recompute, differentiate};
 use lapidary_models::{Dims, Graph, Mode, ModelSpec};
 use lapidary_passes::wafer::StepChoice;
 use lapidary_passes::{Goal, Mup};
+use lapidary_runtime_gpu::bench::Tunings;
 use mode::Modes;
 use ranks::Spread;
 use report::Report;
+use std::path::Path;
 
 /// Everything that is decided before the first pass runs.
 pub struct Job<'a> {
@@ -44,6 +47,8 @@ pub struct Job<'a> {
     resident: Option<Graph>,
     /// The training step that wafers run; none where nothing is trained on wafers.
     step: Option<StepChoice>,
+    /// What was measured of forms of kernels on GPUs of the machine's kind; none elsewhere.
+    tunings: Option<Tunings>,
 }
 
 impl Job<'_> {
@@ -143,7 +148,39 @@ fn job<'a>(args: &'a Compile, global: &Global) -> Result<Job<'a>, Failure> {
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = global.jobs.map_or_else(cores, usize::from);
-    Ok(Job { args, spec, machine, graph, goal, mup, emit, jobs, modes, spread, resident, step: None })
+    let tunings = tunings(args, machine.as_ref())?;
+    Ok(Job {
+        args,
+        spec,
+        machine,
+        graph,
+        goal,
+        mup,
+        emit,
+        jobs,
+        modes,
+        spread,
+        resident,
+        step: None,
+        tunings,
+    })
+}
+
+/// What was measured: in the file that is named, else on this machine.
+fn tunings(args: &Compile, machine: Option<&HardwareSpec>) -> Result<Option<Tunings>, Failure> {
+    let gpu = machine.filter(|machine| machine.gpu().is_some());
+    match (args.tunings.as_deref(), gpu) {
+        (None, None) | (Some("off"), _) => Ok(None),
+        (Some(_), None) => Err(Failure::new(
+            Exit::Usage,
+            format!("--tunings: target {} has no forms that are measured", name(args.target)),
+        )),
+        (None, Some(machine)) => Ok(toolchain::tunings_of(machine.device.product())),
+        (Some(file), Some(_)) => {
+            let refused = |why| Failure::new(Exit::InvalidInput, format!("{file}: {why}"));
+            Tunings::read(&input::read(Path::new(file))?).map(Some).map_err(refused)
+        }
+    }
 }
 
 /// The machine that was named or the target's own; the host is none.

@@ -53,6 +53,9 @@ pub struct Report {
     /// The smallest change that fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smallest_change: Option<String>,
+    /// Where measured forms of kernels come from; absent where nothing was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunings: Option<Measured>,
     /// What was left out, and how to get it.
     pub warnings: Vec<String>,
     /// Kernels with their resources.
@@ -67,6 +70,17 @@ pub struct Report {
     /// muP's rule for every parameter, in training.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mup_table: Vec<ParamRule>,
+}
+
+/// Measurements that chose the forms of kernels.
+#[derive(Debug, Serialize)]
+pub struct Measured {
+    /// Product name of the GPU, as its driver says it.
+    pub device: String,
+    /// Version of the driver's interface.
+    pub driver: String,
+    /// Kernels whose form they chose.
+    pub kernels: usize,
 }
 
 /// One pass.
@@ -137,6 +151,7 @@ impl Report {
             memory_capacity_bytes: job.machine.as_ref().map(|machine| machine.device.memory().0 as u64),
             does_not_fit: None,
             smallest_change: None,
+            tunings: None,
             warnings: Vec::new(),
             kernels: None,
             placement: None,

@@ -48,6 +48,12 @@ pub fn print(
         print_placement(placement);
     }
     print_memory(report);
+    if let Some(tunings) = &report.tunings {
+        println!(
+            "forms of {} kernels by measurements on {}, driver for CUDA {}",
+            tunings.kernels, tunings.device, tunings.driver
+        );
+    }
     if let Some(answer) = &report.training {
         training::print(answer);
     }

@@ -186,8 +186,8 @@ fn spread_on<'d>(
         let gpu = Gpu::new(device, &directory.spec, switches.clone(), dtype, weights).measured();
         check(directory, &OnGpu { module, gpu }, allowed)
     })?;
-    let (runs, device) = (vec![Run { switches: told, checks }], Device::Cuda.name());
-    let report = Report { directory, device, allowed, runs, gradients: Vec::new(), bisection: None };
+    let (runs, device) = (vec![Run { switches: told, allowed, checks }], Device::Cuda.name());
+    let report = Report { directory, device, runs, gradients: Vec::new(), bisection: None };
     Ok((report, standing.is_none_or(|standing| standing.first())))
 }
 

@@ -50,6 +50,8 @@ pub struct ModuleSpec {
 pub struct TrainingSpec {
     /// Layers of the model: slices of every parameter and gradient per layer.
     pub layers: u64,
+    /// Whether the optimizer follows; without it gradients stay as they are.
+    pub updates: bool,
     /// What layers keep from forward to backward.
     pub kept: Vec<KeptSpec>,
     /// Values that live in the running layer's slice of what is kept, by index.
@@ -170,7 +172,7 @@ pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaErro
     let mut assembler = Assembler::new(module, options)?;
     let mut steps = assembler.nodes(&module.body, None)?;
     assembler.refresh(&mut steps)?;
-    if module.training.is_some() {
+    if module.training.as_ref().is_some_and(|training| training.updates) {
         assembler.sum_replicas(&mut steps)?;
         assembler.finish = steps.len();
         steps.extend(assembler.together()?);

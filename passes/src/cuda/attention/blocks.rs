@@ -3,13 +3,21 @@ use super::{Attention, cached_line_of};
 use crate::cuda::source::{constants, opening};
 use crate::cuda::spec::KernelSpec;
 use crate::cuda::{CudaError, Generated, GeneratedKernel, Operand};
-use lapidary_runtime_gpu::program::{Access, Dtype, RowOrder};
+use lapidary_runtime_gpu::program::{Access, Dtype, FormChoice, RowOrder};
 use std::fmt::Write as _;
 
-const BLOCKS: &str = include_str!("../device/attention.cuh");
+const BLOCKS: &str = concat!(
+    include_str!("../device/attention_stage.cuh"),
+    include_str!("../device/attention_step.cuh"),
+    include_str!("../device/attention.cuh")
+);
 
 /// The kernel that takes blocks of queries.
-pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generated, CudaError> {
+pub(super) fn lower(
+    spec: &KernelSpec,
+    attention: &Attention,
+    choice: FormChoice,
+) -> Result<Generated, CudaError> {
     let width = attention.head_dim.next_multiple_of(16);
     let (mt, keys) = if width > 128 { (1, 64) } else { (2, 64) };
     let rows = 4 * 16 * mt;
@@ -28,7 +36,7 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
     );
     let mut source = opening(&paragraph);
     source.push_str(&attention.constants(spec));
-    source.push_str(&constants(&[("HD", width), ("MT", mt), ("BKV", keys)]));
+    source.push_str(&constants(&[("HD", width), ("WARPS", 4), ("MT", mt), ("BKV", keys)]));
     let _ = writeln!(source, "constexpr bool LOG_SUMS = {};", attention.log_sums);
     source.push_str(BLOCKS);
     let _ = write!(
@@ -53,7 +61,7 @@ pub(super) fn lower(spec: &KernelSpec, attention: &Attention) -> Result<Generate
         args: signature.args,
         flops: work.flops,
         bytes: work.bytes,
-        choice: None,
+        choice: Some(choice),
         reason: format!("{} Scores stay in registers.", spec.reason).trim().to_string(),
     };
     Ok(Generated {

@@ -1,14 +1,17 @@
 //! Attention in one pass: scores, scale, mask, softmax and values, with no tensor of queries by keys in memory.
 //!
-//! Many queries in bf16 go through tensor cores, block by block; few queries (decoding), and single precision, go query by
+//! Many queries in bf16 go through tensor cores, block by block, on Hopper in one of two forms; few queries (decoding), and single precision, go query by
 //! query, the keys split over enough blocks to fill the machine and joined by a second small kernel.
 use super::source::{Signature, c_float, constants};
 use super::spec::{Backward, KernelOp, KernelSpec, Mask, TensorType, ValueId};
 use super::{CudaError, Generated, Operand, Options};
+use forms::Form;
 use lapidary_runtime_gpu::program::Dtype;
 use std::fmt::Write as _;
 
 mod blocks;
+mod forms;
+mod hopper;
 mod rows;
 
 /// Queries up to which keys are streamed past each query instead of through blocks.
@@ -36,23 +39,23 @@ pub(crate) struct Attention {
 /// Lowers an attention region.
 pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Generated, CudaError> {
     let attention = Attention::of(spec)?;
-    match attention.many() {
-        true => blocks::lower(spec, &attention),
-        false if attention.log_sums => Err(spec.unsupported("sums of few queries", "find them again")),
-        false => rows::lower(spec, &attention, options),
+    if !attention.many() {
+        let few = || spec.unsupported("sums of few queries", "find them again");
+        return if attention.log_sums { Err(few()) } else { rows::lower(spec, &attention, options) };
+    }
+    match attention.choose(options) {
+        (Form::Blocks, choice) => blocks::lower(spec, &attention, choice),
+        (Form::Hopper, choice) => hopper::lower(spec, &attention, choice),
     }
 }
 
-impl Attention {
-    /// Whether queries go through the tensor cores in blocks.
-    pub fn many(&self) -> bool {
-        self.dtype == Dtype::Bf16
-            && self.queries > FEW_QUERIES
-            && self.head_dim.is_multiple_of(8)
-            && self.head_dim <= 256
-            && self.scale > 0.0
-    }
+/// The names of all forms that can compute an attention region; none where it goes query by query.
+pub(crate) fn form_names(spec: &KernelSpec, options: &Options) -> Result<Vec<String>, CudaError> {
+    let forms = Attention::of(spec)?.forms(options);
+    Ok(forms.into_iter().map(|(name, _)| name).collect())
+}
 
+impl Attention {
     /// Reads the region.
     pub fn of(spec: &KernelSpec) -> Result<Attention, CudaError> {
         let chain = Chain::of(spec)?;

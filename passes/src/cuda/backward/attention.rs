@@ -12,7 +12,10 @@ use lapidary_runtime_gpu::program::{Access, Dtype};
 use std::fmt::Write as _;
 
 const ROW: &str = include_str!("../device/row.cuh");
-pub(super) const SHARED: &str = include_str!("../device/attention_derivatives.cuh");
+pub(super) const SHARED: &str = concat!(
+    include_str!("../device/attention_stage.cuh"),
+    include_str!("../device/attention_derivatives.cuh")
+);
 const BLOCKS: &str = include_str!("../device/attention_backward.cuh");
 const ROWS: &str = include_str!("../device/attention_backward_rows.cuh");
 

@@ -12,6 +12,7 @@ mod attention_joint;
 mod columns;
 mod loss;
 mod product;
+mod product_forms;
 mod tables;
 
 pub(crate) use attention::Core;
@@ -39,6 +40,18 @@ pub(crate) fn lower(spec: &KernelSpec, options: &Options) -> Result<Option<Choic
         _ => return Ok(None),
     };
     Ok(Some(Choice::Generated(generated)))
+}
+
+/// The names of all forms of a region that [`lower`] takes; none for the others.
+///
+/// # Errors
+/// [`CudaError`] for a region that no form holds.
+pub(crate) fn form_names(spec: &KernelSpec, options: &Options) -> Result<Option<Vec<String>>, CudaError> {
+    if spec.ops.iter().any(|op| op.op == KernelOp::Backward(Backward::SoftmaxDx)) {
+        return Ok(Some(Vec::new()));
+    }
+    let product = product::Product::of(spec)?;
+    product.map(|product| product::form_names(spec, &product, options)).transpose()
 }
 
 /// Whether the first operation's sum goes into a gradient behind it, or out as it is.

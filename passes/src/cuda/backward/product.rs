@@ -10,20 +10,38 @@
 //! | `scores` | q of a head | k | queries, keys, width |
 //! | `values` | p | v, a row per step | queries, width, keys |
 //! | `values_dv` | p, a row per step | y, a row per step | keys, width, queries; heads that share keys add up |
+use super::product_forms::{Form, LARGE, Tile, choose_form, forms};
 use super::{Made, natural};
 use crate::cuda::dag::{Evaluator, Place, cached_line, frequency_tables, signature};
-use crate::cuda::matmul_forms::SMALL;
+use crate::cuda::matmul_forms::{HopperTile, SMALL};
 use crate::cuda::row::indent;
-use crate::cuda::source::{Signature, c_type, constants, opening};
-use crate::cuda::spec::{Anchor, Backward, KernelOp, KernelSpec, Source, ValueId};
-use crate::cuda::{Choice, CudaError, LibraryProduct, Operand, Options, RightSide};
+use crate::cuda::source::{Machine, Signature, WarpgroupProduct, c_type, constants, opening_for};
+use crate::cuda::spec::{Anchor, Backward, KernelOp, KernelSpec, Source, TensorType, ValueId};
+use crate::cuda::{Choice, CudaError, GeneratedKernel, LibraryProduct, Operand, Options, RightSide};
 use lapidary_runtime_gpu::program::packing::PackGroup;
-use lapidary_runtime_gpu::program::{Dtype, PackForm, PackSource, Packing, RowOrder};
+use lapidary_runtime_gpu::program::{Access, Dtype, PackForm, PackSource, Packing, RowOrder};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-const TILES: &str = concat!(include_str!("../device/leave.cuh"), include_str!("../device/product.cuh"));
+const PRODUCT: &str = concat!(include_str!("../device/leave.cuh"), include_str!("../device/product.cuh"));
 const SINGLE: &str = include_str!("../device/product_single.cuh");
+const JOIN: &str = include_str!("../device/product_join.cuh");
+const HOPPER_TEXT: &str = concat!(
+    include_str!("../device/tiles.cuh"),
+    include_str!("../device/leave.cuh"),
+    include_str!("../device/gemm_90.cuh")
+);
+
+/// What stands in the epilogue's place where a block has a part of the depth.
+const PART: &str = "\
+// A part's sums, P neighbouring columns of one row.
+LP_DEVICE void lp_epilogue(const Args& args, int row, int col, const float (&sum)[P]) {
+    lp_store(args.parts + ((long long)blockIdx.z * M + row) * PART_PITCH + col, P, sum);
+}
+";
+
+/// Two kernels and what lies between them.
+type Split = (Vec<GeneratedKernel>, Vec<TensorType>);
 
 /// Where an operand lies: one row per step of depth or not, elements between rows, between sequences, heads and rounds,
 /// and how many heads share it.
@@ -44,10 +62,10 @@ pub(super) struct Product {
     result: ValueId,
     a: Side,
     b: Side,
-    mnk: [u64; 3],
-    dtype: Dtype,
-    batch: u64,
-    heads: u64,
+    pub(super) mnk: [u64; 3],
+    pub(super) dtype: Dtype,
+    pub(super) batch: u64,
+    pub(super) heads: u64,
     rounds: u64,
     /// Rows of the result between sequences and heads, columns between heads.
     out: [u64; 3],
@@ -135,10 +153,15 @@ impl Product {
     }
 
     /// Whether every row and head begins on 16 bytes.
-    fn is_aligned(&self) -> bool {
+    pub(super) fn is_aligned(&self) -> bool {
         let vector = self.dtype.vector();
         let side = |side: &Side| side.head.is_multiple_of(vector) && side.round.is_multiple_of(vector);
         side(&self.a) && side(&self.b)
+    }
+
+    /// Whether it is one product, of whole operands.
+    pub(super) fn of_weights(&self) -> bool {
+        self.heads == 1 && self.batch == 1 && self.rounds == 1 && self.a.head == 0 && self.out == [0; 3]
     }
 
     /// Neighbouring columns that the epilogue handles at once.
@@ -150,33 +173,37 @@ impl Product {
     }
 }
 
-/// A library call where nothing stands behind the product but a residual or a gradient, else a kernel.
+/// The form that was chosen, or the library's call where it is that.
 pub(super) fn lower(spec: &KernelSpec, product: &Product, options: &Options) -> Result<Choice, CudaError> {
-    if let Some(library) = library(spec, product, options)? {
-        return Ok(Choice::Library(Box::new(library)));
-    }
-    let made = kernel(spec, product, options)?;
-    let why = match product.dtype == Dtype::Bf16 && product.is_aligned() {
-        true => "Generated on tensor cores.",
-        false => "Generated without tensor cores.",
+    let library = library(spec, product)?;
+    let (form, choice) = choose_form(spec, product, library.is_some(), options);
+    let (mut kernels, scratch) = match (form, library) {
+        (Form::Library, Some(library)) => {
+            return Ok(Choice::Library(Box::new(LibraryProduct { choice: Some(choice), ..library })));
+        }
+        (Form::Tiles(tile), _) => (vec![tiles(spec, product, tile)?], Vec::new()),
+        (Form::Split(parts), _) => split(spec, product, parts)?,
+        (Form::Hopper(tile), _) => (vec![hopper(spec, product, tile, options.processors)?], Vec::new()),
+        (Form::Single | Form::Library, _) => (vec![single(spec, product)?], Vec::new()),
     };
-    Ok(Choice::Generated(natural(spec, vec![made.finish(spec, true, why)?], Vec::new())))
+    kernels[0].choice = Some(choice);
+    Ok(Choice::Generated(natural(spec, kernels, scratch)))
 }
 
-/// The size of a block's part and the blocks that fit a processor.
-fn tile(product: &Product, options: &Options) -> (u64, u64) {
-    let [m, n, _] = product.mnk;
-    let large = m.div_ceil(128) * n.div_ceil(128) * product.batch * product.heads;
-    if large >= options.processors { (128, 2) } else { (64, 4) }
+/// The names of all forms that can compute a product.
+pub(super) fn form_names(
+    spec: &KernelSpec,
+    product: &Product,
+    options: &Options,
+) -> Result<Vec<String>, CudaError> {
+    let plain = library(spec, product)?.is_some();
+    Ok(forms(product, plain, options).into_iter().map(|(name, _)| name).collect())
 }
 
-fn kernel(spec: &KernelSpec, product: &Product, options: &Options) -> Result<Made, CudaError> {
-    let tiles = product.dtype == Dtype::Bf16 && product.is_aligned();
-    let (size, resident) = if tiles { tile(product, options) } else { (64, 2) };
+/// The paragraph, and what every form is told about the product.
+fn opening(spec: &KernelSpec, product: &Product, machine: Machine<'_>, run: u64) -> String {
     let [m, n, k] = product.mnk;
-    let run = product.run(tiles);
-    let signature = arguments(spec, product)?;
-    let mut source = opening(&format!(
+    let paragraph = format!(
         "{}: [{m}, {k}] by [{n}, {k}] for {} sequences of {} heads, {} of them added up; {}. {}",
         spec.name,
         product.batch,
@@ -184,67 +211,179 @@ fn kernel(spec: &KernelSpec, product: &Product, options: &Options) -> Result<Mad
         product.rounds,
         spec.op_words().join(", "),
         spec.reason
-    ));
-    source.push_str(&constants(&[
-        ("M", m),
-        ("N", n),
-        ("K", k),
-        ("LDA", product.a.pitch),
-        ("LDB", product.b.pitch),
-        ("A_SHARE", product.a.share),
-        ("B_SHARE", product.b.share),
+    );
+    opening_for(machine, &paragraph) + &constants(&[("M", m), ("N", n), ("K", k), ("P", run)])
+}
+
+/// Where both sides lie.
+fn sides(product: &Product) -> String {
+    let (a, b) = (&product.a, &product.b);
+    let mut text = constants(&[
+        ("LDA", a.pitch),
+        ("LDB", b.pitch),
+        ("A_SHARE", a.share),
+        ("B_SHARE", b.share),
         ("HEADS", product.heads),
         ("ROUNDS", product.rounds),
         ("ROW_BATCH", product.out[0]),
         ("ROW_HEAD", product.out[1]),
         ("COL_HEAD", product.out[2]),
-        ("P", run),
-    ]));
-    let strides = [
-        ("A_BATCH", product.a.batch),
-        ("A_HEAD", product.a.head),
-        ("A_ROUND", product.a.round),
-        ("B_BATCH", product.b.batch),
-        ("B_HEAD", product.b.head),
-        ("B_ROUND", product.b.round),
-    ];
-    for (name, stride) in strides {
-        let _ = writeln!(source, "constexpr long long {name} = {stride};");
+    ]);
+    for (name, side) in [("A", a), ("B", b)] {
+        for (what, stride) in [("BATCH", side.batch), ("HEAD", side.head), ("ROUND", side.round)] {
+            let _ = writeln!(text, "constexpr long long {name}_{what} = {stride};");
+        }
     }
-    let _ = writeln!(source, "constexpr bool A_DEEP = {}, B_DEEP = {};", product.a.deep, product.b.deep);
-    let _ = writeln!(source, "typedef {} Element;", c_type(product.dtype));
-    source.push_str(&frequency_tables(spec));
-    source.push_str(&signature.structure());
-    source.push_str(&epilogue(spec, product, run)?);
-    if tiles {
-        source.push_str(&constants(&[
-            ("BM", size),
-            ("BN", size),
-            ("BK", 32),
-            ("STAGES", 3),
-            ("WARPS_M", 2),
-            ("WARPS_N", 2),
-        ]));
-    }
-    source.push_str(if tiles { TILES } else { SINGLE });
-    let _ = write!(
-        source,
-        "\nextern \"C\" __global__ void __launch_bounds__(THREADS, {resident}) {}({}) {{\n{}    lp_product(a, b, args);\n}}\n",
-        spec.name,
+    let _ = writeln!(text, "constexpr bool A_DEEP = {}, B_DEEP = {};", a.deep, b.deep);
+    let _ = writeln!(text, "typedef {} Element;", c_type(product.dtype));
+    text
+}
+
+/// What the epilogue reads and writes, and the epilogue.
+fn behind(
+    spec: &KernelSpec,
+    product: &Product,
+    signature: &Signature,
+    run: u64,
+) -> Result<String, CudaError> {
+    Ok(frequency_tables(spec) + &signature.structure() + &epilogue(spec, product, run)?)
+}
+
+fn tile_constants(tile: Tile, parts: u64) -> String {
+    constants(&[
+        ("BM", tile.bm),
+        ("BN", tile.bn),
+        ("BK", 32),
+        ("STAGES", 3),
+        ("WARPS_M", 2),
+        ("WARPS_N", tile.warps_n),
+        ("SPLITS", parts),
+    ])
+}
+
+/// Dynamic shared memory of a block: three slices, or each warp's corner.
+fn tile_bytes(product: &Product, tile: Tile) -> u64 {
+    let pitch = |deep: bool, size: u64| if deep { 32 * (size + 8) } else { size * 40 };
+    let stages = 3 * 2 * (pitch(product.a.deep, tile.bm) + pitch(product.b.deep, tile.bn));
+    let slab = 2 * tile.warps_n * 16 * (tile.bn / tile.warps_n + 8) * 4;
+    stages.max(slab)
+}
+
+/// An entry point that calls one function.
+fn entry(name: &str, bounds: &str, signature: &Signature, call: &str) -> String {
+    format!(
+        "\nextern \"C\" __global__ void __launch_bounds__({bounds}) {name}({}) {{\n{}    {call};\n}}\n",
         signature.parameters(),
         signature.bundle()
-    );
-    let pitch = |deep: bool| if deep { 32 * (size + 8) } else { size * 40 };
-    let stages = 3 * 2 * (pitch(product.a.deep) + pitch(product.b.deep));
-    let slab = 4 * 16 * (size / 2 + 8) * 4;
-    Ok(Made {
+    )
+}
+
+fn tiles(spec: &KernelSpec, product: &Product, tile: Tile) -> Result<GeneratedKernel, CudaError> {
+    let run = product.run(true);
+    let signature = arguments(spec, product)?;
+    let mut source = opening(spec, product, Machine::Ampere, run) + &sides(product);
+    source.push_str(&behind(spec, product, &signature, run)?);
+    source.push_str(&(tile_constants(tile, 1) + PRODUCT));
+    let bounds = format!("THREADS, {}", tile.resident);
+    source.push_str(&entry(&spec.name, &bounds, &signature, "lp_product(a, b, args)"));
+    let [m, n, _] = product.mnk;
+    let made = Made {
         name: spec.name.clone(),
         source,
-        grid: [m.div_ceil(size) * n.div_ceil(size), product.batch * product.heads, 1],
-        threads: if tiles { 128 } else { 256 },
-        shared: if tiles { [stages.max(slab), 0] } else { [0, 4 * (2 * 16 * 68 + 64 * 68)] },
+        grid: [m.div_ceil(tile.bm) * n.div_ceil(tile.bn), product.batch * product.heads, 1],
+        threads: 64 * tile.warps_n,
+        shared: [tile_bytes(product, tile), 0],
         args: signature.args,
-    })
+    };
+    made.finish(spec, true, "Generated on tensor cores.")
+}
+
+fn single(spec: &KernelSpec, product: &Product) -> Result<GeneratedKernel, CudaError> {
+    let run = product.run(false);
+    let signature = arguments(spec, product)?;
+    let mut source = opening(spec, product, Machine::Ampere, run) + &sides(product);
+    source.push_str(&(behind(spec, product, &signature, run)? + SINGLE));
+    source.push_str(&entry(&spec.name, "THREADS, 2", &signature, "lp_product(a, b, args)"));
+    let [m, n, _] = product.mnk;
+    let made = Made {
+        name: spec.name.clone(),
+        source,
+        grid: [m.div_ceil(64) * n.div_ceil(64), product.batch * product.heads, 1],
+        threads: 256,
+        shared: [0, 4 * (2 * 16 * 68 + 64 * 68)],
+        args: signature.args,
+    };
+    made.finish(spec, true, "Generated without tensor cores.")
+}
+
+/// A block for each part of the depth, which leaves its sums, and a kernel that adds them in one order.
+fn split(spec: &KernelSpec, product: &Product, parts: u64) -> Result<Split, CudaError> {
+    let run = product.run(true);
+    let [m, n, _] = product.mnk;
+    let pitch = n.next_multiple_of(run);
+    let sums = TensorType::new(Dtype::F32, &[parts, m, pitch]);
+    let kept = constants(&[("PART_PITCH", pitch), ("SPLITS", parts)]);
+    let both = arguments(spec, product)?;
+    let mut first = Signature::default();
+    let mut rest = Signature::default();
+    first.append(both.range(..2));
+    first.write(Operand::Scratch(0), Access::Write, Dtype::F32, "parts");
+    rest.read(Operand::Scratch(0), Dtype::F32, "parts");
+    rest.append(both.range(2..));
+    let mut source = opening(spec, product, Machine::Ampere, run) + &sides(product) + &first.structure();
+    let _ = writeln!(source, "constexpr int PART_PITCH = {pitch};\n{PART}");
+    source.push_str(&(tile_constants(LARGE, parts) + PRODUCT));
+    let bounds = format!("THREADS, {}", LARGE.resident);
+    source.push_str(&entry(&spec.name, &bounds, &first, "lp_product(a, b, args)"));
+    let made = Made {
+        name: spec.name.clone(),
+        source,
+        grid: [m.div_ceil(LARGE.bm) * n.div_ceil(LARGE.bn), 1, parts],
+        threads: 64 * LARGE.warps_n,
+        shared: [tile_bytes(product, LARGE), 0],
+        args: first.args,
+    };
+    let summed =
+        made.finish(spec, true, &format!("Generated on tensor cores, the depth in {parts} parts."))?;
+
+    let name = format!("{}_join", spec.name);
+    let mut source = opening(spec, product, Machine::Ampere, run) + &sides(product) + &kept;
+    source.push_str(&(behind(spec, product, &rest, run)? + JOIN));
+    source.push_str(&entry(&name, "THREADS", &rest, "lp_join_parts(parts, args)"));
+    let blocks = m.saturating_mul(n.div_ceil(run)).div_ceil(256);
+    let made = Made { name, source, grid: [blocks, 1, 1], threads: 256, shared: [0, 0], args: rest.args };
+    let joined = made.finish(spec, false, "Adds the parts of the depth.")?;
+    let joined = GeneratedKernel { flops: parts * m * n, bytes: parts * m * pitch * 4, ..joined };
+    Ok((vec![summed, joined], vec![sums]))
+}
+
+fn hopper(
+    spec: &KernelSpec,
+    product: &Product,
+    tile: HopperTile,
+    processors: u64,
+) -> Result<GeneratedKernel, CudaError> {
+    let run = product.run(true);
+    let [m, n, k] = product.mnk;
+    let (a, b) = (&product.a, &product.b);
+    let mut signature = arguments(spec, product)?;
+    signature.fetch(0, tile.boxes(a.deep, [m, k], a.pitch, tile.bm));
+    signature.fetch(1, tile.boxes(b.deep, [n, k], b.pitch, tile.bn));
+    let products = [WarpgroupProduct { columns: tile.bn, held: false }];
+    let mut source = opening(spec, product, Machine::Hopper(&products), run);
+    let _ = writeln!(source, "typedef {} Element;", c_type(product.dtype));
+    source.push_str(&behind(spec, product, &signature, run)?);
+    source.push_str(&(tile.constants([a.deep, b.deep]) + HOPPER_TEXT));
+    source.push_str(&entry(&spec.name, "THREADS, 1", &signature, "lp_gemm_90(a, b, args)"));
+    let made = Made {
+        name: spec.name.clone(),
+        source,
+        grid: [tile.blocks([m, n]).min(processors.max(1)), 1, 1],
+        threads: tile.threads(),
+        shared: [tile.shared_bytes(), 0],
+        args: signature.args,
+    };
+    made.finish(spec, true, "Generated for Hopper's copy engine and warpgroup products.")
 }
 
 /// The two sides first, then what the epilogue reads and writes.
@@ -315,13 +454,8 @@ fn epilogue(spec: &KernelSpec, product: &Product, run: u64) -> Result<String, Cu
 }
 
 /// The library's product, if it is plain, with a residual, or straight into a gradient.
-fn library(
-    spec: &KernelSpec,
-    product: &Product,
-    options: &Options,
-) -> Result<Option<LibraryProduct>, CudaError> {
-    let of_weights = product.heads == 1 && product.batch == 1 && product.a.head == 0 && product.out == [0; 3];
-    if !options.library || !of_weights || product.mnk[0] <= SMALL || spec.outputs.len() != 1 {
+fn library(spec: &KernelSpec, product: &Product) -> Result<Option<LibraryProduct>, CudaError> {
+    if !product.of_weights() || product.mnk[0] <= SMALL || spec.outputs.len() != 1 {
         return Ok(None);
     }
     let mut tail = (product.result, 1.0, None, false);

@@ -1,16 +1,6 @@
-// What kernels of attention's derivatives share: rows of a head in shared memory, products of such rows, rows that leave. WARPS
-// of 16 rows each make a block's rows.
-constexpr int THREADS = 32 * WARPS, ROWS = WARPS * 16, PITCH = HD + 8, PIECES = HD / 8, RATIO = HEADS / KV_HEADS;
-
-// Starts copying COUNT rows of D columns; rows from `limit` and columns from D become zero.
-template <int COUNT, int ROW_PITCH>
-LP_DEVICE void lp_stage(unsigned to, const bf16* from, int row0, int limit) {
-    for (int i = threadIdx.x; i < COUNT * PIECES; i += THREADS) {
-        const int row = i / PIECES, piece = i % PIECES;
-        const bool inside = row0 + row < limit && piece * 8 < D;
-        lp_copy16(to + (row * PITCH + piece * 8) * 2, from + size_t(row0 + row) * ROW_PITCH + piece * 8, inside ? 16 : 0);
-    }
-}
+// What kernels of attention's derivatives share: products of rows of a head in shared memory, and rows that leave. WARPS of 16
+// rows each make a block's rows.
+constexpr int ROWS = WARPS * 16, RATIO = HEADS / KV_HEADS;
 
 // sum += 16 rows at `left` times NT * 8 rows at `right`, over the width of a head.
 template <int NT>

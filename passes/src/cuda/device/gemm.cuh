@@ -2,14 +2,18 @@
 // A block computes BM x BN of the product. STAGES slices of depth BK are on their way into shared memory at any time
 // (cp.async); each warp multiplies its WM x WN part with ldmatrix and mma.sync. Rows of a slice are BK elements long and
 // their 16-byte pieces are exchanged by row, so that neither the copies nor ldmatrix meet bank conflicts. Weights that are
-// whole numbers become bf16, exactly, on their way from shared memory to the tensor cores.
-constexpr int THREADS = 32 * WARPS_M * WARPS_N;
+// whole numbers become bf16, exactly, on their way from shared memory to the tensor cores. WARPS_K warps share a part where rows
+// are few: each multiplies its steps of every slice, and they add their sums at the end.
+constexpr int THREADS = 32 * WARPS_M * WARPS_N * WARPS_K, STEPS = BK / 16 / WARPS_K;
 constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N, MT = WM / 16, NT = WN / 8;
 constexpr int LEFT = BM * BK * 2, STAGE = LEFT + BN * BK * sizeof(Weight), SLICES = (K + BK - 1) / BK, SLAB = WN + 8;
 
 // Where piece `piece` of row `row` lies within its row of PIECES: rows that fill 128 bytes together take turns.
 template <int PIECES>
-LP_DEVICE int lp_exchange(int row, int piece) { return piece ^ (row / (8 / PIECES) & (PIECES - 1)); }
+LP_DEVICE int lp_exchange(int row, int piece) {
+    if constexpr (PIECES >= 8) return piece ^ (row & 7);
+    else return piece ^ (row / (8 / PIECES) & (PIECES - 1));
+}
 
 // Starts copying the slice at depth k0 of ROWS rows; rows from LIMIT and columns from K on become zero.
 template <int ROWS, int LIMIT, int PITCH, typename T>
@@ -48,7 +52,7 @@ LP_DEVICE void lp_gemm(const bf16* a, const Weight* w, const Args& args) {
     LP_DYNAMIC_SHARED(memory);
     const unsigned stages = lp_shared(memory);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int warp_m = warp % WARPS_M * WM, warp_n = warp / WARPS_M * WN;
+    const int warp_m = warp % WARPS_M * WM, warp_n = warp / WARPS_M % WARPS_N * WN, first_step = warp / (WARPS_M * WARPS_N) * STEPS;
     int row0, col0;
     lp_tile(blockIdx.x, row0, col0);
 
@@ -72,7 +76,8 @@ LP_DEVICE void lp_gemm(const bf16* a, const Weight* w, const Args& args) {
         }
         lp_copy_commit();
         const unsigned stage = slice % STAGES * STAGE, left = stages + stage + left_row * BK * 2;
-        LP_UNROLL for (int k = 0; k < BK / 16; ++k) {
+        LP_UNROLL for (int step = 0; step < STEPS; ++step) {
+            const int k = first_step + step;
             unsigned x[MT][4], y[NT / 2][4];
             const unsigned piece = lp_exchange<BK / 8>(left_row, 2 * k + lane / 16) * 16;
             LP_UNROLL for (int i = 0; i < MT; ++i) lp_load_matrices(x[i], left + piece + i * 16 * BK * 2);
@@ -84,6 +89,10 @@ LP_DEVICE void lp_gemm(const bf16* a, const Weight* w, const Args& args) {
     }
     lp_copy_wait<0>();
     __syncthreads();
+    if constexpr (WARPS_K > 1) return lp_leave_joined<WARPS_M, WARPS_N, WARPS_K>(memory, sum, [&](int slab_row, int at, const float (&run)[P]) {
+        const int row = row0 + slab_row, col = col0 + at;
+        if (row < M && col < N) lp_epilogue(args, row, col, run);
+    });
 
     float* const slab = reinterpret_cast<float*>(memory) + warp * 16 * SLAB;
     LP_UNROLL for (int i = 0; i < MT; ++i) {

@@ -1,9 +1,26 @@
-// out = epilogue(a · w^T) on Hopper: a is [M, K], w is [N, K], both seen through the copy engine. One thread of the last
-// warpgroup keeps STAGES slices of depth BK on their way; the other warpgroups multiply 64 rows by BN columns each, straight
-// from shared memory. A block goes on to its next tile while the copies for it are under way already.
+// out = epilogue(a · w^T) on Hopper: a is [M, K], w is [N, K], both seen through the copy engine; a side that is deep lies with
+// one row per step of depth instead, and its slices come in boxes of 64 columns. One thread of the last warpgroup keeps STAGES
+// slices of depth BK on their way; the other warpgroups multiply 64 rows by BN columns each, straight from shared memory. A
+// block goes on to its next tile while the copies for it are under way already.
 constexpr int CONSUMERS = BM / 64, THREADS = 128 * (CONSUMERS + 1), NT = BN / 8, STAGE = (BM + BN) * BK * 2;
 constexpr int SLICES = (K + BK - 1) / BK, CHUNK = 32, SLAB = CHUNK + 8;
 static_assert(BK == 64, "a row of a slice is the 128 bytes of the swizzle");
+
+// Starts copying the slice at depth k0 of WIDE rows, or columns.
+template <bool DEEP, int WIDE>
+LP_DEVICE void lp_slice(unsigned to, const LpMap& from, int first, int k0, unsigned barrier) {
+    if constexpr (DEEP) {
+        LP_UNROLL for (int c = 0; c < WIDE / 64; ++c) lp_fetch(to + c * BK * 128, from, first + c * 64, k0, barrier);
+    } else {
+        lp_fetch(to, from, k0, first, barrier);
+    }
+}
+// The factors of step k of a slice, from row or column `first` on.
+template <bool DEEP>
+LP_DEVICE unsigned long long lp_factor(unsigned slice, int first, int k) {
+    if constexpr (DEEP) return lp_turned(slice + first * 128 + k * 2048, BK * 128);
+    else return lp_matrix(slice + first * 128 + k * 32);
+}
 
 LP_DEVICE void lp_gemm_90(const LpMap& a, const LpMap& w, const Args& args) {
     LP_DYNAMIC_SHARED(memory);
@@ -26,8 +43,8 @@ LP_DEVICE void lp_gemm_90(const LpMap& a, const LpMap& w, const Args& args) {
                 const unsigned stage = turn % STAGES, to = stages + stage * STAGE;
                 lp_barrier_wait(empty + 8 * stage, turn / STAGES % 2 ^ 1);
                 lp_barrier_expect(full + 8 * stage, STAGE);
-                lp_fetch(to, a, slice * BK, row0, full + 8 * stage);
-                lp_fetch(to + BM * BK * 2, w, slice * BK, col0, full + 8 * stage);
+                lp_slice<A_DEEP, BM>(to, a, row0, slice * BK, full + 8 * stage);
+                lp_slice<B_DEEP, BN>(to + BM * BK * 2, w, col0, slice * BK, full + 8 * stage);
             }
         }
         return;
@@ -39,12 +56,11 @@ LP_DEVICE void lp_gemm_90(const LpMap& a, const LpMap& w, const Args& args) {
         lp_tile(tile, row0, col0);
         float sum[NT][4];
         for (int slice = 0; slice < SLICES; ++slice, ++turn) {
-            const unsigned stage = turn % STAGES, left = stages + stage * STAGE + group * 64 * BK * 2;
-            const unsigned right = stages + stage * STAGE + BM * BK * 2;
+            const unsigned stage = turn % STAGES, left = stages + stage * STAGE, right = left + BM * BK * 2;
             lp_barrier_wait(full + 8 * stage, turn / STAGES % 2);
             lp_products_begin();
             LP_UNROLL for (int k = 0; k < BK / 16; ++k) {
-                lp_product_64(sum, lp_matrix(left + k * 32), lp_matrix(right + k * 32), slice > 0 || k > 0);
+                lp_product_64<A_DEEP, B_DEEP>(sum, lp_factor<A_DEEP>(left, group * 64, k), lp_factor<B_DEEP>(right, 0, k), slice > 0 || k > 0);
             }
             lp_products_commit();
             // The slice before is multiplied: its place is free.

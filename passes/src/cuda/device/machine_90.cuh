@@ -32,14 +32,25 @@ LP_MACHINE void lp_fetch(unsigned to, const LpMap& map, int column, int row, uns
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                  ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
+// The same of a matrix for each head of each sequence.
+LP_MACHINE void lp_fetch_part(unsigned to, const LpMap& map, int column, int head, int row, int sequence, unsigned barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+                 ::"r"(to), "l"(&map), "r"(column), "r"(head), "r"(row), "r"(sequence), "r"(barrier) : "memory");
+}
 // Rows of 128 bytes whose 16-byte pieces are exchanged by row (the 128-byte swizzle), eight rows to 1024 bytes.
 LP_MACHINE unsigned long long lp_matrix(unsigned at) {
     return (unsigned long long)((at & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+// The same for a factor with one row per step of depth, in blocks of 64 columns that are so many bytes apart.
+LP_MACHINE unsigned long long lp_turned(unsigned at, unsigned between) {
+    return (unsigned long long)((at & 0x3ffff) >> 4) | (unsigned long long)(between >> 4) << 16 | 64ull << 32 | 1ull << 62;
 }
 LP_MACHINE void lp_products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 LP_MACHINE void lp_products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING>
 LP_MACHINE void lp_products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+// The threads of a warpgroup meet.
+LP_MACHINE void lp_group_meet() { asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory"); }
 // Registers go from the warpgroup that only starts copies to those that multiply.
 template <int REGISTERS>
 LP_MACHINE void lp_fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }

@@ -1,7 +1,8 @@
 // out = epilogue(Σ over k of a(m, k) b(n, k)) for operands that lie either way: rows along the depth, or (A_DEEP, B_DEEP) one
 // row per step of depth. Products of attention run for every batch and head (blockIdx.y); where heads share keys, ROUNDS of
-// them add up in the same sums. A block computes BM x BN; STAGES slices of depth BK are on their way at any time. Rows in
-// shared memory are eight elements longer than needed, so that ldmatrix meets no bank conflicts.
+// them add up in the same sums. A block computes BM x BN, where the depth is split its share (blockIdx.z) of it; STAGES slices
+// of depth BK are on their way at any time. Rows in shared memory are eight elements longer than needed, so that ldmatrix meets
+// no bank conflicts.
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N, MT = WM / 16, NT = WN / 8, SLAB = WN + 8;
 constexpr int A_PITCH = (A_DEEP ? BM : BK) + 8, B_PITCH = (B_DEEP ? BN : BK) + 8;
@@ -39,9 +40,10 @@ LP_DEVICE void lp_product(const bf16* a, const bf16* b, const Args& args) {
     a += size_t(batch) * A_BATCH + size_t(head / A_SHARE) * A_HEAD;
     b += size_t(batch) * B_BATCH + size_t(head / B_SHARE) * B_HEAD;
 
+    const int begin = SPLITS > 1 ? blockIdx.z * TURNS / SPLITS : 0, end = SPLITS > 1 ? (blockIdx.z + 1) * TURNS / SPLITS : TURNS;
     float sum[MT][NT][4] = {};
     LP_UNROLL for (int s = 0; s < STAGES - 1; ++s) {
-        if (s < TURNS) lp_turn(stages + s * STAGE, a, b, row0, col0, s);
+        if (begin + s < end) lp_turn(stages + s * STAGE, a, b, row0, col0, begin + s);
         lp_copy_commit();
     }
     // Where this lane's rows for ldmatrix begin; a step of depth moves along a row or down by 16 of them.
@@ -49,13 +51,13 @@ LP_DEVICE void lp_product(const bf16* a, const bf16* b, const Args& args) {
                                  : ((warp_m + lane % 16) * A_PITCH + lane / 16 * 8) * 2;
     const unsigned my_b = A_BYTES + (B_DEEP ? ((lane % 8 + lane / 8 % 2 * 8) * B_PITCH + warp_n + lane / 16 * 8) * 2
                                             : ((warp_n + lane % 8 + lane / 16 * 8) * B_PITCH + lane / 8 % 2 * 8) * 2);
-    for (int turn = 0; turn < TURNS; ++turn) {
+    for (int turn = begin; turn < end; ++turn) {
         lp_copy_wait<STAGES - 2>();
         __syncthreads();
         const int next = turn + STAGES - 1;
-        if (next < TURNS) lp_turn(stages + next % STAGES * STAGE, a, b, row0, col0, next);
+        if (next < end) lp_turn(stages + (next - begin) % STAGES * STAGE, a, b, row0, col0, next);
         lp_copy_commit();
-        const unsigned at = stages + turn % STAGES * STAGE;
+        const unsigned at = stages + (turn - begin) % STAGES * STAGE;
         LP_UNROLL for (int k = 0; k < BK / 16; ++k) {
             unsigned x[MT][4], y[NT / 2][4];
             LP_UNROLL for (int i = 0; i < MT; ++i) {
