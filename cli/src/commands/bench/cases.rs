@@ -28,7 +28,7 @@ impl Size {
     }
 }
 
-/// Square products of that size in every form but the smallest tiles: the best of them is the ceiling.
+/// Square products of that size in every form but the smallest tiles and those for few rows: the best of them is the ceiling.
 pub fn large_products(size: u64, goal: &Goal) -> Result<Vec<Job>, Failure> {
     let mut sketch = Sketch::new("large_product", Anchor::Matmul);
     let x = sketch.input(&[1, size, size]);
@@ -37,8 +37,9 @@ pub fn large_products(size: u64, goal: &Goal) -> Result<Vec<Job>, Failure> {
     let region = sketch.finish(&[y]);
     let shape = [("m", size), ("n", size), ("k", size)];
     let jobs = every_form(&region, goal)?;
-    let large =
-        jobs.into_iter().filter(|(form, _)| !["64x64", "16x128"].iter().any(|tile| form.ends_with(tile)));
+    let small =
+        |form: &str| form.starts_with("deep-") || ["64x64", "16x128"].iter().any(|tile| form.ends_with(tile));
+    let large = jobs.into_iter().filter(|(form, _)| !small(form));
     Ok(large.map(|(_, part)| Job::new("gemm", &shape, "bf16", part)).collect())
 }
 
