@@ -18,7 +18,8 @@ use lapidary_tests::emulation::Emulated;
 use lapidary_tests::emulation::peers::{Threads, ranks};
 use std::sync::Mutex;
 
-const SEQ: u64 = 5;
+/// Long enough that attention goes in blocks, and keeps its sums for the backward pass.
+const SEQ: u64 = 9;
 
 /// A built-in model with sizes that divide by little.
 fn small(name: &str, compute: DType) -> ModelSpec {
@@ -503,6 +504,10 @@ mod training {
         let amber = small("amber", DType::F32);
         let chunks = Spread { way: Way { chunks: 2, sequence: false }, ..Spread::of([1, 1, 2], 4) };
         check(&amber, &[Spread::of([2, 1, 2], 2), chunks], 2e-4);
+        let chunks = Spread { way: Way { chunks: 2, sequence: false }, ..Spread::of([1, 1, 2], 4) };
+        let programs = check(&small("amber", DType::Bf16), &[chunks], 0.02);
+        let sums = |program: &GpuProgram| program.buffers.iter().any(|b| b.name.ends_with("log_sums"));
+        assert!(programs[0].iter().all(sums));
         // Embedding and head are one weight, which the first stage and the last hold.
         check(&small("cerebras-gpt-111m", DType::F32), &[Spread::of([1, 2, 2], 2)], 2e-4);
     }

@@ -38,12 +38,12 @@ int cuModuleLoadData(void** module, const void* image) { return *module = (void*
 int cuModuleGetFunction(void** function, void* module, const char* name) { return *function = (void*)16, 0; }
 NOTHING(cuModuleUnload) NOTHING(cuFuncSetAttribute) NOTHING(cuLaunchKernel)
 int cuStreamCreate(void** stream, unsigned flags) { return *stream = (void*)16, 0; }
-NOTHING(cuStreamSynchronize) NOTHING(cuStreamWaitEvent) NOTHING(cuStreamBeginCapture_v2)
+NOTHING(cuStreamSynchronize) NOTHING(cuStreamQuery) NOTHING(cuStreamWaitEvent) NOTHING(cuStreamBeginCapture_v2)
 int cuStreamEndCapture(void* stream, void** graph) { return *graph = (void*)16, 0; }
 int cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long flags) { return *made = (void*)16, 0; }
 NOTHING(cuGraphLaunch) NOTHING(cuGraphDestroy)
 int cuEventCreate(void** event, unsigned flags) { return *event = (void*)16, 0; }
-NOTHING(cuEventRecord) NOTHING(cuEventSynchronize)
+NOTHING(cuEventRecord) NOTHING(cuEventSynchronize) NOTHING(cuEventDestroy_v2)
 int cuEventElapsedTime(float* ms, void* from, void* to) { return *ms = 1.0f, 0; }
 int cuEventElapsedTime_v2(float* ms, void* from, void* to) { return *ms = 1.0f, 0; }
 #ifndef LACKS
