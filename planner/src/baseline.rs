@@ -27,7 +27,10 @@ pub(crate) fn one_system(ranked: &[Evaluated]) -> Option<usize> {
 /// What wafer plans are alike in of which one stands for all rejected ones.
 pub(crate) fn wafer_first(degrees: &Degrees) -> String {
     match degrees {
-        Degrees::Wafer(plan) => format!("{} {}", plan.systems, plan.mode.name()),
+        Degrees::Wafer(plan) => {
+            let kept = if plan.outside { "outside" } else { "on the wafer" };
+            format!("{} {} {} {kept}", plan.systems, plan.mode.name(), plan.recompute.name())
+        }
         Degrees::Gpu(plan) => plan.tag(),
     }
 }

@@ -244,7 +244,7 @@ fn of_wafers(request: &PlanRequest<'_>, machine: &HardwareSpec, batch: Batch, wa
     }
 }
 
-/// The best feasible plans, the baselines, and of systems and modes without a feasible plan the nearest one.
+/// The best feasible plans, the baselines, and the nearest plan of each kind (systems, mode, what is kept where) without one.
 fn wafer_kept(
     request: &PlanRequest<'_>,
     plans: &[Evaluated],

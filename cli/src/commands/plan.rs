@@ -273,8 +273,13 @@ fn print_rejected(document: &PlanDocument) {
         reasons.entry(candidate.rejected_by.as_deref().unwrap_or_default()).or_default().push(candidate);
     }
     let counts = document.counts;
+    let end = match (counts.rejected, reasons.is_empty()) {
+        (0, _) => "",
+        (_, true) => "; others of their kind fit, with other micro-batches or groups of columns",
+        (_, false) => ":",
+    };
     println!(
-        "{} plans looked at, {} left out by a bound, {} rejected:",
+        "{} plans looked at, {} left out by a bound, {} rejected{end}",
         counts.evaluated, counts.left_out, counts.rejected
     );
     for (reason, candidates) in reasons.iter().take(SHOWN_REASONS) {

@@ -16,10 +16,11 @@ use lapidary_hardware::price::wafer::{FUNCTION_CYCLES, Rates, ingress};
 use lapidary_hardware::{Bytes, Seconds};
 use lapidary_models::autodiff::work::Phase;
 
-/// The least time of a pass over a layer, in seconds: programs, routes and first words of the next one. No figure is
-/// printed; fitted on the two rows whose batch is too small for anything else to bind (usc_bert-b-128_128 and
-/// usc_bert-l-128_128 of `wafer-training.csv`, 24 and 48 passes in 56 and 123 ms).
-pub const PASS_FLOOR: f64 = 2.45e-3;
+/// The least time between a matrix that streams past and the next one, in seconds: programs, routes and first words of
+/// what comes. No figure is printed; fitted on the two rows whose batch is too small for anything else to bind
+/// (usc_bert-b-128_128 and usc_bert-l-128_128 of `wafer-training.csv`: 12 and 24 layers of 18 matrices each way and back
+/// in 56 and 123 ms).
+pub const MATRIX_FLOOR: f64 = 0.272e-3;
 
 /// Bytes of a value of the residual stream that leaves the wafer and comes back.
 const VALUE_BYTES: f64 = 2.0;
@@ -120,11 +121,10 @@ pub fn step(case: &WaferCase<'_>) -> Cost {
             let of_ends: Seconds = ends.iter().map(|priced| priced.waits).sum();
             let waits: Seconds = passes.iter().map(|(pass, times)| pass.waits * *times).sum();
             let kept: Seconds = passes.iter().map(|(pass, _)| pass.behind(kept_outside(case)) * layers).sum();
-            // The hosts turn to the next micro-batch while layers are switched.
-            let floor: Seconds =
-                passes.iter().map(|(pass, times)| pass.below(Seconds(PASS_FLOOR)) * *times).sum();
+            // The hosts turn to the next micro-batch while matrices are switched.
+            let switches: Seconds = passes.iter().map(|(pass, times)| pass.switches * *times).sum();
             add("ingress_wait", Bound::Ingress, waits + of_ends + kept);
-            add("layer_switch", Bound::Host, floor.max(case.release.turn));
+            add("matrix_switch", Bound::Host, switches.max(case.release.turn));
         }
         WaferMode::LayerPipelined => {
             let busy: Seconds = terms.values().map(|(_, seconds)| *seconds).sum();
@@ -142,16 +142,14 @@ struct Pass {
     waits: Seconds,
     /// What its weights take on the links.
     weights: Seconds,
+    /// What its matrices wait for programs and routes, where they are too fast for these.
+    switches: Seconds,
 }
 
 impl Pass {
     /// By how much the links are behind with these bytes beside the weights.
     fn behind(&self, more: Seconds) -> Seconds {
         (self.weights + more - self.computes - self.waits).max(Seconds::ZERO)
-    }
-
-    fn below(&self, floor: Seconds) -> Seconds {
-        (floor - self.computes - self.waits).max(Seconds::ZERO)
     }
 }
 
@@ -161,7 +159,23 @@ fn pass(layer: &[Priced<'_>], of: impl Fn(Phase) -> bool) -> Pass {
         computes: ops().map(|priced| priced.computes).sum(),
         waits: ops().map(|priced| priced.waits).sum(),
         weights: ops().map(|priced| priced.enters).sum(),
+        switches: switches(ops()),
     }
+}
+
+/// What matrices wait for one another: each takes its floor at least, in which the ops that run before it without
+/// a matrix of their own are done as well.
+fn switches<'a, 'b: 'a>(ops: impl Iterator<Item = &'a Priced<'b>>) -> Seconds {
+    let mut since = Seconds::ZERO;
+    let mut waited = Seconds::ZERO;
+    for priced in ops {
+        since = since + priced.computes + priced.waits;
+        if matches!(priced.op.kernel, Kernel::Linear { .. } | Kernel::Outer { .. }) {
+            waited = waited + (Seconds(MATRIX_FLOOR) - since).max(Seconds::ZERO);
+            since = Seconds::ZERO;
+        }
+    }
+    waited
 }
 
 /// Time on the links of a layer's kept input, where it leaves the wafer.
@@ -213,7 +227,7 @@ pub fn assumptions() -> Vec<Assumption> {
     vec![
         Assumption::new("kernel-overlap", 0.0, "ratio", forms),
         Assumption::new("exp-cycles", f64::from(FUNCTION_CYCLES.exp), "cycles/element", functions),
-        Assumption::new("pass-floor", PASS_FLOOR, "s/layer", floor),
+        Assumption::new("matrix-floor", MATRIX_FLOOR, "s/matrix", floor),
         Assumption::new("replicas", REPLICAS[REPLICAS.len() - 1] as f64, "count", replicas),
         Assumption::new("ingress-overlap", 1.0, "ratio", overlap),
         Assumption::new("optimizer-overlap", 1.0, "ratio", optimizer),

@@ -53,18 +53,24 @@ fn gpt2_small_is_predicted_from_other_models() {
 }
 
 /// The README says by how much: 590M has 1536 features on 497 columns, which this compiler's kernels spread unevenly;
-/// ESM-2 sees both ways over 1,026 tokens, in 32 micro-batches of little work.
+/// what BERT base keeps of 512 samples is a little over the account of the wafer; ESM-2 has 32 micro-batches of little work.
 #[test]
 fn other_training_runs_are_missed_by_what_the_readme_says() {
     let document = document(OTHER);
     assert!(document.skipped.is_empty() && document.rows.iter().all(|row| !row.fitted));
+    const MISSED: [(&str, f64); 4] = [
+        ("esm2_35m_r23", 61.0),
+        ("usc_bert-b-128_512", 18.0),
+        ("usc_gpt3-590m_128", 10.0),
+        ("usc_gpt3-590m_256", 12.0),
+    ];
     let (missed, held): (Vec<_>, Vec<_>) =
-        document.rows.iter().partition(|row| row.id.contains("590m") || row.id == "esm2_35m_r23");
+        document.rows.iter().partition(|row| MISSED.iter().any(|(id, _)| row.id == *id));
     let errors: Vec<f64> = held.iter().map(|row| row.error_pct.abs()).collect();
     let mean = errors.iter().sum::<f64>() / errors.len() as f64;
-    assert!(mean < 8.0 && errors.iter().all(|error| *error < 14.0), "{mean:.1}: {errors:?}");
+    assert!(mean < 6.0 && errors.iter().all(|error| *error < 10.0), "{mean:.1}: {errors:?}");
     let found: Vec<(&str, f64)> = missed.iter().map(|row| (row.id.as_str(), row.error_pct.round())).collect();
-    assert_eq!(found, [("esm2_35m_r23", 61.0), ("usc_gpt3-590m_128", 10.0), ("usc_gpt3-590m_256", 12.0)]);
+    assert_eq!(found, MISSED);
 }
 
 /// Text that is split into tokens while it is read is waited for once an epoch, a batch long; rows of text that is not

@@ -7,7 +7,7 @@ use crate::recipe::Recipe;
 use crate::request::Batch;
 use crate::search::divisors;
 use crate::search::wafer::wafer_plans;
-use crate::wafer::price::{PASS_FLOOR, step};
+use crate::wafer::price::{MATRIX_FLOOR, step};
 use crate::wafer::release::{RELEASES, Release};
 use crate::wafer::{WaferCase, WaferWork};
 use crate::{WaferMode, WaferPlan};
@@ -33,7 +33,7 @@ pub const COLUMNS: [&str; 14] = [
     "metric",
 ];
 
-/// Rows that the floor of a pass was fitted on; those of releases name theirs.
+/// Rows that the floor of a matrix was fitted on; those of releases name theirs.
 const FLOOR_ROWS: [&str; 2] = ["usc_bert-b-128_128", "usc_bert-l-128_128"];
 
 /// Seconds that one worker of the loader takes for a sample of text: split into tokens by Python's own code, padded, put
@@ -49,8 +49,9 @@ pub const LIMITS: Limits = Limits { median: Some(5.0), p95: None, most: Some(10.
 
 /// Parameters without a printed source.
 pub fn fitted() -> Vec<Assumption> {
-    let floor = "least time of a pass over a layer, fitted on usc_bert-b-128_128 and usc_bert-l-128_128";
-    let floor = Assumption::new("pass-floor", PASS_FLOOR, "s/layer", floor);
+    let floor =
+        "least time between two streamed matrices, fitted on usc_bert-b-128_128 and usc_bert-l-128_128";
+    let floor = Assumption::new("matrix-floor", MATRIX_FLOOR, "s/matrix", floor);
     let turns = RELEASES.iter().map(Release::turn_assumption);
     let text = "one worker's time to split a sample of text into tokens, fitted on usc_bert-b-128_16384";
     let text = Assumption::new("read-text", READ_TEXT, "s/sample", text);
