@@ -12,7 +12,7 @@ pub use models::{Init, Inspect, Models};
 pub use planning::{
     Accuracy, AccuracyTable, Calibrate, Explain, Launcher, Machines, Objective, Plan, Report,
 };
-pub use running::{Device, Memorization, Packing, Precision, RecomputeSwitch, Run, Verify};
+pub use running::{Device, Memorization, Packing, Precision, RecomputeSwitch, Run, ShardingSwitch, Verify};
 
 /// Compiles transformer models to A100 clusters and to Cerebras wafers, and plans how to spread them.
 #[derive(Debug, Parser)]

@@ -18,6 +18,7 @@ fn buffer(name: &str, kind: BufferKind, offset: Option<u64>) -> Buffer {
         layers: None,
         packing: None,
         column_order: RowOrder::Natural,
+        per_replica: false,
     }
 }
 

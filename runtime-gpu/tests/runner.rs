@@ -71,6 +71,7 @@ fn bundle(folder: &Path) -> PathBuf {
         layers: None,
         packing: None,
         column_order: RowOrder::Natural,
+        per_replica: false,
     };
     let kernel = Kernel {
         name: "k".into(),

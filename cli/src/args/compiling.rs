@@ -1,6 +1,6 @@
 //! Arguments of the commands that compile, simulate and measure: `compile`, `simulate`, `bench`.
 
-use super::RecomputeSwitch;
+use super::{RecomputeSwitch, ShardingSwitch};
 use crate::commands::What;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -76,6 +76,10 @@ pub struct Compile {
     /// are the sequences of each.
     #[arg(long, value_name = "N", requires = "train", requires = "plan", value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
     pub micro_batches: Option<u64>,
+    /// What replicas share of the state of a training step that a plan spreads: nothing, the optimizer's (ZeRO-1), or weights,
+    /// gradients and optimizer's (FSDP); what the plan says, or nothing, when absent.
+    #[arg(long, value_enum, requires = "train", requires = "plan")]
+    pub sharding: Option<ShardingSwitch>,
     /// Training on wafers: systems; those of the published run, or all, when absent.
     #[arg(long, value_name = "N", requires = "train")]
     pub systems: Option<u64>,

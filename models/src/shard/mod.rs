@@ -27,9 +27,11 @@ mod cut;
 mod layout;
 mod part;
 pub mod schedule;
+mod sharding;
 mod spread;
 
 pub use part::Part;
+pub use sharding::StateSharding;
 
 use crate::graph::{Graph, GraphError, Mode};
 use std::collections::{BTreeMap, BTreeSet};

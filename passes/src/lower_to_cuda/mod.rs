@@ -18,8 +18,8 @@ use crate::lower_to_cpu::Together;
 use crate::pass::{Changed, Pass, PassCx, PassError, diagnostic};
 use crate::shard::ShardReport;
 use lapidary_ir::{Module, Op as IrOp};
+use lapidary_models::shard::StateSharding;
 use lapidary_models::shard::schedule::{Form, schedule};
-use lapidary_runtime_cpu::program::StateSharding;
 use lapidary_runtime_gpu::program::{Member, Share};
 use module::FusedModule;
 use std::collections::BTreeMap;
@@ -127,14 +127,12 @@ pub fn emit_gpu_training_part(
     together: Together,
 ) -> Result<Lowered, PassError> {
     let at = |what: String| PassError::at(module.op(), what);
-    if together.sharding != StateSharding::None {
-        return Err(at(
-            "GPU programs hold weights, gradients and optimizer state whole on every replica".into()
-        ));
-    }
     let mut fused = part_of(module, arch, part, together.replicas)?;
     let form = Form { stages: part.degrees.pipeline, chunks: part.way.chunks, micros: together.micros };
     let schedule = schedule(form, part.place.stage).map_err(|error| at(error.to_string()))?;
+    if let Some(share) = &mut fused.spec.share {
+        share.sharding = together.sharding;
+    }
     let Some(training) = &mut fused.spec.training else { return Err(at("the module trains nothing".into())) };
     training.layers = part.layers.len() as u64;
     training.ranks = RanksSpec {
@@ -174,6 +172,7 @@ fn part_of<'c>(
         replicas,
         layers: part.layers.clone(),
         parts: part.parts.clone(),
+        sharding: StateSharding::None,
         micros: None,
     });
     if part.degrees.pipeline > 1 && fused.spec.training.is_none() {

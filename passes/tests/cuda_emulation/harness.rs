@@ -83,6 +83,7 @@ fn quantised_image(packing: &Packing, dtype: Dtype, tensor: impl Fn(&str) -> Ten
         layers: None,
         packing: Some(packing.clone()),
         column_order: RowOrder::Natural,
+        per_replica: false,
     };
     Image { dtype, bytes: pack(&buffer, 0, &Named(tensor)).expect("the tensors are there") }
 }

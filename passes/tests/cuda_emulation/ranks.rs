@@ -244,9 +244,9 @@ mod training {
     use lapidary_passes::lower_to_cpu::Together;
     use lapidary_passes::lower_to_cuda::emit_gpu_training_part;
     use lapidary_passes::pipeline::{Pipeline, rank_training, training_text};
-    use lapidary_runtime_cpu::program::StateSharding;
+    use lapidary_models::shard::StateSharding;
     use lapidary_runtime_gpu::collectives::Peers;
-    use lapidary_runtime_gpu::execute::pack;
+    use lapidary_runtime_gpu::execute::held;
     use lapidary_runtime_gpu::program::{Buffer, PackForm};
     use std::collections::BTreeMap;
 
@@ -264,11 +264,17 @@ mod training {
         way: Way,
         micros: u64,
         policy: Recompute,
+        sharding: StateSharding,
     }
 
     impl Spread {
         fn of(degrees: [u64; 3], micros: u64) -> Spread {
-            Spread { degrees, way: Way::default(), micros, policy: Recompute::Selective }
+            let (way, policy, sharding) = (Way::default(), Recompute::Selective, StateSharding::None);
+            Spread { degrees, way, micros, policy, sharding }
+        }
+
+        fn sharding(self, sharding: StateSharding) -> Spread {
+            Spread { sharding, ..self }
         }
 
         fn rows(self) -> Spread {
@@ -296,7 +302,7 @@ mod training {
         let shard = shard_text(Degrees { tensor, pipeline }, spread.way, place);
         let passes = rank_training(Goal::Gpu, spread.policy, &Fusion::On, &shard).unwrap();
         let report = run(&mut module, &passes, Watch::default()).unwrap_or_else(|error| panic!("{error}"));
-        let together = Together { replicas, sharding: StateSharding::None, micros: spread.micros };
+        let together = Together { replicas, sharding: spread.sharding, micros: spread.micros };
         let part = report.shard.expect("a part");
         emit_gpu_training_part(&module, "sm_80", &options(), &part, together)
             .unwrap_or_else(|error| panic!("{}: {error}", spec.name))
@@ -463,8 +469,9 @@ mod training {
             let before = Parts::new(stock, &share);
             for buffer in weights(&own.program) {
                 for layer in 0..buffer.layers.map_or(1, |layers| layers.count) {
-                    let wanted = decode(buffer.dtype, &pack(&buffer, layer, &own_part).unwrap());
-                    let old = decode(buffer.dtype, &pack(&buffer, layer, &before).unwrap());
+                    let replica = standing.replica.index;
+                    let packed = |tensors| decode(buffer.dtype, &held(&buffer, layer, replica, tensors).unwrap());
+                    let (wanted, old) = (packed(&own_part), packed(&before));
                     let found = slice(device, &loaded, &buffer, layer);
                     let moved = wanted.iter().zip(&old).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
                     for (i, (x, right)) in found.iter().zip(&wanted).enumerate() {
@@ -497,6 +504,32 @@ mod training {
             .into_iter()
             .filter(|step| matches!(step, Step::Meet(meeting) if meeting.beside && meeting.last));
         assert_eq!(beside.count(), 12);
+    }
+
+    /// Bytes of what the program holds for weights and for gradients and moments, per rank.
+    fn state(program: &GpuProgram) -> [u64; 2] {
+        [BufferKind::Weight, BufferKind::State].map(|kind| program.bytes_of(kind))
+    }
+
+    /// Replicas that have the optimizer's state for a run each (ZeRO-1), or of everything a run alone (FSDP).
+    #[test]
+    fn replicas_that_share_their_state_train_as_the_whole_model() {
+        use StateSharding::{Full, None, Optimizer};
+        let spread = |degrees, micros, sharding| Spread::of(degrees, micros).sharding(sharding);
+        let amber = small("amber", DType::F32);
+        let programs = check(
+            &amber,
+            &[
+                spread([1, 4, 1], 1, None),
+                spread([1, 4, 1], 1, Optimizer),
+                spread([1, 4, 1], 1, Full),
+                spread([1, 2, 1], 2, Optimizer),
+                spread([1, 2, 1], 2, Full),
+            ],
+            2e-4,
+        );
+        let of = |at: usize| state(&programs[at][0]);
+        println!("{:?}", (0..5).map(of).collect::<Vec<_>>());
     }
 
     #[test]

@@ -21,7 +21,8 @@ mod train_share_check;
 
 pub use check::{Checked, ProgramFault, ProgramFaults};
 pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
-pub use share::{Collective, Member, Share, StateSharding, TrainShare};
+pub use lapidary_models::shard::StateSharding;
+pub use share::{Collective, Member, Share, TrainShare};
 pub use train::TrainProgram;
 pub use train_share_check::begins_segment;
 

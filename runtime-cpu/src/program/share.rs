@@ -1,6 +1,6 @@
 //! What a program says of being one rank's part of a model.
 
-use lapidary_models::shard::Part;
+use lapidary_models::shard::{Part, StateSharding};
 use lapidary_models::shard::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,35 +45,6 @@ pub struct TrainShare {
     pub segments: Vec<usize>,
     /// In which order the segments run.
     pub schedule: Schedule,
-}
-
-/// How the ranks that hold the same weights share what belongs to them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StateSharding {
-    /// Each holds everything; gradients are summed.
-    #[default]
-    None,
-    /// Each has the optimizer's state for a run of every parameter (ZeRO-1): gradients are summed and scattered, new
-    /// weights gathered.
-    Optimizer,
-    /// Each holds a run of every parameter alone (FSDP): weights are gathered before they are used, gradients summed and
-    /// scattered behind that.
-    Full,
-}
-
-impl StateSharding {
-    /// Every choice.
-    pub const ALL: [StateSharding; 3] = [StateSharding::None, StateSharding::Optimizer, StateSharding::Full];
-
-    /// The word on the command line and in programs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            StateSharding::None => "none",
-            StateSharding::Optimizer => "optimizer",
-            StateSharding::Full => "full",
-        }
-    }
 }
 
 /// One of several.

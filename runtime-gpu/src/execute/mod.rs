@@ -21,7 +21,7 @@ pub use needs::Needs;
 pub use parts::Parts;
 
 pub(crate) use weights::encode;
-pub use weights::{Read, Tensor, Tensors, WeightFault, decode, int8_scale, load_weights, pack};
+pub use weights::{Read, Tensor, Tensors, WeightFault, decode, held, int8_scale, load_weights, pack};
 
 /// The name under which the arena stands among shared places.
 pub const ARENA: &str = "(arena)";

@@ -53,6 +53,7 @@ fn cut(whole: Tensor<'_>, part: Part) -> Tensor<'_> {
 mod tests {
     use super::*;
     use crate::program::Member;
+    use lapidary_models::shard::StateSharding;
 
     /// Three rows of five columns; every element is its place.
     struct Counting;
@@ -78,6 +79,7 @@ mod tests {
             replicas: 1,
             layers: vec![4, 6],
             parts: parts.into(),
+            sharding: StateSharding::None,
             micros: None,
         };
         let own = Parts::new(&Counting, &share);

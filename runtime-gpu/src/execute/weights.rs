@@ -40,7 +40,8 @@ pub enum WeightFault {
     Device(#[from] DeviceError),
 }
 
-/// Packs and copies every weight that has no place yet. Slices of layers go one by one, so the host holds one at a time.
+/// Packs and copies every weight that has no place yet; of what replicas hold runs of, this one's. Slices of layers go one by
+/// one, so the host holds one at a time.
 ///
 /// # Errors
 /// For a tensor that is missing or of another shape, and what the device says; [`DeviceError::Memory`] with every class of
@@ -51,6 +52,7 @@ pub fn load_weights(
     tensors: &dyn Tensors,
     places: &mut Places,
 ) -> Result<(), WeightFault> {
+    let replica = device.standing().map_or(0, |standing| standing.replica.index);
     super::Needs::of(program, places, device.has_workspace()).check(&program.name, device)?;
     for buffer in program.buffers.iter().filter(|b| matches!(b.kind, BufferKind::Param | BufferKind::Weight))
     {
@@ -61,10 +63,31 @@ pub fn load_weights(
         places.insert(buffer.name.clone(), at);
         let (count, stride) = buffer.layers.map_or((1, 0), |layers| (layers.count, layers.stride_bytes));
         for layer in 0..count {
-            device.write(at.after(layer * stride), &pack(buffer, layer, tensors)?)?;
+            device.write(at.after(layer * stride), &held(buffer, layer, replica, tensors)?)?;
         }
     }
     Ok(())
+}
+
+/// What a replica holds of one layer's slice of a weight: its run where every replica has one of its own, else all of it.
+///
+/// # Errors
+/// [`WeightFault::Shape`].
+pub fn held(
+    buffer: &Buffer,
+    layer: u64,
+    replica: u64,
+    tensors: &dyn Tensors,
+) -> Result<Vec<u8>, WeightFault> {
+    let whole = pack(buffer, layer, tensors)?;
+    if !buffer.per_replica {
+        return Ok(whole);
+    }
+    let bytes = buffer.slice_bytes() as usize;
+    let start = bytes.saturating_mul(replica as usize).min(whole.len());
+    let mut run = whole[start..whole.len().min(start.saturating_add(bytes))].to_vec();
+    run.resize(bytes, 0);
+    Ok(run)
 }
 
 /// One layer's slice of a packed weight. Rows and columns that no tensor fills are zero.
@@ -225,6 +248,7 @@ mod tests {
             layers: None,
             packing: Some(packing),
             column_order: RowOrder::Natural,
+            per_replica: false,
         }
     }
 
@@ -267,6 +291,18 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Four rows over three replicas: two, two, and none but zeros.
+    #[test]
+    fn replicas_hold_runs_one_behind_another() {
+        let mut own = buffer(4, 3, RowOrder::Natural);
+        own.packing.as_mut().unwrap().rows = 4;
+        (own.shape, own.per_replica) = (vec![2, 3], true);
+        let run = |replica| floats(&held(&own, 0, replica, &Counting(vec![4, 3])).unwrap());
+        assert_eq!(run(0), [0., 2., 4., 0., 6., 8., 10., 0.]);
+        assert_eq!(run(1), [12., 14., 16., 0., 18., 20., 22., 0.]);
+        assert_eq!(run(2), [0.0; 8]);
     }
 
     #[test]

@@ -178,7 +178,7 @@ fn duplicates(program: &GpuProgram) -> Vec<Fault> {
 fn buffer_faults(buffer: &Buffer, arena_bytes: u64) -> Vec<Fault> {
     let mut whys = Vec::new();
     let slices = buffer.layers.map_or(1, |layers| layers.count);
-    let slice = slice_bytes(buffer);
+    let slice = buffer.slice_bytes();
     let stride = buffer.layers.map_or(slice, |layers| layers.stride_bytes);
     if stride < slice {
         whys.push(format!("a slice has {slice} bytes, but slices are {stride} bytes apart"));
@@ -200,12 +200,6 @@ fn buffer_faults(buffer: &Buffer, arena_bytes: u64) -> Vec<Fault> {
         whys.push("parameters and weights, and only they, have a packing".into());
     }
     whys.into_iter().map(|why| Fault::Inconsistent { buffer: buffer.name.clone(), why }).collect()
-}
-
-/// Bytes of one slice: all rows at the buffer's pitch.
-fn slice_bytes(buffer: &Buffer) -> u64 {
-    let rows = buffer.shape.iter().rev().skip(1).fold(1u64, |rows, &dim| rows.saturating_mul(dim));
-    rows.saturating_mul(buffer.pitch).saturating_mul(buffer.dtype.bytes())
 }
 
 struct StepCheck<'a> {

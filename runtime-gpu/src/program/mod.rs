@@ -114,6 +114,10 @@ pub struct Buffer {
     /// Order of the columns within a head, where it is not the model's own.
     #[serde(default, skip_serializing_if = "RowOrder::is_natural")]
     pub column_order: RowOrder,
+    /// Whether every replica holds a run of its own. A weight's packing then is that of the whole: a slice has `S` bytes, and
+    /// replica `r` has bytes `r * S ..` of the packed whole, and zeros behind its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub per_replica: bool,
 }
 
 /// One slice per layer, at equal distances.
@@ -432,6 +436,14 @@ impl GpuProgram {
     }
 }
 
+impl Buffer {
+    /// Bytes of one slice: all rows at the buffer's pitch.
+    pub fn slice_bytes(&self) -> u64 {
+        let rows = self.shape.iter().rev().skip(1).fold(1u64, |rows, &dim| rows.saturating_mul(dim));
+        rows.saturating_mul(self.pitch).saturating_mul(self.dtype.bytes())
+    }
+}
+
 impl Step {
     /// The arguments of a launch, product or meeting, in order; none for a repeat.
     pub fn args(&self) -> Vec<&Arg> {
@@ -444,6 +456,19 @@ impl Step {
                     .collect()
             }
             Step::Meet(meeting) => meeting.x.iter().chain(&meeting.out).collect(),
+            Step::Repeat { .. } | Step::Join => Vec::new(),
+        }
+    }
+
+    /// The same arguments, to be changed.
+    pub fn args_mut(&mut self) -> Vec<&mut Arg> {
+        match self {
+            Step::Launch(launch) => launch.args.iter_mut().collect(),
+            Step::Gemm(gemm) => {
+                let Gemm { a, w, residual, bias, out, .. } = gemm.as_mut();
+                [Some(a), Some(w), residual.as_mut(), bias.as_mut(), Some(out)].into_iter().flatten().collect()
+            }
+            Step::Meet(meeting) => meeting.x.iter_mut().chain(&mut meeting.out).collect(),
             Step::Repeat { .. } | Step::Join => Vec::new(),
         }
     }

@@ -3,7 +3,7 @@
 //! Ranks of a tensor-parallel group, replicas, and stages at the same place of their groups meet. A meeting is a step like a
 //! launch: it has its turn in the stream of work, reads memory that was written before and writes memory that is read behind.
 use super::{Arg, Dtype};
-use lapidary_models::shard::Part;
+use lapidary_models::shard::{Part, StateSharding};
 use lapidary_models::shard::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,6 +34,10 @@ pub struct Share {
     /// Parameters that the rank holds in part, by canonical name with `*` for the layer; the others are whole.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<String, Part>,
+    /// What of the weights' state a replica holds alone: their programs stay the same, since what is a replica's own is a run
+    /// with a buffer of its own ([`super::Buffer::per_replica`]), and only meetings tell the runs apart.
+    #[serde(default, skip_serializing_if = "StateSharding::is_none")]
+    pub sharding: StateSharding,
     /// Of a training step: how its steps are run for several micro-batches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micros: Option<Micros>,

@@ -1,5 +1,6 @@
 //! The check of meetings: within one program, and between the programs of all ranks.
-use super::{Arg, BufferKind, Dtype, Fault, GpuProgram, Group, Meeting, Said, Share, Step};
+use super::{Arg, Buffer, BufferKind, Dtype, Fault, GpuProgram, Group, Meeting, Said, Share, Step};
+use lapidary_models::shard::StateSharding;
 use std::collections::BTreeMap;
 
 /// What is wrong with a meeting, looked at alone.
@@ -87,6 +88,7 @@ pub(super) fn share(program: &GpuProgram) -> Vec<Fault> {
             whys.push(format!("`{name}`: {part:?} is no part of a parameter"));
         }
     }
+    whys.extend(program.buffers.iter().filter_map(|buffer| run_of_replica(share, buffer)));
     if let Some(micros) = &share.micros {
         let (steps, mut before) = (program.steps.len() as u64, None);
         for at in micros.segments.iter().chain([&micros.finish]) {
@@ -111,6 +113,21 @@ pub(super) fn share(program: &GpuProgram) -> Vec<Fault> {
     beside.steps(&program.steps, "", 0);
     faults.extend(beside.faults);
     faults
+}
+
+/// Whether the runs of all replicas make up a parameter.
+fn run_of_replica(share: &Share, buffer: &Buffer) -> Option<String> {
+    let Buffer { name, dtype, .. } = buffer;
+    if !buffer.per_replica {
+        return None;
+    }
+    if share.sharding.is_none() {
+        return Some(format!("`{name}` is a replica's own, but every one of {} holds everything", share.plan()));
+    }
+    let whole = buffer.packing.as_ref()?;
+    let bytes = whole.rows.saturating_mul(whole.pitch).saturating_mul(dtype.bytes());
+    let held = buffer.slice_bytes().saturating_mul(share.replicas);
+    (held < bytes).then(|| format!("`{name}` has {bytes} bytes, and {} replicas hold {held}", share.replicas))
 }
 
 /// Memory that meetings beside are at, by buffer.
@@ -186,6 +203,10 @@ pub fn check_together(programs: &[&GpuProgram]) -> Result<(), Vec<Fault>> {
         };
         if first.is_some_and(|first| first.plan() != share.plan()) {
             whys.push(format!("programs of {} and of other plans", share.plan()));
+        }
+        if let Some(first) = first.filter(|first| first.sharding != share.sharding) {
+            let [one, other] = [first.sharding, share.sharding].map(StateSharding::name);
+            whys.push(format!("replicas share `{one}` of their state in one program and `{other}` in another"));
         }
         if by_place.insert((share.stage.index, share.tensor.index), program).is_some() {
             whys.push(format!("two programs of rank {} in stage {}", share.tensor.index, share.stage.index));
@@ -291,7 +312,7 @@ fn last_differs(told: &BTreeMap<(u64, u64), Vec<Word>>, stage: u64, rank: u64) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::{Access, Buffer, Member, RowOrder, SCHEMA};
+    use crate::program::{Access, Member, RowOrder, SCHEMA};
 
     fn buffer(name: &str, kind: BufferKind) -> Buffer {
         Buffer {
@@ -305,6 +326,7 @@ mod tests {
             layers: None,
             packing: None,
             column_order: RowOrder::Natural,
+            per_replica: false,
         }
     }
 
@@ -336,6 +358,7 @@ mod tests {
             replicas: 2,
             layers: vec![0],
             parts: BTreeMap::new(),
+            sharding: StateSharding::None,
             micros: None,
         };
         GpuProgram {

@@ -10,6 +10,7 @@ use crate::progress::Progress;
 use crate::ranks;
 use lapidary_hardware::Device;
 use lapidary_ir::{Diagnostic, IrContext, Module};
+use lapidary_models::shard::StateSharding;
 use lapidary_models::{ModelSpec, shard};
 use lapidary_passes::report::PipelineReport;
 use lapidary_passes::run::{RunError, Watch};
@@ -161,13 +162,15 @@ pub fn spread(args: &Compile, plan: &Path, spec: &ModelSpec) -> Result<Option<Sp
             replicas: data,
             way: shard::Way::default(),
             micros: pipeline,
+            sharding: StateSharding::None,
         },
         _ => match document(args, plan, spec)? {
             Some(spread) => spread,
             None => return Ok(None),
         },
     };
-    let spread = Spread { micros: args.micro_batches.unwrap_or(spread.micros), ..spread };
+    let sharding = args.sharding.map_or(spread.sharding, StateSharding::from);
+    let spread = Spread { micros: args.micro_batches.unwrap_or(spread.micros), sharding, ..spread };
     let Spread { degrees: shard::Degrees { tensor, pipeline }, replicas, .. } = spread;
     if tensor * pipeline == 1 && (replicas == 1 || !args.train) {
         return Ok(None);
@@ -220,16 +223,22 @@ fn document(args: &Compile, path: &Path, spec: &ModelSpec) -> Result<Option<Spre
         );
         return Err(refused(Exit::Unsupported, what));
     }
-    if args.train && degrees.sharding != Sharding::None && degrees.dp > 1 {
-        let what = format!("{}: programs hold the state whole on every replica", chosen.name);
-        return Err(
-            refused(Exit::Unsupported, what).help("`lapidary plan --pin sharding=none` plans for that")
-        );
-    }
+    let sharding = match degrees.sharding {
+        Sharding::None => StateSharding::None,
+        Sharding::Optimizer => StateSharding::Optimizer,
+        Sharding::Full => StateSharding::Full,
+        _ if !args.train || degrees.dp == 1 => StateSharding::None,
+        Sharding::Hybrid | Sharding::OptimizerInNode => {
+            let what = format!("{}: the replicas of a node do not share state among themselves", chosen.name);
+            return Err(refused(Exit::Unsupported, what)
+                .help("`lapidary plan --pin sharding=full` or `sharding=optimizer` plans for all replicas"));
+        }
+    };
     Ok(Some(Spread {
         degrees: shard::Degrees { tensor: degrees.tp, pipeline: degrees.pp },
         replicas: degrees.dp,
         way: shard::Way { chunks: degrees.chunks, sequence: degrees.sequence_parallel },
         micros: degrees.accumulation,
+        sharding,
     }))
 }

@@ -17,7 +17,7 @@ use crate::host;
 use crate::progress::Progress;
 use lapidary_hardware::HardwareSpec;
 use lapidary_ir::IrContext;
-use lapidary_models::shard::{Degrees, Place, Way};
+use lapidary_models::shard::{Degrees, Place, StateSharding, Way};
 use lapidary_passes::cuda::{Lowered, Options};
 use lapidary_passes::lower_to_cpu::Together;
 use lapidary_passes::lower_to_cuda::{emit_gpu_part, emit_gpu_training_part};
@@ -26,7 +26,6 @@ use lapidary_passes::report::PipelineReport;
 use lapidary_passes::run::Watch;
 use lapidary_passes::shard::shard_text;
 use lapidary_passes::{Fusion, Goal};
-use lapidary_runtime_cpu::program::StateSharding;
 use lapidary_runtime_gpu::collectives::Standing;
 use lapidary_runtime_gpu::compile::{Source, apply};
 use lapidary_runtime_gpu::program::{GpuProgram, check_together};
@@ -45,6 +44,8 @@ pub struct Spread {
     pub way: Way,
     /// Micro-batches of a training step.
     pub micros: u64,
+    /// What of the state of a training step a replica holds alone.
+    pub sharding: StateSharding,
 }
 
 impl Spread {
@@ -149,7 +150,7 @@ fn part(job: &Job<'_>, spread: &Spread, place: Place) -> Result<(PipelineReport,
     let processors = gpu.map_or(Options::default().processors, |gpu| gpu.multiprocessor.count);
     let options = Options { processors, ..Options::default() };
     let together =
-        Together { replicas: spread.replicas, sharding: StateSharding::None, micros: spread.micros };
+        Together { replicas: spread.replicas, sharding: spread.sharding, micros: spread.micros };
     let lowered = match trains {
         true => emit_gpu_training_part(&module, gpu::arch(job), &options, &part, together),
         false => emit_gpu_part(&module, gpu::arch(job), &options, &part, spread.replicas),

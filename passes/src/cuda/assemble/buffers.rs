@@ -270,6 +270,7 @@ pub(crate) fn buffer(name: &str, kind: BufferKind, ty: &TensorType, rounds: Opti
         layers,
         packing: None,
         column_order: RowOrder::Natural,
+        per_replica: false,
     }
 }
 

@@ -6,6 +6,7 @@
 use super::spec::{KernelSpec, TensorType};
 use super::validate::fits;
 use super::{CudaError, Options};
+use lapidary_models::shard::StateSharding;
 use lapidary_models::shard::schedule::Schedule;
 use lapidary_runtime_gpu::program::{Buffer, BufferKind, GpuProgram, Kernel, RowOrder, Share, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,11 +18,13 @@ mod meetings;
 mod optimizer;
 mod places;
 mod ranks;
+mod sharding;
 mod steps;
 
 pub(crate) use buffers::buffer;
 pub use meetings::Talk;
 use places::{Carried, reads};
+use sharding::Run;
 use steps::Call;
 
 /// A function made of fused regions and repeats.
@@ -173,10 +176,14 @@ pub fn lower(module: &ModuleSpec, options: &Options) -> Result<Lowered, CudaErro
     let mut steps = assembler.nodes(&module.body, None)?;
     assembler.refresh(&mut steps)?;
     if module.training.as_ref().is_some_and(|training| training.updates) {
-        assembler.sum_replicas(&mut steps)?;
+        match assembler.sharding() {
+            StateSharding::None => assembler.sum_replicas(&mut steps)?,
+            StateSharding::Optimizer | StateSharding::Full => assembler.shard_state(&mut steps)?,
+        }
         assembler.finish = steps.len();
         steps.extend(assembler.together()?);
         steps.extend(assembler.optimizer()?);
+        steps.extend(assembler.gather_changed()?);
     }
     let places = (0..module.values.len()).map(|value| assembler.place(value).to_string()).collect();
     let program = assembler.program(steps)?;
@@ -210,6 +217,8 @@ struct Assembler<'a> {
     sources: Vec<KernelSource>,
     /// The first step that runs once behind all micro-batches.
     finish: usize,
+    /// Parameters of which every replica holds a run.
+    runs: Vec<Run>,
 }
 
 impl<'a> Assembler<'a> {
@@ -225,6 +234,7 @@ impl<'a> Assembler<'a> {
             kernels: Vec::new(),
             sources: Vec::new(),
             finish: 0,
+            runs: Vec::new(),
         };
         assembler.values_exist(&module.body)?;
         if let Some(value) = module.values.iter().find(|value| !fits(&value.ty)) {

@@ -8,7 +8,7 @@
 //! | `rates.NAME` | factor of lr, factor of the weight decay |
 //!
 //! Gradients, moments (`mean.NAME`, `square.NAME`) and master weights (`master.NAME`, where weights are bf16) are f32. The
-//! update leaves gradients at zero. `gradient_norm` holds the norm before clipping and the factor that clipped.
+//! update leaves gradients at zero. Where replicas hold runs of the state, all of this is about a replica's run ([`super::sharding`]). `gradient_norm` holds the norm before clipping and the factor that clipped.
 use super::buffers::{buffer, param_buffer};
 use super::{Assembler, KernelSource};
 use crate::cuda::CudaError;
@@ -69,20 +69,13 @@ impl Assembler<'_> {
     }
 
     fn trained(&self) -> Result<Vec<Trained>, CudaError> {
-        let gradient = |buffer: &&Buffer| buffer.name.starts_with("gradient.");
-        let gradients = self.buffers.iter().filter(gradient);
         let mut first_part = 0;
         let mut trained = Vec::new();
-        for gradient in gradients {
-            let name = gradient.name.strip_prefix("gradient.").unwrap_or(&gradient.name).to_string();
-            let of = |packing: &Packing| {
-                packing.groups.iter().flat_map(|group| &group.sources).any(|source| source.name == name)
-            };
-            let weights: Vec<&Buffer> =
-                self.buffers.iter().filter(|buffer| buffer.packing.as_ref().is_some_and(of)).collect();
-            let [weight] = weights[..] else {
-                let found: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
-                return Err(self.malformed(format!("`{name}` has a gradient and these weights: {found:?}")));
+        for (name, gradient) in self.gradients() {
+            let own = self.buffers.iter().find(|buffer| buffer.name == format!("held.{name}"));
+            let weight = match own {
+                Some(run) => run,
+                None => self.weight_of(&name)?,
             };
             let ty = TensorType::new(Dtype::F32, &gradient.shape);
             let layers = gradient.layers.map_or(1, |layers| layers.count);
@@ -91,17 +84,33 @@ impl Assembler<'_> {
                 true => runs.div_ceil(THREADS).clamp(1, MOST_BLOCKS).next_multiple_of(4),
                 false => 0,
             };
-            let (weight, gradient) = (weight.clone(), gradient.clone());
+            let weight = weight.clone();
             trained.push(Trained { name, weight, gradient, runs, blocks, first_part });
             first_part += blocks;
         }
         Ok(trained)
     }
 
+    /// The buffer of a parameter's weight.
+    pub(super) fn weight_of(&self, name: &str) -> Result<&Buffer, CudaError> {
+        let of = |packing: &Packing| {
+            packing.groups.iter().flat_map(|group| &group.sources).any(|source| source.name == name)
+        };
+        let weights: Vec<&Buffer> =
+            self.buffers.iter().filter(|buffer| buffer.packing.as_ref().is_some_and(of)).collect();
+        let [weight] = weights[..] else {
+            let found: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
+            return Err(self.malformed(format!("`{name}` has a gradient and these weights: {found:?}")));
+        };
+        Ok(weight)
+    }
+
     /// The norm of all gradients: of all ranks that hold different ones.
     fn norm(&mut self, parts: u64) -> Result<Vec<Step>, CudaError> {
-        let groups: Vec<Group> =
-            [Group::Tensor, Group::Pipeline].into_iter().filter(|group| self.group(*group) > 1).collect();
+        // Replicas that hold everything each have the same sum.
+        let mut groups = vec![Group::Tensor, Group::Pipeline];
+        groups.extend((!self.sharding().is_none()).then_some(Group::Data));
+        groups.retain(|group| self.group(*group) > 1);
         if groups.is_empty() {
             return Ok(vec![self.clip(("optimizer.parts", parts))?]);
         }
@@ -198,6 +207,8 @@ impl Assembler<'_> {
             ])
             + &long("WEIGHT_SLICE", slice)
             + &text;
+        let temporary = one.weight.kind == BufferKind::Arena;
+        let weight = if temporary { Access::Write } else { Access::Update };
         let mut args = Vec::new();
         let named = |prefix: &str| format!("{prefix}.{}", one.name);
         for (name, access) in [
@@ -205,7 +216,7 @@ impl Assembler<'_> {
             (named("mean"), Access::Update),
             (named("square"), Access::Update),
             (master, Access::Update),
-            (one.weight.name.clone(), Access::Update),
+            (one.weight.name.clone(), weight),
             ("optimizer".into(), Access::Read),
             (rates, Access::Read),
             ("gradient_norm".into(), Access::Read),
@@ -219,7 +230,10 @@ impl Assembler<'_> {
     /// The f32 copy of a bf16 weight, which small updates do not leave as it was.
     fn master(&mut self, one: &Trained, layers: Option<u64>) -> String {
         let name = format!("master.{}", one.name);
-        if let Some(packing) = &one.weight.packing {
+        if let Some(run) = self.run_of(&one.name) {
+            let master = run.own(&name, BufferKind::Weight, Dtype::F32);
+            self.buffers.push(master);
+        } else if let Some(packing) = &one.weight.packing {
             let pitch = packing.cols.next_multiple_of(Dtype::F32.vector());
             let rows = TensorType::new(Dtype::F32, &one.gradient.shape).rows();
             let packing = Packing { pitch, rows, ..packing.clone() };

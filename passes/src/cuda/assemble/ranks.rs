@@ -6,7 +6,7 @@ use super::{Assembler, RanksSpec};
 use crate::cuda::CudaError;
 use crate::cuda::source::opening;
 use crate::cuda::spec::TensorType;
-use lapidary_models::shard::Part;
+use lapidary_models::shard::{Part, StateSharding};
 use lapidary_runtime_gpu::program::{
     Access, Arg, Buffer, BufferKind, Dtype, Group, Kernel, KernelKind, Launch, Meeting, Micros, Said, Share,
     Step,
@@ -33,22 +33,34 @@ impl Assembler<'_> {
         self.module.share.as_ref().map_or(1, |share| share.ranks(group))
     }
 
-    /// Gradients are summed over replicas beside the backward pass: of a layer at the end of its round, of others behind the
-    /// last step that adds to them, and only in the last micro-batch.
+    /// Gradients are summed over replicas beside the backward pass, and only in the last micro-batch.
     pub(super) fn sum_replicas(&mut self, steps: &mut Vec<Step>) -> Result<(), CudaError> {
         if self.group(Group::Data) < 2 {
             return Ok(());
         }
+        self.beside_backward(steps, GRADIENT, &|_, arg| Ok(Some(beside(arg))))
+    }
+
+    /// Puts a word about what steps add to, by its prefix, beside the rest of the backward pass: of a layer at the end of its
+    /// round, of others behind the last step that adds to them.
+    pub(super) fn beside_backward(
+        &self,
+        steps: &mut Vec<Step>,
+        prefix: &str,
+        word: &dyn Fn(&Self, Arg) -> Result<Option<Step>, CudaError>,
+    ) -> Result<(), CudaError> {
         let mut last: BTreeMap<String, (usize, Arg)> = BTreeMap::new();
         for (i, step) in steps.iter_mut().enumerate() {
             match step {
                 Step::Repeat { body, .. } => {
                     let added: BTreeMap<String, Arg> =
-                        gradients(body).into_iter().map(|arg| (arg.buffer.clone(), arg)).collect();
-                    body.extend(added.into_values().map(beside));
+                        added_to(body, prefix).into_iter().map(|arg| (arg.buffer.clone(), arg)).collect();
+                    for arg in added.into_values() {
+                        body.extend(word(self, arg)?);
+                    }
                 }
                 _ => last.extend(
-                    gradients(std::slice::from_ref(step))
+                    added_to(std::slice::from_ref(step), prefix)
                         .into_iter()
                         .map(|arg| (arg.buffer.clone(), (i, arg))),
                 ),
@@ -57,7 +69,7 @@ impl Assembler<'_> {
         let mut behind: Vec<(usize, Arg)> = last.into_values().collect();
         behind.sort_by(|a, b| (b.0, &b.1.buffer).cmp(&(a.0, &a.1.buffer)));
         for (i, arg) in behind {
-            steps.insert(i + 1, beside(arg));
+            word(self, arg)?.into_iter().for_each(|word| steps.insert(i + 1, word));
         }
         Ok(())
     }
@@ -69,14 +81,16 @@ impl Assembler<'_> {
         }
         let ranks = self.joint();
         let mut steps = Vec::new();
-        if self.group(Group::Data) > 1 {
+        let full = self.sharding() == StateSharding::Full;
+        if self.group(Group::Data) > 1 && !full {
             steps.push(Step::Join);
         }
-        let of = |buffer: &Buffer| buffer.name.strip_prefix(GRADIENT).map(str::to_string);
-        let gradients: Vec<(String, Buffer)> =
-            self.buffers.iter().filter_map(|buffer| Some((of(buffer)?, buffer.clone()))).collect();
-        for (name, gradient) in &gradients {
-            if ranks.summed.contains(name) && self.group(Group::Tensor) > 1 {
+        if self.sharding() == StateSharding::Optimizer {
+            steps.extend(self.scatter_summands()?);
+        }
+        for (name, gradient) in &self.gradients() {
+            // What is laid in the whole was summed before replicas got their runs of it.
+            if self.sums(name) && !(self.overlaps(name) && self.run_of(name).is_some()) {
                 steps.extend(self.sum_summands(name, gradient)?);
             }
             if ranks.tied.contains(name) {
@@ -85,6 +99,17 @@ impl Assembler<'_> {
         }
         steps.extend(self.loss()?);
         Ok(steps)
+    }
+
+    /// All gradients, by the parameter's name.
+    pub(super) fn gradients(&self) -> Vec<(String, Buffer)> {
+        let of = |buffer: &Buffer| buffer.name.strip_prefix(GRADIENT).map(str::to_string);
+        self.buffers.iter().filter_map(|buffer| Some((of(buffer)?, buffer.clone()))).collect()
+    }
+
+    /// Whether a parameter's gradient is the sum over the tensor-parallel group.
+    pub(super) fn sums(&self, name: &str) -> bool {
+        self.group(Group::Tensor) > 1 && self.joint().summed.contains(name)
     }
 
     /// A sum over a group in place.
@@ -96,19 +121,36 @@ impl Assembler<'_> {
         Step::Meet(Box::new(Meeting { name, said, group, dtype, count, x, out, beside: false, last: false }))
     }
 
-    /// What ranks hold in part is laid where it belongs in the whole before it is summed, and cut out behind.
+    /// A gradient's sum over the tensor-parallel group.
     fn sum_summands(&mut self, name: &str, gradient: &Buffer) -> Result<Vec<Step>, CudaError> {
-        let part = self.module.share.as_ref().and_then(|share| share.parts.get(name).copied());
-        let Some(part) = part else {
+        if !self.overlaps(name) {
             let whole = self.whole(&gradient.name, Access::Update)?;
             return Ok(vec![self.sum(name, Group::Tensor, &whole)]);
-        };
-        let ty = TensorType::new(Dtype::F32, &gradient.shape);
+        }
+        let slice = self.pointer(&gradient.name, Access::Update, None)?;
+        let body = self.sum_laid(name, name, &gradient.shape, &slice)?;
+        match gradient.layers {
+            Some(layers) => Ok(vec![Step::Repeat { times: layers.count, reverse: false, body }]),
+            None => Ok(body),
+        }
+    }
+
+    /// What ranks hold in part is laid where it belongs in the whole before it is summed, and cut out behind.
+    pub(super) fn sum_laid(
+        &mut self,
+        name: &str,
+        stem: &str,
+        shape: &[u64],
+        slice: &Arg,
+    ) -> Result<Vec<Step>, CudaError> {
+        let part = self.module.share.as_ref().and_then(|share| share.parts.get(name).copied());
+        let part = part.ok_or_else(|| self.malformed(format!("`{name}` is whole")))?;
+        let ty = TensorType::new(Dtype::F32, shape);
         let rows = ty.shape.len() > 1 && part.axis == 0;
         let mut shape = ty.shape.clone();
         shape[part.axis] = part.whole;
         let whole = TensorType::new(Dtype::F32, &shape);
-        let stem: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let stem: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let scratch = self.temporary(&format!("{stem}.sum"), &whole);
         let Part { start, length, .. } = part;
         let used = if rows { [length, ty.cols()] } else { [ty.rows(), length] };
@@ -116,22 +158,14 @@ impl Assembler<'_> {
         let lay = Arrange { x: used, first_row: -row, first_col: -col, ..Arrange::of(&ty, &whole) };
         let end = if rows { [start + length, whole.cols()] } else { [whole.rows(), start + length] };
         let cut = Arrange { x: end, first_row: row, first_col: col, ..Arrange::of(&whole, &ty) };
-        let slice = |access: Access, this: &Self| -> Result<Arg, CudaError> {
-            let mut arg = this.pointer(&gradient.name, access, None)?;
-            arg.layer_stride_bytes = gradient.layers.map_or(0, |layers| layers.stride_bytes);
-            Ok(arg)
-        };
-        let (own, back) = (slice(Access::Read, self)?, slice(Access::Write, self)?);
+        let own = Arg { access: Access::Read, ..slice.clone() };
+        let back = Arg { access: Access::Write, ..slice.clone() };
         let laid = self.pointer(&scratch, Access::Write, None)?;
         let why = "A gradient whose weight several ranks hold is summed where it belongs in the whole.";
         let first = self.arrange(&format!("lay_{stem}"), lay, (own, laid.clone()), why);
         let met = self.sum(name, Group::Tensor, &laid);
         let from = self.pointer(&scratch, Access::Read, None)?;
-        let body = vec![first, met, self.arrange(&format!("cut_{stem}"), cut, (from, back), why)];
-        match gradient.layers {
-            Some(layers) => Ok(vec![Step::Repeat { times: layers.count, reverse: false, body }]),
-            None => Ok(body),
-        }
+        Ok(vec![first, met, self.arrange(&format!("cut_{stem}"), cut, (from, back), why)])
     }
 
     /// The first stage and the last tell each other their gradients; both form the same sum.
@@ -215,7 +249,6 @@ impl Assembler<'_> {
     pub(super) fn micros(&mut self, steps: &[Step]) -> Result<Option<Share>, CudaError> {
         let Some(mut share) = self.module.share.clone() else { return Ok(None) };
         let Some(schedule) = self.joint().schedule else { return Ok(Some(share)) };
-        let hears = |step: &Step| matches!(step, Step::Meet(m) if matches!(m.said, Said::Receive { .. }));
         let mut segments: Vec<usize> = (0..self.finish).filter(|i| hears(&steps[*i])).collect();
         // The first stage begins with the ids, the others with what they hear.
         match share.stage.index {
@@ -244,6 +277,11 @@ impl Assembler<'_> {
     }
 }
 
+/// Whether a step hears what another stage sent.
+pub(super) fn hears(step: &Step) -> bool {
+    matches!(step, Step::Meet(meeting) if matches!(meeting.said, Said::Receive { .. }))
+}
+
 /// A sum over replicas that work goes on beside, in the last micro-batch.
 fn beside(arg: Arg) -> Step {
     let name = arg.buffer.clone();
@@ -253,9 +291,9 @@ fn beside(arg: Arg) -> Step {
     Step::Meet(Box::new(Meeting { name, said, group, dtype, count, x, out, beside: true, last: true }))
 }
 
-/// The gradients that steps add to, as they write them.
-fn gradients(steps: &[Step]) -> Vec<Arg> {
-    let written = |arg: &&Arg| arg.access != Access::Read && arg.buffer.starts_with(GRADIENT);
+/// The buffers with that prefix that steps add to, as they write them.
+fn added_to(steps: &[Step], prefix: &str) -> Vec<Arg> {
+    let written = |arg: &&Arg| arg.access != Access::Read && arg.buffer.starts_with(prefix);
     steps
         .iter()
         .flat_map(|step| step.args().into_iter().filter(written).cloned().collect::<Vec<_>>())
