@@ -20,8 +20,8 @@ mod train_check;
 mod train_share_check;
 
 pub use check::{Checked, ProgramFault, ProgramFaults};
-pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
 pub use lapidary_models::shard::StateSharding;
+pub use row::{RowFn, RowOp, RowOutput, RowValue, Target};
 pub use share::{Collective, Member, Share, TrainShare};
 pub use train::TrainProgram;
 pub use train_share_check::begins_segment;

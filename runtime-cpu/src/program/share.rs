@@ -1,7 +1,7 @@
 //! What a program says of being one rank's part of a model.
 
-use lapidary_models::shard::{Part, StateSharding};
 use lapidary_models::shard::schedule::Schedule;
+use lapidary_models::shard::{Part, StateSharding};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 

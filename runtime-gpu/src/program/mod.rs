@@ -466,7 +466,10 @@ impl Step {
             Step::Launch(launch) => launch.args.iter_mut().collect(),
             Step::Gemm(gemm) => {
                 let Gemm { a, w, residual, bias, out, .. } = gemm.as_mut();
-                [Some(a), Some(w), residual.as_mut(), bias.as_mut(), Some(out)].into_iter().flatten().collect()
+                [Some(a), Some(w), residual.as_mut(), bias.as_mut(), Some(out)]
+                    .into_iter()
+                    .flatten()
+                    .collect()
             }
             Step::Meet(meeting) => meeting.x.iter_mut().chain(&mut meeting.out).collect(),
             Step::Repeat { .. } | Step::Join => Vec::new(),

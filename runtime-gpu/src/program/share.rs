@@ -3,8 +3,8 @@
 //! Ranks of a tensor-parallel group, replicas, and stages at the same place of their groups meet. A meeting is a step like a
 //! launch: it has its turn in the stream of work, reads memory that was written before and writes memory that is read behind.
 use super::{Arg, Dtype};
-use lapidary_models::shard::{Part, StateSharding};
 use lapidary_models::shard::schedule::Schedule;
+use lapidary_models::shard::{Part, StateSharding};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;

@@ -122,7 +122,10 @@ fn run_of_replica(share: &Share, buffer: &Buffer) -> Option<String> {
         return None;
     }
     if share.sharding.is_none() {
-        return Some(format!("`{name}` is a replica's own, but every one of {} holds everything", share.plan()));
+        return Some(format!(
+            "`{name}` is a replica's own, but every one of {} holds everything",
+            share.plan()
+        ));
     }
     let whole = buffer.packing.as_ref()?;
     let bytes = whole.rows.saturating_mul(whole.pitch).saturating_mul(dtype.bytes());
@@ -206,7 +209,9 @@ pub fn check_together(programs: &[&GpuProgram]) -> Result<(), Vec<Fault>> {
         }
         if let Some(first) = first.filter(|first| first.sharding != share.sharding) {
             let [one, other] = [first.sharding, share.sharding].map(StateSharding::name);
-            whys.push(format!("replicas share `{one}` of their state in one program and `{other}` in another"));
+            whys.push(format!(
+                "replicas share `{one}` of their state in one program and `{other}` in another"
+            ));
         }
         if by_place.insert((share.stage.index, share.tensor.index), program).is_some() {
             whys.push(format!("two programs of rank {} in stage {}", share.tensor.index, share.stage.index));

@@ -149,8 +149,7 @@ fn part(job: &Job<'_>, spread: &Spread, place: Place) -> Result<(PipelineReport,
     let gpu = job.machine.as_ref().and_then(HardwareSpec::gpu);
     let processors = gpu.map_or(Options::default().processors, |gpu| gpu.multiprocessor.count);
     let options = Options { processors, ..Options::default() };
-    let together =
-        Together { replicas: spread.replicas, sharding: spread.sharding, micros: spread.micros };
+    let together = Together { replicas: spread.replicas, sharding: spread.sharding, micros: spread.micros };
     let lowered = match trains {
         true => emit_gpu_training_part(&module, gpu::arch(job), &options, &part, together),
         false => emit_gpu_part(&module, gpu::arch(job), &options, &part, spread.replicas),

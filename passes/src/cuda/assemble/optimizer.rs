@@ -63,6 +63,11 @@ impl Assembler<'_> {
         }
         steps.extend(self.norm(parts)?);
         for one in &trained {
+            if one.weight.kind == BufferKind::Arena && !one.weight.shape.ends_with(&[one.weight.pitch]) {
+                // What is behind the rows goes to the other replicas with them.
+                let whole = self.whole(&one.weight.name, Access::Write)?;
+                steps.push(self.clear(whole));
+            }
             steps.push(self.update(one)?);
         }
         Ok(steps)

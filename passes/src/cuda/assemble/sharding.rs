@@ -36,7 +36,7 @@ pub(super) struct Run {
     pub weight: Buffer,
     /// The whole gradient.
     gradient: Buffer,
-    /// How the whole weight is packed.
+    /// How the whole weight is packed, without rows that only fill tiles.
     packing: Packing,
     /// Rows and columns of a run.
     shape: [u64; 2],
@@ -46,8 +46,10 @@ pub(super) struct Run {
 
 impl Run {
     fn new(weight: Buffer, gradient: Buffer, name: String, replicas: u64) -> Option<Run> {
-        let packing = weight.packing.clone()?;
-        let shape = match packing.rows {
+        // Rows that only fill tiles are nobody's: another stage with the same weight may have none.
+        let rows = TensorType::new(Dtype::F32, &gradient.shape).rows();
+        let packing = Packing { rows, ..weight.packing.clone()? };
+        let shape = match rows {
             1 => [1, packing.cols.div_ceil(replicas).next_multiple_of(VECTOR)],
             rows => [rows.div_ceil(replicas), packing.cols],
         };
@@ -121,7 +123,8 @@ impl Assembler<'_> {
         let replicas = self.group(Group::Data);
         for (name, gradient) in self.gradients() {
             let weight = self.weight_of(&name)?.clone();
-            let pitch = weight.packing.as_ref().map(|packing| packing.cols.next_multiple_of(weight.dtype.vector()));
+            let pitch =
+                weight.packing.as_ref().map(|packing| packing.cols.next_multiple_of(weight.dtype.vector()));
             let run = Run::new(weight.clone(), gradient, name.clone(), replicas);
             let run = run.filter(|_| pitch == Some(weight.pitch));
             self.runs.push(run.ok_or_else(|| self.malformed(format!("`{name}` does not lie in runs")))?);
@@ -276,6 +279,13 @@ impl Assembler<'_> {
                 let out = Arg { access: Access::Write, ..uses.now };
                 self.buffers.push(gathered);
                 let x = self.same_slice(&run.held(), Access::Read, &uses.before)?;
+                // What fills the last tile is zero.
+                let all = run.all(run.weight.dtype);
+                let rest = run.weight.slice_bytes().saturating_sub(all);
+                if rest > 0 {
+                    let rest = Arg { offset_bytes: all, extent_bytes: rest, boxes: None, ..out.clone() };
+                    before[uses.first].push(self.clear(rest));
+                }
                 before[uses.first].push(self.gather(&run, (x, out)));
             }
             let summand = run.temporary(&format!("summand{number}.{}", run.name), &run.gradient);
@@ -309,7 +319,7 @@ impl Assembler<'_> {
     }
 
     /// Fills memory with zeros, 16 bytes a thread.
-    fn clear(&mut self, out: Arg) -> Step {
+    pub(super) fn clear(&mut self, out: Arg) -> Step {
         let runs = out.extent_bytes.div_ceil(16);
         let name = format!("clear_{runs}");
         if !self.kernels.iter().any(|known| known.name == name) {
