@@ -7,15 +7,17 @@ mod machine_code;
 mod models;
 #[path = "cuda_emulation/region.rs"]
 mod region;
+#[path = "cuda_compile/training.rs"]
+mod training;
 
 use lapidary_ir::{IrContext, import::import};
-use lapidary_models::autodiff::{Recompute, differentiate};
-use lapidary_models::{DType, Dims, Graph, Mode, builtin, builtin_names};
+use lapidary_models::spec::DTypes;
+use lapidary_models::{DType, Dims, Graph, Mode, ModelSpec, builtin, builtin_names};
 use lapidary_passes::cuda::spec::*;
 use lapidary_passes::cuda::{Choice, Lowered, ModuleSpec, Node, Options, Sampler, lower, lower_kernel};
 use lapidary_passes::lower_to_cuda::emit_gpu;
-use lapidary_passes::pipeline::{Fusion, Goal, Mup, pipeline, training_text};
-use lapidary_passes::{Pipeline, Watch, run};
+use lapidary_passes::pipeline::{Fusion, Goal, Mup, pipeline};
+use lapidary_passes::{Watch, run};
 use lapidary_runtime_gpu::compile::{
     CompileOptions, Compiled, Nvrtc, Source, apply, compile_all, library_folder,
 };
@@ -59,12 +61,15 @@ fn sass(arch: &str, results: &[(String, Compiled)]) -> Vec<String> {
     instructions(&wheels().expect("the wheels"), arch, results)
 }
 
+fn bf16(name: &str) -> ModelSpec {
+    let spec = builtin(name).unwrap();
+    ModelSpec { dtype: DTypes { params: DType::Bf16, compute: DType::Bf16, ..spec.dtype }, ..spec }
+}
+
 /// A built-in model in bf16, fused, as `compile` makes it.
 fn built_in(name: &str, mode: Mode, dims: Dims) -> Lowered {
-    let mut spec = builtin(name).unwrap();
-    (spec.dtype.params, spec.dtype.compute) = (DType::Bf16, DType::Bf16);
     let cx = IrContext::new();
-    let mut module = import(&cx, &Graph::build(&spec, mode, dims).unwrap()).unwrap();
+    let mut module = import(&cx, &Graph::build(&bf16(name), mode, dims).unwrap()).unwrap();
     let passes = pipeline(Goal::Gpu, Mup::Fold, &Fusion::On).unwrap();
     run(&mut module, &passes, Watch::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
     emit_gpu(&module, "sm_80", &Options::default()).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -479,44 +484,4 @@ fn single_precision_of_a_whole_layer() {
         });
         check_regions(&regions.collect::<Vec<_>>(), &Options { library: false, ..Options::default() });
     }
-}
-
-/// A whole training step of a model at its own size, for the A100: every kernel without spills, stack or calls.
-fn trains(name: &str, policy: Recompute, library: bool) {
-    let graph =
-        differentiate(&Graph::build(&builtin(name).unwrap(), Mode::Forward, TRAINED).unwrap()).unwrap();
-    let cx = IrContext::new();
-    let mut module = import(&cx, &graph).unwrap();
-    let passes = Pipeline::parse(&training_text(Goal::Gpu, policy, &Fusion::On)).unwrap();
-    run(&mut module, &passes, Watch::default()).unwrap_or_else(|error| panic!("{error}"));
-    let options = Options { library, ..Options::default() };
-    let mut lowered = emit_gpu(&module, "sm_80", &options).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let Some(results) = compiled(&mut lowered) else { return };
-    for ((kernel, result), text) in results.iter().zip(sass("sm_80", &results)) {
-        let r = &result.resources;
-        println!("{name} {kernel:44} {:3} registers {:6} shared", r.registers, r.shared_bytes);
-        assert_eq!(r.spill_stores + r.spill_loads + r.stack_bytes, 0, "{name}: {kernel} spills");
-        let made = lowered.program.kernel(kernel).expect("a kernel");
-        assert!(made.shared_bytes < 20_000 || text.contains("HMMA.16816.F32.BF16"), "{name}: {kernel}");
-        // Whole numbers are drawn from a counter; numbers are never added by whoever comes first.
-        let mut atomic = text.lines().filter(|line| line.contains("RED.") || line.contains("ATOM"));
-        assert!(atomic.all(|line| !line.contains(".F")), "{name}: {kernel} adds through memory");
-    }
-    lowered.program.check().expect("the program holds with its registers known");
-}
-
-const TRAINED: Dims = Dims { batch: 2, seq: 2048, cached: 0 };
-
-#[test]
-fn training_steps_of_amber_and_crystalcoder() {
-    trains("amber", Recompute::Selective, false);
-    trains("crystalcoder", Recompute::Full, true);
-}
-
-#[test]
-fn training_steps_with_scores_in_memory_wide_heads_slopes_and_learned_positions() {
-    trains("llama-3-8b", Recompute::None, false);
-    trains("gpt-j-6b", Recompute::Selective, false);
-    trains("jais-13b", Recompute::Selective, true);
-    trains("cerebras-gpt-111m", Recompute::None, true);
 }

@@ -689,6 +689,22 @@ fn a_plan_is_compiled_to_the_programs_of_its_ranks() {
     let program: serde_json::Value = serde_json::from_str(&program).expect("JSON");
     assert_eq!(program["share"]["micros"]["schedule"]["micros"], 4);
     assert_eq!(program["share"]["micros"]["segments"].as_array().map(Vec::len), Some(2));
+    // Replicas hold the optimizer's state, or everything, in runs: what a device needs shrinks class by class.
+    let classes = |sharding: &str| {
+        let shared = ["--train", "--sharding", sharding, "--json", "-o", sharding];
+        let output = lapidary(&[&asked[..], &shared].concat(), folder.path());
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let path = folder.path().join(sharding).join("ranks/stage1-rank0/program.json");
+        let program = std::fs::read_to_string(path).expect("a program");
+        let program: serde_json::Value = serde_json::from_str(&program).expect("JSON");
+        let said = program["share"]["sharding"].as_str().unwrap_or("none");
+        assert_eq!(said, sharding);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        ["weights", "optimizer_state"].map(|class| report["memory_bytes"][class].as_u64().expect("bytes"))
+    };
+    let [none, optimizer, full] = ["none", "optimizer", "full"].map(classes);
+    assert!(optimizer[1] < none[1] && full[1] < optimizer[1], "{none:?} {optimizer:?} {full:?}");
+    assert!(full[0] < none[0], "{none:?} {full:?}");
     let again = lapidary(&[&asked[..], &["-o", "again.lpd"]].concat(), folder.path());
     assert_eq!(code(&again), 0, "{}", stderr(&again));
     let bytes =

@@ -131,7 +131,8 @@ pub fn emit_gpu_training_part(
     let form = Form { stages: part.degrees.pipeline, chunks: part.way.chunks, micros: together.micros };
     let schedule = schedule(form, part.place.stage).map_err(|error| at(error.to_string()))?;
     if let Some(share) = &mut fused.spec.share {
-        share.sharding = together.sharding;
+        // A replica that is alone has everything.
+        share.sharding = if share.replicas > 1 { together.sharding } else { StateSharding::None };
     }
     let Some(training) = &mut fused.spec.training else { return Err(at("the module trains nothing".into())) };
     training.layers = part.layers.len() as u64;

@@ -107,9 +107,9 @@ impl Run {
 }
 
 impl Assembler<'_> {
-    /// What replicas hold alone; nothing where there is only one.
+    /// What replicas hold alone.
     pub(super) fn sharding(&self) -> StateSharding {
-        let share = self.module.share.as_ref().filter(|share| share.replicas > 1);
+        let share = self.module.share.as_ref();
         share.map_or(StateSharding::None, |share| share.sharding)
     }
 

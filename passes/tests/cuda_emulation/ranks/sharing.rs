@@ -26,9 +26,10 @@ fn replicas_that_share_their_state_train_as_the_whole_model() {
     // Gradients stay whole, of moments a fourth is there, and a run of the sums: (4 + 1 + 8 / 4) of 12 bytes.
     let saved = bytes_of(&one[0], State) / bytes_of(&whole, State);
     assert!((0.55..0.75).contains(&saved), "{saved}");
+    // Rows that fill the tiles of the head are gathered to, not held.
     for kind in [Weight, State] {
         let saved = bytes_of(&all[0], kind) / bytes_of(&whole, kind);
-        assert!((0.24..0.36).contains(&saved), "{kind:?}: {saved}");
+        assert!((0.23..0.36).contains(&saved), "{kind:?}: {saved}");
     }
     // Nine weights of a layer and three others: gathered behind the step, or before each use; table and head are used in
     // the forward pass or the backward pass alone.
