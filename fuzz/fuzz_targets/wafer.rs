@@ -90,6 +90,7 @@ fn body(stmts: &[Stmt], loops: &mut Vec<i64>, most: &dyn Fn(&Affine, &[i64]) -> 
                 loops.pop();
                 count.saturating_mul(once)
             }
+            Stmt::Piece(piece) => body(&piece.body, loops, most),
             _ => 1,
         };
         sum = sum.saturating_add(work);

@@ -2,7 +2,6 @@
 //! first use, whatever their colours are called and wherever buffers lie.
 
 use crate::lower::{Instr, Linear, LoweredOp, Sink, Source};
-use std::ops::Range;
 
 /// A piece of code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,26 +17,26 @@ pub struct Canonical {
 }
 
 impl Canonical {
-    /// `code[range]`, with lengths that depend on the place beside it.
-    pub fn of(code: &[Instr], range: Range<usize>) -> Self {
+    /// Some code, with lengths that depend on the place beside it.
+    pub fn of<'a>(code: impl IntoIterator<Item = &'a Instr>) -> Self {
         let mut canonical = Canonical::default();
-        canonical.read(code, range);
+        canonical.read(code);
         canonical
     }
 
-    fn read(&mut self, code: &[Instr], range: Range<usize>) {
-        for pc in range {
-            match &code[pc] {
+    fn read<'a>(&mut self, code: impl IntoIterator<Item = &'a Instr>) {
+        for instr in code {
+            match instr {
                 Instr::Op(op) => self.op(op),
                 Instr::Par(ops) => {
                     self.code.extend([1, ops.len() as i64]);
                     ops.iter().for_each(|op| self.op(op));
                 }
-                Instr::Loop { depth, count, end, .. } => {
-                    self.code.extend([2, *depth as i64, (end - pc) as i64]);
+                Instr::Loop { depth, count, length, .. } => {
+                    self.code.extend([2, *depth as i64, *length as i64]);
                     self.length(count);
                 }
-                Instr::Next { depth, head } => self.code.extend([3, *depth as i64, (pc - head) as i64]),
+                Instr::Next { depth, length } => self.code.extend([3, *depth as i64, *length as i64]),
                 Instr::Control { slot, .. } => {
                     let rank = rank(&mut self.outputs, *slot);
                     self.code.extend([4, rank]);

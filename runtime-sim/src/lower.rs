@@ -1,12 +1,13 @@
 //! Classes in the form that the simulator executes: names resolved to numbers, loops flattened to jumps.
 
-use crate::fabric::FabricSpec;
-use crate::parallel;
-use crate::price::{Asked, Price, price};
-use crate::program::{
-    Affine, Buffer, Class, Colour, Command, Dest, OpKind, Operand, Port, Serial, Slice, Stmt, Trigger, Var,
-    VectorOp, WaferProgram, Wire,
-};
+mod build;
+mod code;
+
+pub use build::lower;
+pub use code::{Code, Segment, segments};
+
+use crate::price::Price;
+use crate::program::{Affine, Class, Colour, Command, OpKind, Port, Serial, Trigger, Var, Wire};
 use lapidary_models::dtype::DType;
 use std::collections::BTreeMap;
 
@@ -151,7 +152,7 @@ impl From<&Affine> for Linear {
 /// A slice with its buffer resolved.
 #[derive(Clone, Debug, Eq)]
 pub struct LoweredSlice {
-    /// The buffer, by index of the class's buffers in order of name.
+    /// The buffer, by index of [`Segment::buffers`].
     pub buffer: u16,
     /// First byte of the buffer.
     pub buffer_offset: u32,
@@ -299,11 +300,11 @@ pub enum Instr {
     Op(LoweredOp),
     /// Vector operations side by side.
     Par(Vec<LoweredOp>),
-    /// Head of a loop; `end` is the index of its [`Instr::Next`]. `varies` says that iterations differ in more than
-    /// addresses: a count or length inside depends on the counter.
-    Loop { depth: usize, count: Linear, end: usize, varies: bool },
-    /// End of the loop whose head is at `head`.
-    Next { depth: usize, head: usize },
+    /// Head of a loop; its [`Instr::Next`] comes `length` instructions later. `varies` says that iterations differ in more
+    /// than addresses: a count or length inside depends on the counter.
+    Loop { depth: usize, count: Linear, length: usize, varies: bool },
+    /// End of the loop whose head is `length` instructions before.
+    Next { depth: usize, length: usize },
     /// Sends a control word.
     Control { slot: usize, command: Command },
     /// Lets a local task run once more.
@@ -329,19 +330,11 @@ impl LoweredClass {
         found
     }
 
-    /// Visits every count and length.
-    fn lengths(&self, mut note: &mut dyn FnMut(&Linear)) {
+    /// Visits every count and length that depends on the place.
+    fn lengths(&self, note: &mut dyn FnMut(&Linear)) {
         for task in &self.tasks {
             note(&task.times);
-            for instr in &task.code {
-                match instr {
-                    Instr::Op(op) => op.dims.iter().for_each(&mut note),
-                    Instr::Par(ops) => ops.iter().flat_map(|op| &op.dims).for_each(&mut note),
-                    Instr::Loop { count, .. } => note(count),
-                    Instr::Serial { times, .. } => note(times),
-                    _ => {}
-                }
-            }
+            task.code.segments().flat_map(|segment| segment.placed()).for_each(&mut *note);
         }
     }
 }
@@ -382,7 +375,7 @@ impl Instr {
 }
 
 /// A task in executable form.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct LoweredTask {
     /// What starts it.
     pub trigger: Trigger,
@@ -391,11 +384,11 @@ pub struct LoweredTask {
     /// How often it runs.
     pub times: Linear,
     /// Flattened body.
-    pub code: Vec<Instr>,
+    pub code: Code,
 }
 
 /// A class in executable form.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct LoweredClass {
     /// Name, for messages.
     pub name: String,
@@ -407,11 +400,6 @@ pub struct LoweredClass {
     pub tasks: Vec<LoweredTask>,
     /// Bytes of memory in use.
     pub memory: u32,
-}
-
-/// Lowers all classes of a program that passed the checker's naming rules; unknown names are skipped.
-pub fn lower(program: &WaferProgram, spec: &FabricSpec) -> Vec<LoweredClass> {
-    parallel::map(&program.classes, |class| lower_class(program, class, spec))
 }
 
 /// Colours with a position that satisfies `wanted`, ascending.
@@ -427,166 +415,4 @@ pub fn input_colours(class: &Class) -> Vec<Colour> {
 /// Colours that a class sends: its output slots.
 pub fn output_colours(class: &Class) -> Vec<Colour> {
     colours(class, |p| p.from == Port::Ramp)
-}
-
-fn lower_class(program: &WaferProgram, class: &Class, spec: &FabricSpec) -> LoweredClass {
-    let (inputs, outputs) = (input_colours(class), output_colours(class));
-    let memory = class.buffers.values().map(|b| b.offset + b.bytes() as u32).max().unwrap_or(0);
-    let buffers = (0..).zip(&class.buffers).map(|(index, (name, b))| (name.as_str(), (index, b))).collect();
-    let mut out = LoweredClass { name: class.name.clone(), inputs, outputs, tasks: Vec::new(), memory };
-    for task in &class.tasks {
-        let (colour, wire) = match task.trigger {
-            Trigger::Data { colour, wire } => (Some(colour), wire),
-            Trigger::Control { colour } => (Some(colour), Wire::F32),
-            Trigger::Start | Trigger::Local => (None, Wire::F32),
-        };
-        let slot = colour.and_then(|c| out.inputs.binary_search(&c).ok()).unwrap_or(0);
-        let mut cx = Cx {
-            program,
-            class,
-            buffers: &buffers,
-            inputs: &out.inputs,
-            outputs: &out.outputs,
-            wire,
-            spec,
-            code: Vec::new(),
-        };
-        cx.statements(&task.body, 0);
-        cx.code.push(Instr::End);
-        let code = cx.code;
-        out.tasks.push(LoweredTask { trigger: task.trigger, slot, times: (&task.times).into(), code });
-    }
-    out
-}
-
-struct Cx<'a> {
-    program: &'a WaferProgram,
-    class: &'a Class,
-    buffers: &'a BTreeMap<&'a str, (u16, &'a Buffer)>,
-    inputs: &'a [Colour],
-    outputs: &'a [Colour],
-    wire: Wire,
-    spec: &'a FabricSpec,
-    code: Vec<Instr>,
-}
-
-impl Cx<'_> {
-    fn statements(&mut self, body: &[Stmt], depth: usize) {
-        for stmt in body {
-            self.statement(stmt, depth);
-        }
-    }
-
-    fn statement(&mut self, stmt: &Stmt, depth: usize) {
-        match stmt {
-            Stmt::Op(op) => {
-                if let Some(op) = self.group(std::slice::from_ref(op)).pop() {
-                    self.code.push(Instr::Op(op));
-                }
-            }
-            Stmt::Par(ops) => {
-                let ops = self.group(ops);
-                self.code.push(Instr::Par(ops));
-            }
-            Stmt::Loop { count, body } => self.repeat(count, body, depth),
-            Stmt::Control { colour, command } => {
-                let slot = self.outputs.binary_search(colour).unwrap_or(0);
-                self.code.push(Instr::Control { slot, command: *command });
-            }
-            Stmt::Activate(name) => {
-                if let Some(task) = self.class.tasks.iter().position(|t| &t.name == name) {
-                    self.code.push(Instr::Activate(task));
-                }
-            }
-            Stmt::Serial { what, times } => {
-                let cycles = u64::from(self.spec.serial_cycles(*what));
-                self.code.push(Instr::Serial { cycles, times: times.into(), what: *what });
-            }
-            Stmt::Phase(name) => {
-                if let Some(phase) = self.program.phases.iter().position(|p| p == name) {
-                    self.code.push(Instr::Phase(phase));
-                }
-            }
-        }
-    }
-
-    fn repeat(&mut self, count: &Affine, body: &[Stmt], depth: usize) {
-        let head = self.code.len();
-        let depth = depth.min(MAX_DEPTH - 1);
-        self.code.push(Instr::Loop { depth, count: count.into(), end: 0, varies: false });
-        self.statements(body, depth + 1);
-        let last = self.code.len();
-        self.code.push(Instr::Next { depth, head });
-        let differs = self.code[head + 1..last].iter().any(|i| i.length_uses(depth));
-        if let Instr::Loop { end, varies, .. } = &mut self.code[head] {
-            (*end, *varies) = (last, differs);
-        }
-    }
-
-    /// Lowers ops that run side by side and prices them together, because they share the ramp.
-    fn group(&self, ops: &[VectorOp]) -> Vec<LoweredOp> {
-        let mut lowered: Vec<LoweredOp> = ops.iter().filter_map(|op| self.op(op)).collect();
-        let asked = Asked::by(&lowered);
-        for op in &mut lowered {
-            op.price = price(op, asked, self.spec);
-        }
-        lowered
-    }
-
-    fn op(&self, op: &VectorOp) -> Option<LoweredOp> {
-        let dst = match &op.dst {
-            Dest::Mem(slice) => Sink::Mem(self.slice(slice)?),
-            Dest::Out { colour, wire } => self.out(*colour, *wire, None)?,
-            Dest::OutThen { colour, wire, then } => self.out(*colour, *wire, Some(*then))?,
-        };
-        let src = op.src.iter().map(|s| self.source(s)).collect::<Option<Vec<_>>>()?;
-        let sequential = is_sequential(&dst, &src, op.dims.len());
-        let price = Price { issue: 0, step: 1, step_cycles: 1, num: 1, den: 1, group: 1 };
-        Some(LoweredOp {
-            kind: op.kind,
-            dst,
-            src,
-            dims: op.dims.iter().map(Linear::from).collect(),
-            sequential,
-            price,
-            compiled: 0,
-        })
-    }
-
-    fn out(&self, colour: Colour, wire: Wire, then: Option<Command>) -> Option<Sink> {
-        Some(Sink::Out { slot: self.outputs.binary_search(&colour).ok()?, wire, then })
-    }
-
-    fn source(&self, operand: &Operand) -> Option<Source> {
-        let slot = |colour: &Colour| self.inputs.binary_search(colour).ok();
-        Some(match operand {
-            Operand::Mem(slice) => Source::Mem(self.slice(slice)?),
-            Operand::In { colour, wire } => Source::In { slot: slot(colour)?, wire: *wire },
-            Operand::Scalar { colour, wire } => Source::Scalar { slot: slot(colour)?, wire: *wire },
-            Operand::Trigger => Source::Trigger { wire: self.wire },
-            Operand::Const(v) => Source::Const(*v),
-        })
-    }
-
-    fn slice(&self, slice: &Slice) -> Option<LoweredSlice> {
-        let (index, buffer) = *self.buffers.get(slice.buffer.as_str())?;
-        Some(LoweredSlice {
-            buffer: index,
-            buffer_offset: buffer.offset,
-            elements: buffer.elements,
-            dtype: buffer.dtype,
-            at: (&slice.at).into(),
-            strides: slice.strides.clone(),
-        })
-    }
-}
-
-/// Whether a store of one element may be read by a later one, so that elements cannot be computed all at once.
-fn is_sequential(dst: &Sink, src: &[Source], dims: usize) -> bool {
-    let Sink::Mem(dst) = dst else { return false };
-    let contiguous = dst.strides.is_empty() || (dims == 1 && dst.strides[0] != 0);
-    let same_buffer = |s: &&LoweredSlice| s.buffer_offset == dst.buffer_offset;
-    let reads = || src.iter().filter_map(Source::slice).filter(same_buffer);
-    let differs = reads().any(|s| s != dst);
-    differs || (!contiguous && reads().next().is_some())
 }

@@ -35,6 +35,49 @@ fn a_chain_reduce_written_by_hand_takes_the_expected_cycles() {
 }
 
 #[test]
+fn what_classes_have_in_common_is_written_once() {
+    let text = "\
+wafer 2 x 1
+tensor v[16]
+phase run
+piece \"double.0\" {
+  phase run
+  add a[0] <- a[0], a[0] len 8
+}
+memory m0 {
+  buffer a: f32[8] @0 load v dims 8 at 8*x + d0 store v dims 8 at 8*x + d0
+}
+class left at (0, 0) {
+  memory m0
+  task main start {
+    do \"double.0\"
+  }
+}
+class right at (1, 0) {
+  memory m0
+  task main start {
+    do \"double.0\"
+    add a[0] <- a[0], 1.0 len 8
+  }
+}
+";
+    let program = parse(text, "common").unwrap();
+    assert_eq!(print(&program), text);
+    let checked = check(&program, &FabricSpec::wse2()).unwrap();
+    let v: Vec<f32> = (0..16).map(|i| i as f32).collect();
+    let run = simulate(&checked, BTreeMap::from([("v".to_string(), v)])).unwrap();
+    let doubled: Vec<f32> = (0..16).map(|i| (2 * i + i / 8) as f32).collect();
+    assert_eq!(run.tensors["v"], doubled);
+    // What a piece names is looked up in each class that uses it.
+    let lacking = text.replacen("  memory m0\n  task", "  task", 1);
+    let faults = check(&parse(&lacking, "lacking").unwrap(), &FabricSpec::wse2()).unwrap_err();
+    assert!(faults[0].to_string().contains("buffer `a`"), "{}", faults[0]);
+    let inside = text.replace("    do \"double.0\"\n    add", "    loop 2 { do \"double.0\" }\n    add");
+    let faults = check(&parse(&inside, "inside").unwrap(), &FabricSpec::wse2()).unwrap_err();
+    assert!(faults[0].to_string().contains("inside of a loop"), "{}", faults[0]);
+}
+
+#[test]
 fn mistakes_are_shown_with_their_place_and_a_hint() {
     let cases = [
         ("wafer 4 x", 1, 10, "expected the height, found the end of the text"),
@@ -56,7 +99,26 @@ fn mistakes_are_shown_with_their_place_and_a_hint() {
             42,
             "expected a number or variable, found `q`",
         ),
-        ("wafer 1 x 1\nclasp", 2, 1, "expected `tensor`, `phase`, `class` or `host`, found `clasp`"),
+        (
+            "wafer 1 x 1\nclasp",
+            2,
+            1,
+            "expected `tensor`, `phase`, `piece`, `memory`, `class` or `host`, found `clasp`",
+        ),
+        (
+            "wafer 1 x 1\npiece p { phase a }\npiece p { phase b }",
+            3,
+            7,
+            "expected the name of another piece, found `p`",
+        ),
+        (
+            "wafer 1 x 1\npiece p { phase a }\npiece q { do p }",
+            3,
+            11,
+            "expected a statement of its own, found `do`",
+        ),
+        ("wafer 1 x 1\nclass a at (0, 0) { task t start { do q } }", 2, 39, "expected a piece, found `q`"),
+        ("wafer 1 x 1\nclass a at (0, 0) { memory m }", 2, 28, "expected a memory, found `m`"),
     ];
     for (text, line, column, message) in cases {
         let error = parse(text, "f.wafer").unwrap_err();
@@ -200,8 +262,12 @@ fn class() -> impl Strategy<Value = Class> {
     let routes = proptest::collection::btree_map(colour(), route, 0..3);
     let buffers = proptest::collection::btree_map(name(), buffer(), 0..3);
     let regions = proptest::collection::vec(region, 1..3);
-    (name(), regions, buffers, proptest::collection::vec(task(), 0..3), routes)
-        .prop_map(|(name, regions, buffers, tasks, routes)| Class { name, regions, buffers, tasks, routes })
+    (name(), regions, buffers, proptest::collection::vec(task(), 0..3), routes).prop_map(
+        |(name, regions, buffers, tasks, routes)| {
+            let buffers = buffers.into();
+            Class { name, regions, buffers, tasks, routes }
+        },
+    )
 }
 
 fn host() -> impl Strategy<Value = HostStream> {
@@ -237,8 +303,8 @@ fn program() -> impl Strategy<Value = WaferProgram> {
         0..3,
     );
     let phases = proptest::collection::vec(name(), 0..3);
-    let (classes, hosts) =
-        (proptest::collection::vec(class(), 0..3), proptest::collection::vec(host(), 0..3));
+    let classes = (proptest::collection::vec(class(), 0..3), shared()).prop_map(share);
+    let hosts = proptest::collection::vec(host(), 0..3);
     (1u32..99, 1u32..99, tensors, phases, classes, hosts).prop_map(
         |(width, height, tensors, phases, classes, host)| WaferProgram {
             width,
@@ -249,6 +315,32 @@ fn program() -> impl Strategy<Value = WaferProgram> {
             host,
         },
     )
+}
+
+/// Pieces, a memory map, and who uses them: by class, the piece at the end of its tasks, and whether it has the map.
+type Common = (Vec<Vec<Stmt>>, BTreeMap<String, Buffer>, Vec<(usize, bool)>);
+
+fn shared() -> impl Strategy<Value = Common> {
+    let pieces = proptest::collection::vec(proptest::collection::vec(stmt(), 0..3), 2);
+    let map = proptest::collection::btree_map(name(), buffer(), 1..3);
+    (pieces, map, proptest::collection::vec((0usize..3, any::<bool>()), 3))
+}
+
+fn share((mut classes, (pieces, map, users)): (Vec<Class>, Common)) -> Vec<Class> {
+    let named = |(n, body)| Shared::from(Piece { name: format!("piece {n}"), body });
+    let pieces: Vec<Shared<Piece>> = pieces.into_iter().enumerate().map(named).collect();
+    let map = Shared::from(map);
+    for (n, (class, (piece, has_map))) in classes.iter_mut().zip(users).enumerate() {
+        // The name of a class says which memory it has.
+        class.name = format!("class {n}");
+        if let Some(piece) = pieces.get(piece) {
+            class.tasks.iter_mut().for_each(|task| task.body.push(Stmt::Piece(piece.clone())));
+        }
+        if has_map {
+            class.buffers = map.clone();
+        }
+    }
+    classes
 }
 
 proptest! {

@@ -6,7 +6,7 @@ use crate::failure::{Exit, Failure, Fault};
 use crate::training_step::StepTime;
 use crate::wafer_artifact::{Stage, WaferArtifact};
 use crate::{interrupt, output, show};
-use lapidary_runtime_sim::program::WaferProgram;
+use lapidary_runtime_sim::program::{Stmt, WaferProgram};
 use lapidary_runtime_sim::report::HotLink;
 use lapidary_runtime_sim::trace::{self, Trace};
 use lapidary_runtime_sim::{Checked, Report, analytic, check_shared, event, flow};
@@ -89,7 +89,8 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
 fn longest_first(stages: &[Stage]) -> Vec<usize> {
     let statements = |stage: &Stage| {
         let tasks = stage.program.classes.iter().flat_map(|class| &class.tasks);
-        tasks.map(|task| task.body.len()).sum::<usize>()
+        let length = |stmt: &Stmt| if let Stmt::Piece(piece) = stmt { piece.body.len() } else { 1 };
+        tasks.flat_map(|task| &task.body).map(length).sum::<usize>()
     };
     let mut order: Vec<usize> = (0..stages.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(statements(&stages[*index])));

@@ -2,6 +2,7 @@
 
 use super::channel::Colours;
 use super::check::check;
+use super::common::Common;
 use super::error::WaferError;
 use super::kernel::{self, scratch_name};
 use super::placed::{Layout, OpKind, Path, Placed, PlacedOp, Tokens};
@@ -20,20 +21,31 @@ pub fn build_class(
     spec: &WaferSpec,
     colours: &Colours,
     role: Role,
+    common: &mut Common,
 ) -> Result<(Class, ClassReport), WaferError> {
     let mut class = Class { name: role.name, regions: role.regions, ..Class::default() };
     let site = |phase| Site { placed, spec, colours, at: role.sample, phase };
-    let mut body = Vec::new();
+    let (mut body, mut meeting) = (Vec::new(), Partners::new());
     for (phase, op) in placed.ops.iter().enumerate() {
-        body.push(Stmt::Phase(op.name.clone()));
-        body.extend(code::prune(kernel::code(&site(phase), op)?));
+        let mut own = vec![Stmt::Phase(op.name.clone())];
+        own.extend(code::prune(kernel::code(&site(phase), op)?));
+        match placed.micro_batches {
+            1 => {
+                let (piece, partners) = common.piece(placed, phase, code::repeated(1, own));
+                body.push(piece);
+                meeting.extend(partners.iter().cloned());
+            }
+            _ => body.extend(own),
+        }
     }
-    let memory = ClassMemory::plan(placed, spec, &site(0), &class.name, &partners(&body))?;
+    meeting.extend(partners(&body));
+    let memory = ClassMemory::plan(placed, spec, &site(0), &class.name, &meeting, common)?;
     let fullest = sram::fullest(&memory.alive);
-    for Wish { request, mut buffer } in memory.wishes {
+    let buffers = memory.wishes.into_iter().map(|Wish { request, mut buffer }| {
         buffer.offset = memory.addresses.get(&request.name).copied().unwrap_or(0) as u32;
-        class.buffers.insert(request.name, buffer);
-    }
+        (request.name, buffer)
+    });
+    class.buffers = common.map(buffers.collect());
     class.routes = colours.routes(placed, role.sample);
     let report = ClassReport {
         name: class.name.clone(),
@@ -43,7 +55,10 @@ pub fn build_class(
         fullest_phase: placed.ops.get(fullest.0).map(|op| op.name.clone()).unwrap_or_default(),
         alive_by_phase: memory.alive,
     };
-    class.start("run", code::repeated(placed.micro_batches, body));
+    class.start(
+        "run",
+        if placed.micro_batches > 1 { code::repeated(placed.micro_batches, body) } else { body },
+    );
     Ok((class, report))
 }
 
@@ -54,9 +69,11 @@ pub fn build_class(
 pub fn memory_peak(placed: &Placed, spec: &WaferSpec) -> Result<u64, WaferError> {
     check(placed)?;
     let colours = Colours::default();
-    let peak = |role: Role| {
+    let mut common = Common::default();
+    let mut peak = |role: Role| {
         let site = Site { placed, spec, colours: &colours, at: role.sample, phase: 0 };
-        ClassMemory::plan(placed, spec, &site, &role.name, &Partners::new()).map(|memory| memory.peak)
+        let memory = ClassMemory::plan(placed, spec, &site, &role.name, &Partners::new(), &mut common);
+        memory.map(|memory| memory.peak)
     };
     roles(placed, spec).into_iter().try_fold(0, |most, role| Ok(most.max(peak(role)?)))
 }
@@ -97,6 +114,7 @@ impl ClassMemory {
         site: &Site,
         class: &str,
         partners: &Partners,
+        common: &mut Common,
     ) -> Result<Self, WaferError> {
         let wishes = buffers(placed, site)?;
         let requests: Vec<Request> = wishes.iter().map(|wish| wish.request.clone()).collect();
@@ -104,7 +122,7 @@ impl ClassMemory {
             wishes.iter().any(|wish| wish.request.name == *name && wish.buffer.dtype == DType::F32)
         };
         let meeting = partners.iter().filter(|(a, b)| single(a) && single(b)).cloned().collect();
-        let (addresses, peak) = sram::plan(&requests, &meeting, memory(spec));
+        let (addresses, peak) = common.plan(&requests, &meeting, memory(spec));
         if peak > spec.buffer_bytes() {
             return Err(over(placed, spec, site, class, &requests));
         }
@@ -214,7 +232,7 @@ fn by_tokens(site: &Site, tensor: &str, row: i64, features: u32) -> Option<Tenso
 }
 
 /// Pairs of buffers that one vector op reads as vectors; a number that all elements share waits for none.
-fn partners(body: &[Stmt]) -> Partners {
+pub fn partners(body: &[Stmt]) -> Partners {
     let mut partners = Partners::new();
     for stmt in body {
         match stmt {

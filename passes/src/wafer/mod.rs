@@ -14,6 +14,7 @@ mod channel;
 mod check;
 mod class;
 mod code;
+mod common;
 mod data;
 mod decode;
 mod emit;
@@ -63,6 +64,7 @@ pub use train::{
 use channel::{Wanted, allocate};
 use check::check;
 use class::{build_class, join, resident_bytes};
+use common::{Common, write_out_single};
 use lapidary_runtime_sim::program::{Coord, WaferProgram};
 use roles::roles;
 use std::collections::BTreeMap;
@@ -92,11 +94,12 @@ pub fn generate(placed: &Placed, spec: &WaferSpec) -> Result<Generated, WaferErr
     for (name, data) in &host.tensors {
         program.tensor(name, data.elements());
     }
-    let mut classes = Vec::new();
+    let (mut classes, mut common) = (Vec::new(), Common::of(placed));
     for role in roles {
-        let (class, report) = build_class(placed, spec, &colours, role)?;
+        let (class, report) = build_class(placed, spec, &colours, role, &mut common)?;
         join(&mut program.classes, &mut classes, class, report);
     }
+    write_out_single(&mut program.classes);
     let phases = phase_reports(placed, &host, &colours, &classes);
     program.host = host.streams;
     let report = PlacementReport {

@@ -1,7 +1,7 @@
 //! The code of a PE as pieces: its outermost statements, each with its price and its words.
 
 use crate::flow::Profile;
-use crate::lower::{Env, Instr, LoweredClass, LoweredOp, LoweredTask};
+use crate::lower::{Code, Env, Instr, LoweredClass, LoweredOp, LoweredTask};
 use crate::program::Trigger;
 
 /// One piece.
@@ -69,16 +69,16 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn sequence(&mut self, code: &[Instr], range: std::ops::Range<usize>, env: &mut Env) {
+    fn sequence(&mut self, code: &Code, range: std::ops::Range<usize>, env: &mut Env) {
         let mut pc = range.start;
         while pc < range.end {
             let mut last = pc;
             match &code[pc] {
                 Instr::Phase(phase) => self.phases.push(*phase as u16),
-                Instr::Loop { depth, count, end, .. } => {
-                    last = *end;
-                    let inside = pc + 1..*end;
-                    if code[inside.clone()].iter().any(|i| matches!(i, Instr::Phase(_))) {
+                Instr::Loop { depth, count, length, .. } => {
+                    last = pc + length;
+                    let inside = pc + 1..last;
+                    if code.within(inside.clone()).iter().any(|i| matches!(i, Instr::Phase(_))) {
                         for i in 0..count.at(env).max(0) {
                             env.loops[*depth] = i;
                             self.sequence(code, inside.clone(), env);
@@ -102,7 +102,7 @@ impl Pieces {
         }
     }
 
-    fn push(&mut self, code: &[Instr], range: std::ops::Range<usize>, env: &mut Env) {
+    fn push(&mut self, code: &Code, range: std::ops::Range<usize>, env: &mut Env) {
         let profile = Profile::of(code, range, env);
         if profile.work > 0.0 {
             let bursts = bursts(&profile);
@@ -111,12 +111,13 @@ impl Pieces {
     }
 
     /// The loop whose head is at `head`, as one piece.
-    fn repeat(&mut self, code: &[Instr], head: usize, env: &mut Env) {
-        let Instr::Loop { end, varies, .. } = &code[head] else { return };
-        let profile = Profile::of(code, head..*end + 1, env);
+    fn repeat(&mut self, code: &Code, head: usize, env: &mut Env) {
+        let Instr::Loop { length, varies, .. } = &code[head] else { return };
+        let end = head + length;
+        let profile = Profile::of(code, head..end + 1, env);
         if profile.work > 0.0 {
-            let once = if *varies { profile.clone() } else { Profile::of(code, head + 1..*end, env) };
-            let exchanges = exchanges(code, head..*end + 1, env);
+            let once = if *varies { profile.clone() } else { Profile::of(code, head + 1..end, env) };
+            let exchanges = exchanges(code, head..end + 1, env);
             self.add(Piece { bursts: bursts(&once), profile, exchanges, ..Piece::default() });
         }
     }
@@ -126,7 +127,7 @@ impl Pieces {
         let takes = |op: &&LoweredOp| op.src.iter().any(|source| source.stream().is_some());
         let (take, rest): (Vec<&LoweredOp>, Vec<&LoweredOp>) = ops.iter().partition(takes);
         let profile = |ops: Vec<&LoweredOp>, env: &mut Env| {
-            Profile::of(&[Instr::Par(ops.into_iter().cloned().collect())], 0..1, env)
+            Profile::of(&vec![Instr::Par(ops.into_iter().cloned().collect())].into(), 0..1, env)
         };
         let (mut take, rest) = (profile(take, env), profile(rest, env));
         let both = take.work > 0.0 && rest.work > 0.0;
@@ -158,18 +159,18 @@ fn bursts(once: &Profile) -> Vec<(u64, f64)> {
 }
 
 /// How often a PE sends and takes side by side, by the slot it takes from.
-fn exchanges(code: &[Instr], range: std::ops::Range<usize>, env: &mut Env) -> Vec<(usize, u64)> {
+fn exchanges(code: &Code, range: std::ops::Range<usize>, env: &mut Env) -> Vec<(usize, u64)> {
     let mut found = Vec::new();
     let mut pc = range.start;
     while pc < range.end {
         match &code[pc] {
-            Instr::Loop { depth, count, end, .. } => {
+            Instr::Loop { depth, count, length, .. } => {
                 let n = count.at(env).max(0) as u64;
                 if n > 0 {
                     env.loops[*depth] = 0;
-                    add(&mut found, exchanges(code, pc + 1..*end, env), n);
+                    add(&mut found, exchanges(code, pc + 1..pc + length, env), n);
                 }
-                pc = *end;
+                pc += length;
             }
             Instr::Par(ops) => {
                 let runs = |op: &&LoweredOp| op.elements(env) > 0;

@@ -32,6 +32,11 @@ impl<'a> Area<'a> {
         Area { regions, spans: spans.into_iter().collect(), columns, rows, known: Default::default() }
     }
 
+    /// Everywhere where one of these columns meets one of these rows, for bounds only.
+    pub fn over(columns: Vec<u32>, rows: Vec<u32>) -> Area<'static> {
+        Area { regions: &[], spans: Vec::new(), columns, rows, known: Default::default() }
+    }
+
     /// The first PE.
     pub fn first(&self) -> Option<Coord> {
         self.regions.first().map(|r| Coord { x: r.x, y: r.y })

@@ -6,24 +6,37 @@
 use super::area::Area;
 use super::fault::{CheckError, Fault};
 use super::tally::place;
-use crate::lower::{Instr, Linear, LoweredClass, LoweredOp, LoweredSlice};
-use crate::program::{Affine, Class, Coord, TensorMap, Var, WaferProgram};
+use crate::lower::{Instr, Linear, LoweredOp, LoweredSlice, Segment};
+use crate::program::{Affine, Coord, TensorMap, Var, WaferProgram};
 
 /// Checks every slice whose range is decidable: all enclosing loop counts must be independent of other counters. The
 /// rest is caught when it happens.
-pub fn slices(class: &Class, lowered: &LoweredClass, area: &mut Area, errors: &mut Vec<CheckError>) {
-    for task in &lowered.tasks {
-        let mut loops = Loops::default();
-        for instr in &task.code {
-            match instr {
-                Instr::Loop { count, .. } => loops.enter(count, area),
-                Instr::Next { .. } => loops.leave(),
-                Instr::Op(op) => reach(class, op, &loops, area, errors),
-                Instr::Par(ops) => ops.iter().for_each(|op| reach(class, op, &loops, area, errors)),
-                _ => {}
-            }
+pub fn slices(segment: &Segment, area: &mut Area, errors: &mut Vec<CheckError>) {
+    let mut loops = Loops::default();
+    for instr in &segment.instrs {
+        match instr {
+            Instr::Loop { count, .. } => loops.enter(count, area),
+            Instr::Next { .. } => loops.leave(),
+            Instr::Op(op) => reach(segment, op, &loops, area, errors),
+            Instr::Par(ops) => ops.iter().for_each(|op| reach(segment, op, &loops, area, errors)),
+            _ => {}
         }
     }
+}
+
+/// Whether bounds over an area say that no slice can leave its buffer there.
+pub fn inside(segment: &Segment, area: &mut Area) -> bool {
+    let mut loops = Loops::default();
+    segment.instrs.iter().all(|instr| {
+        match instr {
+            Instr::Loop { count, .. } => loops.enter(count, area),
+            Instr::Next { .. } => loops.leave(),
+            Instr::Op(op) => return wide(op, &loops, area).is_empty(),
+            Instr::Par(ops) => return ops.iter().all(|op| wide(op, &loops, area).is_empty()),
+            _ => {}
+        }
+        true
+    })
 }
 
 /// The loops around an op, outermost first.
@@ -49,22 +62,27 @@ impl<'a> Loops<'a> {
     }
 }
 
-fn reach(class: &Class, op: &LoweredOp, loops: &Loops, area: &mut Area, errors: &mut Vec<CheckError>) {
+/// The slices of an op whose bounds are wider than their buffers, where that is decidable.
+fn wide<'o>(op: &'o LoweredOp, loops: &Loops, area: &mut Area) -> Vec<&'o LoweredSlice> {
     if loops.timed > 0 || op.dims.iter().any(Linear::is_timed) {
-        return;
+        return Vec::new();
     }
     let mut most = [1; 4];
     op.dims.iter().zip(&mut most).for_each(|(l, most)| *most = area.bounds(l).1);
-    for slice in op.slices().filter(|s| !s.at.uses_turn()) {
+    let beyond = |slice: &&LoweredSlice| {
         let span = span(slice, area.bounds(&slice.at), &loops.most, &most[..op.dims.len()]);
-        if span.is_none_or(|s| s.0 >= 0 && s.1 < i64::from(slice.elements)) {
-            continue;
-        }
+        span.is_some_and(|s| s.0 < 0 || s.1 >= i64::from(slice.elements))
+    };
+    op.slices().filter(|slice| !slice.at.uses_turn()).filter(beyond).collect()
+}
+
+fn reach(segment: &Segment, op: &LoweredOp, loops: &Loops, area: &mut Area, errors: &mut Vec<CheckError>) {
+    for slice in wide(op, loops, area) {
         let counts = loops.counts.iter().copied();
         let expressions: Vec<&Linear> = counts.chain(&op.dims).chain([&slice.at]).collect();
         let over = |at: &Coord| Some((*at, overrun(op, slice, &loops.counts, *at)?));
         if let Some((at, index)) = area.places(&expressions).iter().find_map(over) {
-            let name = class.buffers.keys().nth(usize::from(slice.buffer)).cloned().unwrap_or_default();
+            let name = segment.buffers.get(usize::from(slice.buffer)).cloned().unwrap_or_default();
             let (op, elements) = (op.kind.name(), slice.elements);
             errors.push(CheckError::new(Fault::Bounds { op, buffer: name, index, elements }).at(at));
         }

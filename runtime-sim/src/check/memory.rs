@@ -4,14 +4,23 @@ use super::area::Area;
 use super::bounds::{self, Mapping};
 use super::fault::{CheckError, Fault};
 use crate::fabric::FabricSpec;
-use crate::lower::{Instr, LoweredClass, LoweredOp};
+use crate::lower::{Code, Instr, LoweredClass, LoweredOp, Segment, segments};
 use crate::parallel;
 use crate::program::{Buffer, Class, Region, Var, WaferProgram};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// All faults of memory. Names have been checked.
 pub fn check(program: &WaferProgram, spec: &FabricSpec, lowered: &[LoweredClass]) -> Vec<CheckError> {
     let classes: Vec<(&Class, &LoweredClass)> = program.classes.iter().zip(lowered).collect();
-    let faults = parallel::map(&classes, |(class, lowered)| of_class(program, class, lowered, spec));
+    let segments = segments(lowered);
+    let lives = parallel::map(&segments, |segment| Lives::of(segment));
+    let hulls = hulls(program, lowered, segments.len());
+    let pairs: Vec<(&Arc<Segment>, Hull)> = segments.into_iter().zip(hulls).collect();
+    let inside = parallel::map(&pairs, |(segment, hull)| bounds::inside(segment, &mut hull.area()));
+    let faults = parallel::map(&classes, |(class, lowered)| {
+        of_class(program, (class, lowered), spec, &lives, &inside)
+    });
     let mut errors: Vec<CheckError> = faults.into_iter().flatten().collect();
     for host in &program.host {
         let lanes = match host.edge.lane() {
@@ -25,20 +34,27 @@ pub fn check(program: &WaferProgram, spec: &FabricSpec, lowered: &[LoweredClass]
     errors
 }
 
+/// `lives` and `inside` are those of all segments, by number.
 fn of_class(
     program: &WaferProgram,
-    class: &Class,
-    lowered: &LoweredClass,
+    (class, lowered): (&Class, &LoweredClass),
     spec: &FabricSpec,
+    lives: &[Lives],
+    inside: &[bool],
 ) -> Vec<CheckError> {
     let mut errors = Vec::new();
     let mut area = Area::new(&class.regions);
     fits(class, spec, &mut errors);
     let spans = spans(program, class, &mut errors);
     overlaps(&spans, &mut errors);
-    alive(program, &spans, lowered, &mut errors);
+    let by_name: BTreeMap<&str, &Span> = spans.iter().map(|span| (span.name, span)).collect();
+    lowered.tasks.iter().for_each(|task| alive(program, &by_name, &task.code, lives, &mut errors));
     tensors(program, class, &mut area, &mut errors);
-    bounds::slices(class, lowered, &mut area, &mut errors);
+    for segment in lowered.tasks.iter().flat_map(|task| task.code.segments()) {
+        if !inside[segment.number as usize] {
+            bounds::slices(segment, &mut area, &mut errors);
+        }
+    }
     let placed = |error: CheckError| CheckError { at: error.at.or_else(|| area.first()), ..error };
     errors.into_iter().map(|error| placed(error).class(&class.name)).collect()
 }
@@ -102,29 +118,111 @@ fn overlaps(spans: &[Span], errors: &mut Vec<CheckError>) {
     }
 }
 
-/// Follows the phases of each task and reports uses of buffers that are not alive.
-fn alive(program: &WaferProgram, spans: &[Span], lowered: &LoweredClass, errors: &mut Vec<CheckError>) {
-    for task in &lowered.tasks {
-        let mut now = 0;
-        for instr in &task.code {
+/// Which buffers a segment uses in which phase; none is the one it begins in.
+struct Lives<'a> {
+    uses: BTreeSet<(Option<usize>, &'a str)>,
+    /// The phase it ends in.
+    last: Option<usize>,
+}
+
+impl<'a> Lives<'a> {
+    fn of(segment: &'a Segment) -> Self {
+        let mut lives = Lives { uses: BTreeSet::new(), last: None };
+        for instr in &segment.instrs {
             match instr {
-                Instr::Phase(phase) => now = *phase,
-                Instr::Op(op) => used(program, spans, op, now, errors),
-                Instr::Par(ops) => ops.iter().for_each(|op| used(program, spans, op, now, errors)),
+                Instr::Phase(phase) => lives.last = Some(*phase),
+                Instr::Op(op) => lives.note(segment, op),
+                Instr::Par(ops) => ops.iter().for_each(|op| lives.note(segment, op)),
                 _ => {}
             }
         }
+        lives
+    }
+
+    fn note(&mut self, segment: &'a Segment, op: &LoweredOp) {
+        let names = op.slices().filter_map(|slice| segment.buffers.get(usize::from(slice.buffer)));
+        self.uses.extend(names.map(|name| (self.last, name.as_str())));
     }
 }
 
-fn used(program: &WaferProgram, spans: &[Span], op: &LoweredOp, now: usize, errors: &mut Vec<CheckError>) {
-    let Some(phase) = program.phases.get(now) else { return };
-    for span in op.slices().map(|slice| &spans[usize::from(slice.buffer)]) {
-        if now < span.alive.0 || now > span.alive.1 {
-            let fault = Fault::Dead { buffer: span.name.to_string(), phase: phase.clone() };
-            errors.push(CheckError::new(fault));
+/// Follows the phases of a task and reports uses of buffers that are not alive.
+fn alive(
+    program: &WaferProgram,
+    spans: &BTreeMap<&str, &Span>,
+    code: &Code,
+    lives: &[Lives],
+    errors: &mut Vec<CheckError>,
+) {
+    let mut now = 0;
+    for lives in code.segments().map(|segment| &lives[segment.number as usize]) {
+        for (phase, buffer) in &lives.uses {
+            let at = phase.unwrap_or(now);
+            let (Some(span), Some(phase)) = (spans.get(buffer), program.phases.get(at)) else { continue };
+            if at < span.alive.0 || at > span.alive.1 {
+                let fault = Fault::Dead { buffer: buffer.to_string(), phase: phase.clone() };
+                errors.push(CheckError::new(fault));
+            }
+        }
+        now = lives.last.unwrap_or(now);
+    }
+}
+
+/// The columns and rows of all PEs that run a segment.
+#[derive(Clone, Default)]
+struct Hull {
+    columns: Marks,
+    rows: Marks,
+}
+
+impl Hull {
+    fn area(&self) -> Area<'static> {
+        Area::over(self.columns.members(), self.rows.members())
+    }
+}
+
+/// A set of small numbers.
+#[derive(Clone, Default)]
+struct Marks(Vec<u64>);
+
+impl Marks {
+    fn mark(&mut self, n: u32) {
+        let word = n as usize / 64;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (n % 64);
+    }
+
+    fn join(&mut self, other: &Marks) {
+        self.0.resize(self.0.len().max(other.0.len()), 0);
+        self.0.iter_mut().zip(&other.0).for_each(|(word, more)| *word |= more);
+    }
+
+    fn members(&self) -> Vec<u32> {
+        let of_word = |(word, bits): (u32, &u64)| {
+            let bits = *bits;
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| 64 * word + bit)
+        };
+        (0..).zip(&self.0).flat_map(of_word).collect()
+    }
+}
+
+/// By number: where the PEs are that run a segment.
+fn hulls(program: &WaferProgram, lowered: &[LoweredClass], segments: usize) -> Vec<Hull> {
+    let mut hulls = vec![Hull::default(); segments];
+    for (class, lowered) in program.classes.iter().zip(lowered) {
+        let mut own = Hull::default();
+        for r in &class.regions {
+            (0..r.columns).for_each(|i| own.columns.mark(r.x + i * r.step_x));
+            (0..r.rows).for_each(|j| own.rows.mark(r.y + j * r.step_y));
+        }
+        for segment in lowered.tasks.iter().flat_map(|task| task.code.segments()) {
+            let hull = &mut hulls[segment.number as usize];
+            hull.columns.join(&own.columns);
+            hull.rows.join(&own.rows);
         }
     }
+    hulls
 }
 
 fn tensors(program: &WaferProgram, class: &Class, area: &mut Area, errors: &mut Vec<CheckError>) {

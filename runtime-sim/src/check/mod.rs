@@ -5,6 +5,8 @@ mod bounds;
 mod fault;
 mod memory;
 mod names;
+mod pieces;
+mod places;
 mod rows;
 mod switched;
 mod tallies;
@@ -24,11 +26,18 @@ use rows::Rows;
 use std::sync::Arc;
 
 /// A program that passed the checker, with the fabric it was checked for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Checked<T> {
     inner: Arc<T>,
     fabric: FabricSpec,
     classes: Arc<Vec<LoweredClass>>,
+}
+
+impl<T: PartialEq> PartialEq for Checked<T> {
+    /// Whether they are the same program for the same fabric; what is executed follows from these.
+    fn eq(&self, other: &Self) -> bool {
+        self.inner == other.inner && self.fabric == other.fabric
+    }
 }
 
 impl<T> Checked<T> {

@@ -1,6 +1,7 @@
 //! Everything that can be seen without following a word: names, ranges, shapes of statements.
 
 use super::fault::{CheckError, Fault};
+use super::pieces::Pieces;
 use crate::fabric::FabricSpec;
 use crate::lower::{MAX_DEPTH, input_colours, output_colours};
 use crate::parallel;
@@ -26,17 +27,17 @@ pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Vec<CheckError> {
         range(&format_args!("the size of tensor `{name}`"), tensor.elements as i64, 0, HUGE, &mut errors);
     }
     colours(program, spec, &mut errors);
-    errors.extend(
-        parallel::map(&program.classes, |class| of_class(program, class, spec)).into_iter().flatten(),
-    );
+    let pieces = Pieces::of(program, &mut errors);
+    let of_class = |class| of_class(program, class, spec, &pieces);
+    errors.extend(parallel::map(&program.classes, of_class).into_iter().flatten());
     program.host.iter().for_each(|h| host(program, h, &mut errors));
     errors
 }
 
-fn of_class(program: &WaferProgram, class: &Class, spec: &FabricSpec) -> Vec<CheckError> {
+fn of_class(program: &WaferProgram, class: &Class, spec: &FabricSpec, pieces: &Pieces) -> Vec<CheckError> {
     let mut errors = Vec::new();
     let (inputs, outputs) = (input_colours(class), output_colours(class));
-    Names { program, class, inputs, outputs, errors: &mut errors }.class(spec);
+    Names { program, class, inputs, outputs, pieces, errors: &mut errors }.class(spec);
     errors.into_iter().map(|error| error.class(&class.name)).collect()
 }
 
@@ -140,12 +141,15 @@ fn host(program: &WaferProgram, h: &HostStream, errors: &mut Vec<CheckError>) {
     range(&format_args!("the last lane of {user}"), last, 0, limit - 1, errors);
 }
 
-struct Names<'a> {
-    program: &'a WaferProgram,
-    class: &'a Class,
-    inputs: Vec<Colour>,
-    outputs: Vec<Colour>,
-    errors: &'a mut Vec<CheckError>,
+/// A class whose names are looked up.
+pub(super) struct Names<'a> {
+    pub program: &'a WaferProgram,
+    pub class: &'a Class,
+    pub inputs: Vec<Colour>,
+    pub outputs: Vec<Colour>,
+    /// Pieces without a fault of their own.
+    pub pieces: &'a Pieces<'a>,
+    pub errors: &'a mut Vec<CheckError>,
 }
 
 impl Names<'_> {
@@ -225,7 +229,7 @@ impl Names<'_> {
         self.body(task, &task.body, 0);
     }
 
-    fn body(&mut self, task: &Task, body: &[Stmt], depth: usize) {
+    pub fn body(&mut self, task: &Task, body: &[Stmt], depth: usize) {
         let scope = Scope { loops: depth, turn: true, dims: 0 };
         for stmt in body {
             match stmt {
@@ -242,6 +246,15 @@ impl Names<'_> {
                 Stmt::Control { colour, .. } => self.output(&format_args!("task `{}`", task.name), *colour),
                 Stmt::Activate(name) => self.activate(task, name),
                 Stmt::Serial { times, .. } => affine(&"a count of work", times, scope, self.errors),
+                Stmt::Piece(piece) if depth > 0 => {
+                    let what = format!("task `{}` uses piece `{}` inside of a loop", task.name, piece.name);
+                    self.errors.push(CheckError::new(Fault::Malformed { what }));
+                }
+                Stmt::Piece(piece) => {
+                    if !self.pieces.are_known(piece, self.class, task, (&self.inputs, &self.outputs)) {
+                        self.body(task, &piece.body, 0);
+                    }
+                }
                 Stmt::Phase(name) => {
                     if !self.program.phases.contains(name) {
                         self.unknown("phase", name, &format_args!("task `{}`", task.name));

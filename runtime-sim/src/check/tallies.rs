@@ -1,7 +1,7 @@
 //! The tallies of all PEs, each counted once for PEs that cannot differ.
 
-use super::tally::{Sums, Tally};
-use crate::lower::{Linear, LoweredClass};
+use super::tally::{Body, Sums, Tally};
+use crate::lower::{Linear, LoweredClass, segments};
 use crate::network::{NONE, Network};
 use crate::parallel;
 
@@ -17,7 +17,8 @@ pub struct Tallies {
 impl Tallies {
     /// Counts all PEs of the traced rows.
     pub fn of(net: &Network, classes: &[LoweredClass]) -> Self {
-        let mut kinds: Vec<Kinds> = parallel::map(classes, |class| Kinds::of(class, net));
+        let bodies = parallel::map(&segments(classes), |segment| Body::of(segment, (net.width, net.height)));
+        let mut kinds: Vec<Kinds> = parallel::map(classes, |class| Kinds::of(class, &bodies, net));
         let mut ids: BTreeMap<(u16, u32, u32), u32> = BTreeMap::new();
         let (mut id_of, mut places) = (vec![NONE; net.class_of.len()], Vec::new());
         for (pe, class) in net.traced_pes() {
@@ -56,9 +57,9 @@ struct Kinds<'a> {
 }
 
 impl<'a> Kinds<'a> {
-    fn of(class: &'a LoweredClass, net: &Network) -> Self {
+    fn of(class: &'a LoweredClass, bodies: &'a [Body], net: &Network) -> Self {
         Kinds {
-            sums: Sums::of(class),
+            sums: Sums::of(class, bodies),
             lengths: [class.lengths_of(true), class.lengths_of(false)],
             known: [vec![NONE; net.width as usize], vec![NONE; net.height as usize]],
             parts: Default::default(),

@@ -1,9 +1,13 @@
 //! What a PE sends, reads and starts in a whole run: its code as sums of products of counts and lengths, formed once
 //! for a class and evaluated for each kind of place.
 
-use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, LoweredTask, MAX_DEPTH, Sink, Source};
+use super::places::Places;
+use crate::lower::{
+    Env, Instr, Linear, LoweredClass, LoweredOp, LoweredTask, MAX_DEPTH, Segment, Sink, Source,
+};
 use crate::program::{Coord, Trigger};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// What one PE does to the fabric in a whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,13 +36,32 @@ impl Tally {
     }
 
     fn add(&mut self, what: What, n: u64) {
-        let sum = match what {
-            What::Read(slot) => &mut self.read[usize::from(slot)],
-            What::Sent(slot) => &mut self.sent[usize::from(slot)],
-            What::Control(slot) => &mut self.controls[usize::from(slot)],
-            What::Activation(task) => &mut self.activated[usize::from(task)],
+        let (sums, at) = match what {
+            What::Read(slot) => (&mut self.read, usize::from(slot)),
+            What::Sent(slot) => (&mut self.sent, usize::from(slot)),
+            What::Control(slot) => (&mut self.controls, usize::from(slot)),
+            What::Activation(task) => (&mut self.activated, usize::from(task)),
         };
-        *sum = sum.saturating_add(n);
+        if sums.len() <= at {
+            sums.resize(at + 1, 0);
+        }
+        sums[at] = sums[at].saturating_add(n);
+    }
+
+    /// Adds `times` another tally.
+    fn add_all(&mut self, other: &Tally, times: u64) {
+        let sums = [
+            (&mut self.read, &other.read),
+            (&mut self.sent, &other.sent),
+            (&mut self.controls, &other.controls),
+            (&mut self.activated, &other.activated),
+        ];
+        for (own, more) in sums {
+            own.resize(own.len().max(more.len()), 0);
+            own.iter_mut().zip(more).for_each(|(sum, n)| *sum = sum.saturating_add(n.saturating_mul(times)));
+        }
+        self.odd |= other.odd && times > 0;
+        self.steps = self.steps.saturating_add(other.steps);
     }
 }
 
@@ -54,17 +77,34 @@ enum What {
 /// The code of a class, ready to be counted at any place.
 pub struct Sums<'a> {
     class: &'a LoweredClass,
-    tasks: Vec<(bool, Body)>,
+    tasks: Vec<Counted<'a>>,
+}
+
+/// The code of a task.
+struct Counted<'a> {
+    /// Whether its runs differ.
+    by_turn: bool,
+    /// What all segments together gain at every place alike.
+    fixed: Vec<(What, u64)>,
+    /// Segments that gain more, or something else.
+    varying: Vec<&'a Body>,
 }
 
 impl<'a> Sums<'a> {
-    /// Those of a class.
-    pub fn of(class: &'a LoweredClass) -> Self {
+    /// Those of a class; `bodies` are those of all segments, by number.
+    pub fn of(class: &'a LoweredClass, bodies: &'a [Body]) -> Self {
         let task = |t: &LoweredTask| {
-            let mut body = Body::default();
-            body.sequence(&t.code, 0..t.code.len(), Product::default());
-            body.fold();
-            (t.code.iter().any(Instr::length_varies_by_turn), body)
+            let bodies = || t.code.segments().map(|segment| &bodies[segment.number as usize]);
+            let mut fixed: BTreeMap<What, u64> = BTreeMap::new();
+            for (what, n) in bodies().flat_map(|body| &body.fixed) {
+                let sum = fixed.entry(*what).or_default();
+                *sum = sum.saturating_add(*n);
+            }
+            Counted {
+                by_turn: bodies().any(|body| body.by_turn),
+                fixed: fixed.into_iter().collect(),
+                varying: bodies().filter(|body| body.varies()).collect(),
+            }
         };
         Sums { class, tasks: class.tasks.iter().map(task).collect() }
     }
@@ -80,18 +120,22 @@ impl<'a> Sums<'a> {
             ..Tally::default()
         };
         let mut values = Vec::new();
-        for (task, (by_turn, body)) in class.tasks.iter().zip(&self.tasks) {
+        for (task, counted) in class.tasks.iter().zip(&self.tasks) {
             let mut env = place(at);
             let times = task.times.at(&env).max(0) as u64;
             if let Trigger::Data { .. } = task.trigger {
                 tally.add(What::Read(task.slot as u16), times);
             }
-            let (turns, each) = if *by_turn { (times, 1) } else { (times.min(1), times) };
+            let (turns, each) = if counted.by_turn { (times, 1) } else { (times.min(1), times) };
             for turn in 0..turns {
                 tally.steps += 1;
                 env.turn = turn as i64;
-                if tally.undecided() || !body.count(&mut env, each, &mut values, &mut tally) {
-                    return tally;
+                counted.fixed.iter().for_each(|(what, n)| tally.add(*what, each.saturating_mul(*n)));
+                for body in &counted.varying {
+                    if tally.undecided() {
+                        return tally;
+                    }
+                    body.once(&mut env, &mut values, |once| tally.add_all(once, each));
                 }
             }
         }
@@ -142,7 +186,13 @@ impl Product {
 
 /// A piece of code in which every length has one value.
 #[derive(Default)]
-struct Body {
+pub struct Body {
+    /// Whether a count or length depends on how often the task ran before.
+    by_turn: bool,
+    /// Columns and rows of the grid by what they contribute to its counts and lengths.
+    places: [Places; 2],
+    /// What one run gains, by kind of row and kind of column.
+    known: Vec<OnceLock<Box<Tally>>>,
     /// The different counts and lengths.
     lengths: Vec<Linear>,
     /// Per count: how often it gains the product of the first lengths, if none of the second is zero.
@@ -154,6 +204,9 @@ struct Body {
     /// Loops whose iterations differ.
     loops: Vec<Repeat>,
 }
+
+/// Most kinds of places of which it is remembered what a piece of code gains there.
+const MOST_KINDS: usize = 4096;
 
 /// An op on packed wires: `times` runs of `lengths` times `constant` elements.
 struct Packed {
@@ -173,6 +226,41 @@ struct Repeat {
 }
 
 impl Body {
+    /// The code of a segment, on a grid of so many columns and rows.
+    pub fn of(segment: &Segment, (width, height): (u32, u32)) -> Self {
+        let by_turn = segment.instrs.iter().any(Instr::length_varies_by_turn);
+        let mut body = Body { by_turn, ..Body::default() };
+        body.sequence(&segment.instrs, 0..segment.instrs.len(), Product::default());
+        body.fold();
+        if body.varies() && !by_turn {
+            body.places =
+                [Places::of(segment.placed(), true, width), Places::of(segment.placed(), false, height)];
+            let kinds = body.places[0].kinds.saturating_mul(body.places[1].kinds);
+            body.known.resize_with(if kinds <= MOST_KINDS { kinds } else { 0 }, OnceLock::new);
+        }
+        body
+    }
+
+    /// Tells what one run gains at a place beyond what is the same at all places; counted once for places of one kind.
+    fn once(&self, env: &mut Env, values: &mut Vec<u64>, tell: impl FnOnce(&Tally)) {
+        let [columns, rows] = &self.places;
+        let kind = rows.kind(env.y) * columns.kinds + columns.kind(env.x);
+        let mut count = || {
+            let mut tally = Tally::default();
+            self.count(env, 1, values, &mut tally);
+            Box::new(tally)
+        };
+        match self.known.get(kind) {
+            Some(known) => tell(known.get_or_init(count)),
+            None => tell(&count()),
+        }
+    }
+
+    /// Whether it gains more than what is the same at every place.
+    fn varies(&self) -> bool {
+        !(self.terms.is_empty() && self.packed.is_empty() && self.loops.is_empty())
+    }
+
     fn sequence(&mut self, code: &[Instr], range: std::ops::Range<usize>, within: Product) {
         let mut pc = range.start;
         while pc < range.end {
@@ -185,16 +273,16 @@ impl Body {
                 Instr::Activate(task) => {
                     self.gain(What::Activation(*task as u16), within, Product::default(), 1)
                 }
-                Instr::Loop { depth, count, end, varies } => {
+                Instr::Loop { depth, count, length, varies } => {
                     let count = self.length(count);
                     if *varies {
                         let mut body = Body::default();
-                        body.sequence(code, pc + 1..*end, Product::default());
+                        body.sequence(code, pc + 1..pc + length, Product::default());
                         self.loops.push(Repeat { times: within, count, depth: *depth, body });
                     } else {
-                        self.sequence(code, pc + 1..*end, within.times(count));
+                        self.sequence(code, pc + 1..pc + length, within.times(count));
                     }
-                    pc = *end;
+                    pc += length;
                 }
                 Instr::Next { .. } | Instr::Serial { .. } | Instr::Phase(_) | Instr::End => {}
             }
@@ -266,6 +354,8 @@ impl Body {
     }
 
     /// Adds what `times` runs move; false once it takes too many steps.
+    ///
+    /// What is the same at every place is counted by who asks.
     fn count(&self, env: &mut Env, times: u64, values: &mut Vec<u64>, tally: &mut Tally) -> bool {
         let first = values.len();
         values.extend(self.lengths.iter().map(|l| l.at(env).max(0) as u64));
@@ -283,7 +373,6 @@ impl Body {
         tally: &mut Tally,
     ) -> bool {
         let own = &values[first..];
-        self.fixed.iter().for_each(|(what, n)| tally.add(*what, times.saturating_mul(*n)));
         for ((what, lengths, gates), n) in &self.terms {
             if gates.of(own) > 0 {
                 tally.add(*what, times.saturating_mul(*n).saturating_mul(lengths.of(own)));
@@ -304,6 +393,7 @@ impl Body {
             for i in 0..n {
                 tally.steps += 1;
                 env.loops[repeat.depth] = i as i64;
+                repeat.body.fixed.iter().for_each(|(what, n)| tally.add(*what, outer.saturating_mul(*n)));
                 if tally.undecided() || !repeat.body.count(env, outer, values, tally) {
                     return false;
                 }

@@ -10,6 +10,8 @@ use super::rounds;
 use super::strip::Strip;
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
+#[cfg(feature = "compiled")]
+use crate::lower::Segment;
 use crate::lower::{LoweredClass, lower};
 use crate::network::Network;
 use crate::program::{Coord, WaferProgram};
@@ -17,6 +19,8 @@ use crate::report::Report;
 use crate::trace::Trace;
 use std::collections::BTreeMap;
 use std::num::NonZero;
+#[cfg(feature = "compiled")]
+use std::sync::Arc;
 use std::thread;
 
 /// What a run leaves behind.
@@ -175,8 +179,20 @@ fn compile(_: &mut [LoweredClass]) -> Option<Compiled> {
 #[cfg(feature = "compiled")]
 fn compile(classes: &mut [LoweredClass]) -> Option<Compiled> {
     let mut shapes: Vec<Shape> = Vec::new();
+    let mut done: BTreeMap<u32, Arc<Segment>> = BTreeMap::new();
     let tasks = classes.iter_mut().flat_map(|class| &mut class.tasks);
-    for op in tasks.flat_map(|task| &mut task.code).flat_map(crate::lower::Instr::ops_mut) {
+    for segment in tasks.flat_map(|task| task.code.segments_mut()) {
+        let compiled = done.entry(segment.number).or_insert_with(|| Arc::new(numbered(segment, &mut shapes)));
+        *segment = Arc::clone(compiled);
+    }
+    Compiled::new(shapes)
+}
+
+/// A segment with its ops numbered by their shapes.
+#[cfg(feature = "compiled")]
+fn numbered(segment: &Segment, shapes: &mut Vec<Shape>) -> Segment {
+    let mut segment = segment.clone();
+    for op in segment.instrs.iter_mut().flat_map(crate::lower::Instr::ops_mut) {
         let Some(shape) = Shape::of(op) else { continue };
         let number = shapes.iter().position(|known| *known == shape).unwrap_or(shapes.len());
         if number == shapes.len() {
@@ -184,7 +200,7 @@ fn compile(classes: &mut [LoweredClass]) -> Option<Compiled> {
         }
         op.compiled = number as u16 + 1;
     }
-    Compiled::new(shapes)
+    segment
 }
 
 /// All declared tensors, in name order.

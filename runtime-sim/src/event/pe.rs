@@ -105,18 +105,18 @@ impl Pe {
                     return Ok(false);
                 }
             }
-            Instr::Loop { depth, count, end, .. } => {
+            Instr::Loop { depth, count, length, .. } => {
                 self.loops[*depth] = 0;
                 if count.at(&self.env(&cx.ports)) <= 0 {
-                    self.pc = *end as u32;
+                    self.pc += *length as u32;
                 }
             }
-            Instr::Next { depth, head } => {
+            Instr::Next { depth, length } => {
                 self.loops[*depth] += 1;
-                if let Instr::Loop { count, .. } = &class.tasks[task].code[*head]
+                if let Instr::Loop { count, .. } = &class.tasks[task].code[self.pc as usize - length]
                     && self.loops[*depth] < self.count(count, *depth, &cx.ports)
                 {
-                    self.pc = *head as u32;
+                    self.pc -= *length as u32;
                 }
             }
             Instr::Control { slot, command } => {

@@ -15,7 +15,7 @@ pub struct Actor<'a, 'n> {
     pub net: &'n Network,
     /// Its class.
     pub class: &'n LoweredClass,
-    /// Pieces of its code that only compute.
+    /// Pieces of all code that only compute.
     pub works: &'n Works,
     /// Its index.
     pub index: usize,
@@ -189,7 +189,8 @@ impl Actor<'_, '_> {
             self.settle();
             return false;
         }
-        if let Some(work) = self.works[task][self.pe.pc].filter(|w| w.next <= self.pe.stop) {
+        let (segment, place) = code.locate(self.pe.pc);
+        if let Some(work) = self.works[segment][place].filter(|w| self.pe.pc + w.count <= self.pe.stop) {
             self.compute(work);
             return true;
         }
@@ -215,9 +216,9 @@ impl Actor<'_, '_> {
                 self.iterate(head);
                 return true;
             }
-            Instr::Next { depth, head } => {
+            Instr::Next { depth, length } => {
                 self.pe.loops[*depth] += 1;
-                self.iterate(*head);
+                self.iterate(self.pe.pc - length);
                 return true;
             }
             Instr::Control { .. } => {
@@ -245,7 +246,7 @@ impl Actor<'_, '_> {
         self.pe.time += work.busy + work.issue;
         self.pe.busy += work.busy;
         self.pe.issue += work.issue;
-        self.pe.pc = work.next;
+        self.pe.pc += work.count;
     }
 
     fn memory_op(&mut self, op: &LoweredOp) {

@@ -49,7 +49,7 @@ pub struct Engine<'a> {
     pub(crate) pes: Vec<Option<Box<Pe>>>,
     pub(crate) streams: Streams<'a>,
     pub(super) queue: VecDeque<u32>,
-    works: &'a [Works],
+    works: &'a Works,
     /// PEs that wait for the words of a whole iteration.
     patient: VecDeque<u32>,
     /// Instructions executed, and how many there may be.
@@ -66,7 +66,7 @@ impl<'a> Engine<'a> {
         spec: &'a FabricSpec,
         net: &'a Network,
         classes: &'a [LoweredClass],
-        works: &'a [Works],
+        works: &'a Works,
         skips: &[Skip],
     ) -> Self {
         let mut pes: Vec<Option<Box<Pe>>> = Vec::new();
@@ -161,7 +161,7 @@ impl<'a> Engine<'a> {
             let mut actor = Actor {
                 net: self.net,
                 class,
-                works: &self.works[self.net.class_of[index as usize] as usize],
+                works: self.works,
                 index: index as usize,
                 at: self.net.coord(index),
                 activation: f64::from(self.spec.task_activation),

@@ -8,11 +8,17 @@
 
 use super::bursts::SAME;
 use super::engine::Engine;
-use super::groups::{Group, Groups};
+use super::groups::{Finder, Group, Groups, Outline};
 use super::pe::Pe;
 use super::streams::Mark;
 use super::stretches::{Piece, Stretches};
 use crate::network::{NONE, Origin};
+use std::sync::mpsc;
+use std::thread;
+
+/// Fewest PEs that are worth a second thread, and by how many stretches it may be ahead.
+const MANY: usize = 4096;
+const AHEAD: usize = 4;
 
 /// Groups that are tried as leaders of a group.
 pub(super) const LEADERS: usize = 8;
@@ -50,9 +56,31 @@ impl Engine<'_> {
     }
 
     fn run_stretches(&mut self, stretches: &Stretches, pes: &[u32], most: f64) {
-        for stretch in 0..stretches.count {
+        let mut finder = Finder::new(self.net, stretches, pes);
+        if pes.len() < MANY {
+            let outlines = (0..stretches.count).map(|stretch| finder.outline(stretch));
+            return self.run_outlined(stretches, pes, outlines, most);
+        }
+        // Who belongs together is found by another thread, some stretches ahead.
+        thread::scope(|scope| {
+            let (send, outlines) = mpsc::sync_channel(AHEAD);
+            scope.spawn(move || {
+                (0..stretches.count).all(|stretch| send.send(finder.outline(stretch)).is_ok())
+            });
+            self.run_outlined(stretches, pes, outlines.into_iter(), most);
+        });
+    }
+
+    fn run_outlined(
+        &mut self,
+        stretches: &Stretches,
+        pes: &[u32],
+        outlines: impl Iterator<Item = Outline>,
+        most: f64,
+    ) {
+        for (stretch, outline) in outlines.enumerate() {
             let spent = |end: u32| self.streams.ahead(end) == 0;
-            let groups = Groups::of(self.net, stretches, stretch, pes, &spent);
+            let groups = Groups::of(outline, &spent);
             for &pe in pes {
                 let stop = self.piece(stretches, pe, stretch).map_or(usize::MAX, |piece| piece.stop);
                 self.pe_mut(pe).stop = stop;
@@ -259,7 +287,7 @@ impl Engine<'_> {
         (group, delay): &(Group, f64),
     ) {
         let (net, delay) = (self.net, *delay);
-        let mut reads = Vec::new();
+        let mut reads = Vec::with_capacity(2 * group.len());
         for ((&a, &b), before) in led.leader.iter().zip(group).zip(&led.before) {
             let (Some(own), Some(other)) =
                 (self.piece(stretches, a, stretch), self.piece(stretches, b, stretch))
@@ -276,18 +304,17 @@ impl Engine<'_> {
                     reads.push((to, self.streams.taken(from) - taken));
                 }
             }
-            let (stop, leader) = (other.stop, self.pe(a));
+            let Ok([Some(leader), Some(state)]) = self.pes.get_disjoint_mut([a as usize, b as usize]) else {
+                continue;
+            };
+            state.time = leader.time + delay;
+            state.busy += leader.busy - before.spent[0];
+            state.issue += leader.issue - before.spent[1];
+            state.activation += leader.activation - before.spent[2];
             let later = |(phase, t): &(u16, f64)| (*phase, t + delay);
-            let phases: Vec<(u16, f64)> = leader.phases[before.phases..].iter().map(later).collect();
-            let (time, spent) = (leader.time, [leader.busy, leader.issue, leader.activation]);
-            let (running, finished, runs) = (leader.running, leader.finished, leader.runs.clone());
-            let state = self.pe_mut(b);
-            state.time = time + delay;
-            state.busy += spent[0] - before.spent[0];
-            state.issue += spent[1] - before.spent[1];
-            state.activation += spent[2] - before.spent[2];
-            state.phases.extend(phases);
-            (state.running, state.finished, state.runs, state.pc) = (running, finished, runs, stop);
+            state.phases.extend(leader.phases[before.phases..].iter().map(later));
+            state.runs.clone_from(&leader.runs);
+            (state.running, state.finished, state.pc) = (leader.running, leader.finished, other.stop);
         }
         reads.into_iter().for_each(|(end, words)| self.streams.take(end, words));
     }

@@ -49,11 +49,51 @@ enum Link {
     Outside(i64, i64, i64),
 }
 
-/// A network with the groups that its PEs are in.
-struct Finder<'a> {
+/// What a group does, as far as that is known before its stretch begins.
+#[derive(Debug, Default)]
+struct Look {
+    code: Vec<i64>,
+    /// Places in the code, of two numbers each, that tell of an input from the host, with its end.
+    hosts: Vec<(usize, u32)>,
+}
+
+/// Nobody sends on an input.
+const NOTHING: [i64; 2] = [-1, -1];
+
+impl Look {
+    /// What makes two groups do the same; `spent` tells whether all words that the host sends to an end have been read.
+    fn with(mut self, spent: &dyn Fn(u32) -> bool) -> Vec<i64> {
+        for (at, _) in self.hosts.iter().filter(|(_, end)| spent(*end)) {
+            self.code[*at..at + 2].copy_from_slice(&NOTHING);
+        }
+        self.code
+    }
+}
+
+/// A group as it is known before its stretch begins.
+#[derive(Debug)]
+struct Sketch {
+    group: Group,
+    /// None if it is one PE, or if words of others, or to others, are among what it does.
+    look: Option<Look>,
+    /// Its rows, if they may be a chain.
+    rows: Option<Rows>,
+}
+
+/// The rows of a group, from north to south, each with what it does.
+type Rows = Vec<(Group, Look)>;
+
+/// The groups of a stretch as they are known before it begins.
+#[derive(Debug)]
+pub struct Outline(Vec<Sketch>);
+
+/// A network with the groups that some of its PEs are in, one stretch after the other.
+pub struct Finder<'a> {
     net: &'a Network,
     stretches: &'a Stretches,
     stretch: usize,
+    /// The PEs, ascending.
+    pes: &'a [u32],
     /// By PE: one nearer to the PE that stands for its group.
     parent: Vec<u32>,
     /// By PE: its place in its group, or none if it is not looked at.
@@ -61,46 +101,70 @@ struct Finder<'a> {
 }
 
 impl Groups {
-    /// Those of some PEs, given ascending; `spent` tells whether all words that the host sends to an end have been read.
-    pub fn of(
-        net: &Network,
-        stretches: &Stretches,
-        stretch: usize,
-        pes: &[u32],
-        spent: &dyn Fn(u32) -> bool,
-    ) -> Groups {
-        let parent = (0..net.class_of.len() as u32).collect();
-        let mut finder = Finder { net, stretches, stretch, parent, place: vec![NONE; net.class_of.len()] };
-        pes.iter().for_each(|pe| finder.place[*pe as usize] = 0);
-        pes.iter().for_each(|pe| finder.join_neighbours(*pe));
-        let mut groups: BTreeMap<u32, Group> = BTreeMap::new();
-        for &pe in pes {
-            let group = groups.entry(finder.root(pe)).or_default();
-            finder.place[pe as usize] = group.len() as u32;
-            group.push(pe);
-        }
-        let mut kinds: BTreeMap<Vec<i64>, Vec<Group>> = BTreeMap::new();
-        let (mut others, mut single) = (Vec::new(), Vec::new());
-        for group in groups.into_values() {
-            match finder.look(&group, spent, false).filter(|_| group.len() > 1) {
-                Some(look) => kinds.entry(look).or_default().push(group),
-                None => single.push(group),
+    /// Those of an outline; `spent` tells whether all words that the host sends to an end have been read.
+    pub fn of(outline: Outline, spent: &dyn Fn(u32) -> bool) -> Groups {
+        let mut kinds: BTreeMap<Vec<i64>, Vec<(Group, Option<Rows>)>> = BTreeMap::new();
+        let mut single = Vec::new();
+        for Sketch { group, look, rows } in outline.0 {
+            match look {
+                Some(look) => kinds.entry(look.with(spent)).or_default().push((group, rows)),
+                None => single.push((group, rows)),
             }
         }
         let (kinds, alone): (Vec<_>, Vec<_>) = kinds.into_values().partition(|kind| kind.len() > 1);
-        let mut chains = Vec::new();
-        for group in alone.into_iter().flatten().chain(single) {
-            match finder.chain(&group, spent) {
+        let (mut chains, mut others) = (Vec::new(), Vec::new());
+        for (group, rows) in alone.into_iter().flatten().chain(single) {
+            match rows.and_then(|rows| chain(rows, spent)) {
                 Some(chain) => chains.push(chain),
                 None => others.extend(group),
             }
         }
         others.sort_unstable();
-        Groups { kinds, chains, others }
+        let groups = |kind: Vec<(Group, _)>| kind.into_iter().map(|(group, _)| group).collect();
+        Groups { kinds: kinds.into_iter().map(groups).collect(), chains, others }
     }
 }
 
-impl Finder<'_> {
+/// Rows as a chain; none if most of them are like no other.
+fn chain(rows: Rows, spent: &dyn Fn(u32) -> bool) -> Option<Vec<Row>> {
+    let chain: Vec<Row> = rows.into_iter().map(|(pes, look)| Row { pes, look: look.with(spent) }).collect();
+    let looks: BTreeSet<&[i64]> = chain.iter().map(|row| &row.look[..]).collect();
+    (2 * looks.len() <= chain.len()).then_some(chain)
+}
+
+impl<'a> Finder<'a> {
+    /// For some PEs, given ascending.
+    pub fn new(net: &'a Network, stretches: &'a Stretches, pes: &'a [u32]) -> Self {
+        let (parent, place) = (vec![NONE; net.class_of.len()], vec![NONE; net.class_of.len()]);
+        Finder { net, stretches, stretch: 0, pes, parent, place }
+    }
+
+    /// The groups of a stretch.
+    pub fn outline(&mut self, stretch: usize) -> Outline {
+        self.stretch = stretch;
+        for &pe in self.pes {
+            (self.parent[pe as usize], self.place[pe as usize]) = (pe, 0);
+        }
+        self.pes.iter().for_each(|pe| self.join_neighbours(*pe));
+        let mut groups: Vec<Group> = Vec::new();
+        // A group is known by its first PE, at whose place its number stands until all groups are known.
+        for &pe in self.pes {
+            let root = self.root(pe);
+            if root == pe {
+                self.place[pe as usize] = groups.len() as u32;
+                groups.push(Vec::new());
+            }
+            groups[self.place[root as usize] as usize].push(pe);
+        }
+        for group in &groups {
+            (0..).zip(group).for_each(|(place, pe)| self.place[*pe as usize] = place);
+        }
+        let looks: Vec<Option<Look>> =
+            groups.iter().map(|group| if group.len() > 1 { self.look(group, false) } else { None }).collect();
+        let sketch = |(group, look): (Group, _)| Sketch { rows: self.rows(&group), group, look };
+        Outline(groups.into_iter().zip(looks).map(sketch).collect())
+    }
+
     fn piece(&self, pe: u32) -> Option<&Piece> {
         self.stretches.piece(self.net.class_of[pe as usize], self.stretch)
     }
@@ -139,13 +203,13 @@ impl Finder<'_> {
     }
 
     /// What makes two groups do the same; none if words of others, or to others, are among what it does.
-    fn look(&self, group: &[u32], spent: &dyn Fn(u32) -> bool, in_chain: bool) -> Option<Vec<i64>> {
-        let mut look = Vec::new();
+    fn look(&self, group: &[u32], in_chain: bool) -> Option<Look> {
+        let Look { code: mut look, mut hosts } = Look::default();
         for &pe in group {
             let piece = self.piece(pe)?;
             let at = self.net.coord(pe);
             let env = Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() };
-            look.push(i64::from(piece.code));
+            look.push(i64::from(piece.number));
             look.extend(piece.placed.iter().map(|length| length.at(&env)));
             for &slot in &piece.outputs {
                 let ends = self.net.ends_of(self.net.output(pe as usize, slot));
@@ -157,9 +221,11 @@ impl Finder<'_> {
             }
             for &slot in &piece.inputs {
                 match self.link(pe, slot) {
-                    Link::Nowhere => look.push(-1),
-                    Link::Host(end) if spent(end) => look.push(-1),
-                    Link::Host(end) => look.extend([-2, i64::from(self.net.ends[end as usize].stream)]),
+                    Link::Nowhere => look.extend(NOTHING),
+                    Link::Host(end) => {
+                        hosts.push((look.len(), end));
+                        look.extend([-2, i64::from(self.net.ends[end as usize].stream)]);
+                    }
                     Link::Inside(rows, place, rank, way) => {
                         look.extend([rows, place.into(), rank.into(), way.into()]);
                     }
@@ -168,11 +234,11 @@ impl Finder<'_> {
                 }
             }
         }
-        Some(look)
+        Some(Look { code: look, hosts })
     }
 
-    /// A group as a chain of rows; none if it has few rows, if most of them are like no other, or if words go north.
-    fn chain(&mut self, group: &[u32], spent: &dyn Fn(u32) -> bool) -> Option<Vec<Row>> {
+    /// The rows of a group that may be a chain; none if they are few, or if words go north.
+    fn rows(&mut self, group: &[u32]) -> Option<Rows> {
         let rows: Vec<&[u32]> = group.chunk_by(|a, b| a / self.net.width == b / self.net.width).collect();
         if rows.len() < CHAIN || group.len() < WIDE * rows.len() {
             return None;
@@ -183,10 +249,7 @@ impl Finder<'_> {
         if !group.iter().all(|pe| self.is_forward(*pe)) {
             return None;
         }
-        let look = |row: &&[u32]| Some(Row { pes: row.to_vec(), look: self.look(row, spent, true)? });
-        let chain: Vec<Row> = rows.iter().map(look).collect::<Option<_>>()?;
-        let looks: BTreeSet<&[i64]> = chain.iter().map(|row| &row.look[..]).collect();
-        (2 * looks.len() <= chain.len()).then_some(chain)
+        rows.iter().map(|row| Some((row.to_vec(), self.look(row, true)?))).collect()
     }
 
     /// Whether nothing that a PE reads comes from a row further south.

@@ -5,7 +5,7 @@
 use super::actor::Actor;
 use super::pe::{Looping, Record};
 use super::profile::Profile;
-use crate::lower::Instr;
+use crate::lower::{Code, Instr};
 use std::rc::Rc;
 
 impl Actor<'_, '_> {
@@ -17,15 +17,15 @@ impl Actor<'_, '_> {
 
     /// Does iterations of a loop in bulk, by extrapolation, or begins one more step by step. False if it must wait: a PE
     /// waits for the words of a whole iteration first, and does without only if nobody else can go on.
-    pub fn go_on(&mut self, code: &[Instr], looping: Looping) -> bool {
+    pub fn go_on(&mut self, code: &Code, looping: Looping) -> bool {
         let head = looping.head;
-        let Instr::Loop { depth, count, end, varies } = &code[head] else { return false };
-        let (depth, end) = (*depth, *end);
+        let Instr::Loop { depth, count, length, varies } = &code[head] else { return false };
+        let (depth, end) = (*depth, head + length);
         let mut env = self.env();
         env.loops[depth] = 0;
         let n = count.at(&env).max(0);
         let plain = |i: &Instr| !matches!(i, Instr::Phase(_) | Instr::Activate(_) | Instr::Control { .. });
-        if !varies && self.streams.exact.is_none() && code[head + 1..end].iter().all(plain) {
+        if !varies && self.streams.exact.is_none() && code.within(head + 1..end).iter().all(plain) {
             if !self.bulk_iterations(code, head, end, depth, n) && !std::mem::take(&mut self.pe.hurried) {
                 self.pe.looping = Some(looping);
                 return false;
@@ -43,7 +43,7 @@ impl Actor<'_, '_> {
     }
 
     /// False if words are missing that others may still send.
-    fn bulk_iterations(&mut self, code: &[Instr], head: usize, end: usize, depth: usize, n: i64) -> bool {
+    fn bulk_iterations(&mut self, code: &Code, head: usize, end: usize, depth: usize, n: i64) -> bool {
         if self.pe.loops[depth] + 1 >= n {
             return true;
         }
@@ -61,7 +61,7 @@ impl Actor<'_, '_> {
     }
 
     /// What an iteration does undisturbed; counts are the same in all iterations of the running loop.
-    fn profile(&mut self, code: &[Instr], head: usize, end: usize) -> Rc<Profile> {
+    fn profile(&mut self, code: &Code, head: usize, end: usize) -> Rc<Profile> {
         if let Some((_, profile)) = self.pe.profiles.iter().find(|(of, _)| *of == head) {
             return Rc::clone(profile);
         }

@@ -1,6 +1,6 @@
 //! What a piece of code does to time and to its streams when nothing makes it wait.
 
-use crate::lower::{Env, Instr, LoweredOp, Sink, Source};
+use crate::lower::{Code, Env, Instr, LoweredOp, Sink, Source};
 
 /// A stream as one piece of code uses it: words from `first` to `last`, as times after the piece begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,13 +39,13 @@ impl Profile {
     }
 
     /// That of one iteration of `code[range]`.
-    pub fn of(code: &[Instr], range: std::ops::Range<usize>, env: &mut Env) -> Profile {
+    pub fn of(code: &Code, range: std::ops::Range<usize>, env: &mut Env) -> Profile {
         let mut profile = Profile::default();
         profile.sequence(code, range, env);
         profile
     }
 
-    fn sequence(&mut self, code: &[Instr], range: std::ops::Range<usize>, env: &mut Env) {
+    fn sequence(&mut self, code: &Code, range: std::ops::Range<usize>, env: &mut Env) {
         let mut pc = range.start;
         while pc < range.end {
             match &code[pc] {
@@ -56,10 +56,10 @@ impl Profile {
                     self.work += cycles;
                     self.issue += cycles;
                 }
-                Instr::Loop { depth, count, end, varies } => {
+                Instr::Loop { depth, count, length, varies } => {
                     let n = count.at(env).max(0) as u64;
-                    self.repeat(code, pc + 1..*end, env, *depth, n, *varies);
-                    pc = *end;
+                    self.repeat(code, pc + 1..pc + length, env, *depth, n, *varies);
+                    pc += length;
                 }
                 _ => {}
             }
@@ -69,7 +69,7 @@ impl Profile {
 
     fn repeat(
         &mut self,
-        code: &[Instr],
+        code: &Code,
         body: std::ops::Range<usize>,
         env: &mut Env,
         depth: usize,

@@ -4,14 +4,14 @@ use super::engine::{Engine, FlowError};
 use super::profile::Profile;
 use super::rows::Rows;
 use super::stretches::Stretches;
-use super::work::{Works, works};
+use super::work::Works;
 use crate::fabric::FabricSpec;
-use crate::lower::{Env, Instr, LoweredClass};
+use crate::lower::{Code, Env, LoweredClass, Segment, segments};
 use crate::network::Network;
-use crate::parallel;
 use crate::program::WaferProgram;
 use crate::report::Report;
 use crate::trace::Trace;
+use std::sync::Arc;
 
 /// Words read on credit may be later than they were needed by this share of all cycles before the report says so.
 const ON_TIME: f64 = 1e-3;
@@ -44,7 +44,7 @@ pub enum Ran {
 pub struct Setting<'s> {
     pub net: &'s Network,
     pub classes: &'s [LoweredClass],
-    pub works: &'s [Works],
+    pub works: &'s Works,
     pub rows: &'s Rows,
     pub likeness: Option<(&'s Stretches, f64)>,
 }
@@ -99,21 +99,33 @@ pub fn run(
 
 /// Cycles of the PE with most work, if nothing makes it wait.
 pub fn least_cycles(net: &Network, classes: &[LoweredClass]) -> f64 {
+    let code = |segment: &Arc<Segment>| {
+        let mut code = Code::default();
+        code.push(Arc::clone(segment));
+        code
+    };
+    let codes: Vec<Code> = segments(classes).into_iter().map(code).collect();
+    // Code whose counts and lengths depend on nothing costs the same everywhere.
+    let mut known: Vec<Option<f64>> = vec![None; codes.len()];
     let mut seen = vec![false; classes.len()];
     let firsts =
         net.traced_pes().filter(|(_, class)| !std::mem::replace(&mut seen[usize::from(*class)], true));
-    let alone = |(pe, class): (u32, u16)| {
+    let mut alone = |(pe, class): (u32, u16)| {
         let at = net.coord(pe);
         let mut env = Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() };
-        let work = |code: &[Instr], env: &mut Env| Profile::of(code, 0..code.len(), env).work;
-        classes[usize::from(class)].tasks.iter().map(|task| work(&task.code, &mut env)).sum::<f64>()
+        let mut work = |segment: &Segment| {
+            let number = segment.number as usize;
+            known[number].unwrap_or_else(|| {
+                let code = &codes[number];
+                let work = Profile::of(code, 0..code.len(), &mut env).work;
+                known[number] = segment.placed().is_empty().then_some(work);
+                work
+            })
+        };
+        let tasks = classes[usize::from(class)].tasks.iter();
+        tasks.flat_map(|task| task.code.segments()).map(&mut work).sum::<f64>()
     };
-    firsts.map(alone).fold(0.0, f64::max)
-}
-
-/// By class: pieces of its code that only compute.
-pub fn all_works(classes: &[LoweredClass]) -> Vec<Works> {
-    parallel::map(classes, works)
+    firsts.map(&mut alone).fold(0.0, f64::max)
 }
 
 /// That all PEs came to their end.

@@ -239,13 +239,14 @@ impl<'a> Run<'a> {
         match &code[state.pc] {
             Instr::Op(op) => self.group(pe, state, std::slice::from_ref(op)),
             Instr::Par(ops) => self.group(pe, state, ops),
-            Instr::Loop { depth, count, end, .. } => {
+            Instr::Loop { depth, count, length, .. } => {
                 state.env.loops[*depth] = 0;
-                state.pc = if count.at(&state.env) > 0 { state.pc + 1 } else { end + 1 };
+                state.pc += if count.at(&state.env) > 0 { 1 } else { length + 1 };
             }
-            Instr::Next { depth, head } => {
+            Instr::Next { depth, length } => {
                 state.env.loops[*depth] += 1;
-                let Instr::Loop { count, .. } = &code[*head] else { return state.pc += 1 };
+                let head = state.pc - length;
+                let Instr::Loop { count, .. } = &code[head] else { return state.pc += 1 };
                 let more = state.env.loops[*depth] < count.at(&state.env);
                 state.pc = if more { head + 1 } else { state.pc + 1 };
             }

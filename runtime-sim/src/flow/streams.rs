@@ -31,6 +31,8 @@ pub struct Streams<'a> {
     words: Vec<Words>,
     cursors: Vec<Cursor>,
     waiting: Vec<bool>,
+    /// By stream: whether all its words are for PEs of the sender's row.
+    stays: Vec<bool>,
     /// PEs that waited for words which have come.
     pub woken: Vec<u32>,
     /// Whether words may be read on credit.
@@ -53,6 +55,7 @@ impl<'a> Streams<'a> {
             words: vec![Words::default(); net.streams.len()],
             cursors: vec![Cursor::default(); net.ends.len()],
             waiting: vec![false; net.ends.len()],
+            stays: (0..net.streams.len() as u32).map(|stream| stays(net, stream)).collect(),
             woken: Vec::new(),
             credit: true,
             late: 0.0,
@@ -191,11 +194,11 @@ impl<'a> Streams<'a> {
     /// Lets stream `to` carry what stream `from` did since `mark`, `delay` later: piece by piece where that is of interest,
     /// and at one pace from `begin` on where all that counts is that it was sent.
     pub fn send_like(&mut self, (from, mark): (u32, &Mark), to: u32, begin: f64, delay: f64) {
-        if self.keeps || !self.stays(from) {
-            let sent = self.words[from as usize].pieces()[mark.pieces..].to_vec();
-            self.words[to as usize].seal();
-            for piece in sent {
-                self.words[to as usize].push(Burst { start: piece.start + delay, ..piece });
+        if self.keeps || !self.stays[from as usize] {
+            let Ok([from, to]) = self.words.get_disjoint_mut([from as usize, to as usize]) else { return };
+            to.seal();
+            for piece in &from.pieces()[mark.pieces..] {
+                to.push(Burst { start: piece.start + delay, ..piece.clone() });
             }
             return;
         }
@@ -204,16 +207,6 @@ impl<'a> Streams<'a> {
         let gap = (last - begin).max(0.0) / words.saturating_sub(1).max(1) as f64;
         let start = last - gap * words.saturating_sub(1) as f64;
         self.words[to as usize].push(Burst::even(1, start, 0.0, words, gap));
-    }
-
-    /// Whether all words of a stream are for PEs of the sender's row.
-    fn stays(&self, stream: u32) -> bool {
-        let row = |pe: u32| pe / self.net.width;
-        let Origin::Pe(from) = self.net.streams[stream as usize].origin else { return false };
-        let here = |target: Target| matches!(target, Target::Pe(to) if row(to) == row(from));
-        // Rows that are not timed have no ends.
-        let ends = self.net.ends_of(stream);
-        !ends.is_empty() && ends.iter().all(|end| here(end.target))
     }
 
     /// Words sent on a stream.
@@ -294,7 +287,7 @@ impl<'a> Streams<'a> {
         let stream = self.net.ends[end as usize].stream as usize;
         let mut cursor = self.cursors[end as usize];
         self.words_at(end).advance(&mut cursor, words);
-        if self.net.streams[stream].ends == 1 && !self.keeps && self.stays(stream as u32) {
+        if self.net.streams[stream].ends == 1 && !self.keeps && self.stays[stream] {
             self.words[stream].trim(&mut cursor);
         }
         self.cursors[end as usize] = cursor;
@@ -317,4 +310,14 @@ impl<'a> Streams<'a> {
             self.waiting[end as usize] = true;
         }
     }
+}
+
+/// Whether all words of a stream are for PEs of the sender's row.
+fn stays(net: &Network, stream: u32) -> bool {
+    let row = |pe: u32| pe / net.width;
+    let Origin::Pe(from) = net.streams[stream as usize].origin else { return false };
+    let here = |target: Target| matches!(target, Target::Pe(to) if row(to) == row(from));
+    // Rows that are not timed have no ends.
+    let ends = net.ends_of(stream);
+    !ends.is_empty() && ends.iter().all(|end| here(end.target))
 }

@@ -1,11 +1,12 @@
 //! The code of all PEs, cut where phases begin: within a stretch a PE exchanges words with few others.
 
 use crate::canonical::Canonical;
-use crate::lower::{Instr, Linear, LoweredClass};
+use crate::lower::{Code, Instr, LoweredClass};
 use crate::network::Network;
-use crate::parallel;
 use crate::program::Trigger;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 /// The stretches of a program.
 #[derive(Debug, Default)]
@@ -23,14 +24,18 @@ pub struct Piece {
     pub start: usize,
     /// Where it ends: the first instruction behind it, or beyond all code.
     pub stop: usize,
-    /// Number of its code: pieces of one number do the same to time if `placed` is the same.
-    pub code: u32,
-    /// Input slots by first use.
-    pub inputs: Vec<usize>,
-    /// Output slots by first use.
-    pub outputs: Vec<usize>,
-    /// Lengths and counts that depend on the place.
-    pub placed: Vec<Linear>,
+    /// Number of its code: pieces of one number do the same to time if what depends on the place is the same.
+    pub number: u32,
+    /// Its code.
+    code: Arc<Canonical>,
+}
+
+impl Deref for Piece {
+    type Target = Canonical;
+
+    fn deref(&self) -> &Canonical {
+        &self.code
+    }
 }
 
 impl Stretches {
@@ -52,27 +57,21 @@ impl Stretches {
         let first = working().next().map(names).unwrap_or_default();
         let cut = working().all(|class| names(class) == first);
         let count = if cut { first.len().max(1) } else { 1 };
-        let numbers: Vec<usize> = (0..classes.len()).collect();
-        let cut_class = |class: &usize| {
-            let Some(task) = classes[*class].tasks.first().filter(|_| used.contains(&(*class as u16))) else {
+        let mut codes = Codes::default();
+        let mut cut_class = |class: usize| {
+            let Some(task) = classes[class].tasks.first().filter(|_| used.contains(&(class as u16))) else {
                 return Vec::new();
             };
-            let starts = |n: usize| if n == 0 { 0 } else { marks[*class][n].1 };
+            let starts = |n: usize| if n == 0 { 0 } else { marks[class][n].1 };
             let piece = |n: usize| {
-                let (start, end) = (starts(n), if n + 1 == count { task.code.len() } else { starts(n + 1) });
-                (start, if n + 1 == count { usize::MAX } else { end }, Canonical::of(&task.code, start..end))
+                let last = n + 1 == count;
+                let (start, end) = (starts(n), if last { task.code.len() } else { starts(n + 1) });
+                let (number, code) = codes.of(&task.code, start..end);
+                Piece { start, stop: if last { usize::MAX } else { end }, number, code }
             };
             (0..count).map(piece).collect()
         };
-        let canonical: Vec<Vec<(usize, usize, Canonical)>> = parallel::map(&numbers, cut_class);
-        let mut known: BTreeMap<Vec<i64>, u32> = BTreeMap::new();
-        let mut number = |(start, stop, piece): (usize, usize, Canonical)| {
-            let next = known.len() as u32;
-            let code = *known.entry(piece.code).or_insert(next);
-            Piece { start, stop, code, inputs: piece.inputs, outputs: piece.outputs, placed: piece.placed }
-        };
-        let pieces =
-            canonical.into_iter().map(|class| class.into_iter().map(&mut number).collect()).collect();
+        let pieces = (0..classes.len()).map(&mut cut_class).collect();
         Some(Stretches { count, pieces })
     }
 
@@ -82,8 +81,42 @@ impl Stretches {
     }
 }
 
+/// Codes of pieces, each read once.
+#[derive(Default)]
+struct Codes {
+    /// By numbers of segments, where a piece is made of whole ones.
+    whole: BTreeMap<Vec<u32>, (u32, Arc<Canonical>)>,
+    numbers: BTreeMap<Vec<i64>, u32>,
+}
+
+impl Codes {
+    fn of(&mut self, code: &Code, range: Range<usize>) -> (u32, Arc<Canonical>) {
+        let parts = code.parts();
+        let first = parts.partition_point(|(start, _)| *start < range.start);
+        let behind = parts.partition_point(|(start, _)| *start < range.end);
+        let begins = |part: usize| parts.get(part).map_or(code.len(), |(start, _)| *start);
+        if (begins(first), begins(behind)) != (range.start, range.end) {
+            return self.read(range.map(|pc| &code[pc]));
+        }
+        let key: Vec<u32> = parts[first..behind].iter().map(|(_, segment)| segment.number).collect();
+        if let Some(known) = self.whole.get(&key) {
+            return known.clone();
+        }
+        let read = self.read(parts[first..behind].iter().flat_map(|(_, segment)| &segment.instrs));
+        self.whole.insert(key, read.clone());
+        read
+    }
+
+    fn read<'a>(&mut self, code: impl IntoIterator<Item = &'a Instr>) -> (u32, Arc<Canonical>) {
+        let canonical = Canonical::of(code);
+        let next = self.numbers.len() as u32;
+        let number = *self.numbers.entry(canonical.code.clone()).or_insert(next);
+        (number, Arc::new(canonical))
+    }
+}
+
 /// Phases and where they begin; none if a loop has one inside.
-fn phases(code: &[Instr]) -> Vec<(usize, usize)> {
+fn phases(code: &Code) -> Vec<(usize, usize)> {
     let mut marks = Vec::new();
     let mut inside = 0;
     for (pc, instr) in code.iter().enumerate() {

@@ -4,9 +4,10 @@
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
 use super::rows::Rows;
-use super::run::{Ran, Setting, Timed, Trust, all_works, finished, least_cycles, outcome, run};
+use super::run::{Ran, Setting, Timed, Trust, finished, least_cycles, outcome, run};
 use super::standstill::{Ending, ending};
 use super::stretches::Stretches;
+use super::work::{Works, works};
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
 use crate::lower::LoweredClass;
@@ -102,7 +103,7 @@ impl<'a> Job<'a> {
     pub fn on_credit(&self) -> Result<Timed, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(Default::default()) };
         let trust = Trust { known: None, credit: true, most_steps: u64::MAX };
-        let (classes, works) = (&self.classes[..], all_works(&self.classes));
+        let (classes, works) = (&self.classes[..], works(&self.classes));
         let setting = Setting { net: &net, classes, works: &works, rows: &rows, likeness: None };
         match run(self.program, self.spec, &setting, (trust, false))? {
             Ran::Well(_, timed) => Ok(*timed),
@@ -116,7 +117,7 @@ impl<'a> Job<'a> {
     /// time of the last PE and by how much it may be off.
     #[cfg(test)]
     pub fn followed(&self, net: &Network, most: Option<f64>) -> (u64, f64, f64) {
-        let (works, stretches) = (all_works(&self.classes), Stretches::of(net, &self.classes).unwrap());
+        let (works, stretches) = (works(&self.classes), Stretches::of(net, &self.classes).unwrap());
         let mut engine = Engine::new(self.program, self.spec, net, &self.classes, &works, &[]);
         engine.streams.credit = false;
         engine.feed();
@@ -137,7 +138,7 @@ impl<'a> Job<'a> {
                 #[cfg(test)]
                 Sharing::Nothing => None,
             };
-            let works = all_works(&self.classes);
+            let works = works(&self.classes);
             let most = (ALIKE * least_cycles(&net, &self.classes)).floor();
             let likeness = stretches.as_ref().map(|stretches| (stretches, most));
             let setting = Setting { net: &net, classes: &self.classes, works: &works, rows: &rows, likeness };
@@ -157,7 +158,7 @@ impl<'a> Job<'a> {
     /// Times with the queues and the shared links that there are; none if that takes too many instructions.
     pub fn settled(&self) -> Result<Option<Timed>, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(None) };
-        let (net, works) = (net.thinned(), all_works(&self.classes));
+        let (net, works) = (net.thinned(), works(&self.classes));
         let mut exact = Exact::endless(&net);
         let mut left = MOST_STEPS;
         for runs in 1.. {
@@ -225,7 +226,8 @@ pub fn timed_by(
 ) -> Result<Timed, FlowError> {
     let job = Job::new(program)?;
     let Some((net, rows)) = job.chosen(None) else { return Ok(Default::default()) };
-    let mut engine = Engine::new(job.program, job.spec, &net, &job.classes, &[], &rows.skips);
+    let works = Works::new();
+    let mut engine = Engine::new(job.program, job.spec, &net, &job.classes, &works, &rows.skips);
     engine.feed();
     solve(&mut engine);
     let mut timed = outcome(&engine, &rows, true);
@@ -248,7 +250,7 @@ pub fn finishes(
     // Whether they finish is no matter of time.
     let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
     let trust = Trust { known: None, credit: false, most_steps: u64::MAX };
-    let works = all_works(classes);
+    let works = works(classes);
     let setting = Setting { net, classes, works: &works, rows: &rows, likeness };
     run(program, spec, &setting, (trust, false)).map(|_| ())
 }

@@ -52,7 +52,7 @@ pub fn later_than(pieces: &[Burst], others: &[Burst]) -> Option<(f64, f64)> {
 }
 
 /// Pieces behind a single reader are dropped in lots of this many.
-const LOT: usize = 64;
+const LOT: usize = 4;
 
 impl Words {
     /// Adds a piece behind the others.

@@ -1,24 +1,25 @@
 //! Straight pieces of code that only compute on memory, with lengths that never change: their cost is one sum.
 
-use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, Source};
+use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, Source, segments};
+use crate::parallel;
 
 /// The cost of the instructions from one to the next that is none of these.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
-    /// Index of the instruction behind them.
-    pub next: usize,
+    /// Number of instructions.
+    pub count: usize,
     /// Cycles that compute.
     pub busy: f64,
     /// Cycles that start ops.
     pub issue: f64,
 }
 
-/// By task and instruction: the work that begins there.
+/// By number of a segment and instruction in it: the work that begins there.
 pub type Works = Vec<Vec<Option<Work>>>;
 
-/// The works of a class.
-pub fn works(class: &LoweredClass) -> Works {
-    class.tasks.iter().map(|task| of_code(&task.code)).collect()
+/// The works of all segments of some classes.
+pub fn works(classes: &[LoweredClass]) -> Works {
+    parallel::map(&segments(classes), |segment| of_code(&segment.instrs))
 }
 
 fn of_code(code: &[Instr]) -> Vec<Option<Work>> {
@@ -27,8 +28,9 @@ fn of_code(code: &[Instr]) -> Vec<Option<Work>> {
         if let Instr::Op(op) = instr
             && let Some((busy, issue)) = cost(op)
         {
-            let rest = works[pc + 1].unwrap_or(Work { next: pc + 1, ..Work::default() });
-            works[pc] = Some(Work { next: rest.next, busy: rest.busy + busy, issue: rest.issue + issue });
+            let rest = works[pc + 1].unwrap_or_default();
+            works[pc] =
+                Some(Work { count: rest.count + 1, busy: rest.busy + busy, issue: rest.issue + issue });
         }
     }
     works

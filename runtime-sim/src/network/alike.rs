@@ -3,8 +3,8 @@
 
 use super::NOBODY;
 use super::groups::{fed_from_the_side, groups, kinds_of_rows, sent_by_pes};
-use crate::lower::{Linear, LoweredClass};
-use crate::program::{Class, Colour, Port, Route, WaferProgram};
+use crate::lower::{Linear, LoweredClass, LoweredTask};
+use crate::program::{Class, Colour, Port, Route, Trigger, WaferProgram};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What groups must have in common.
@@ -49,30 +49,38 @@ fn shapes(program: &WaferProgram, classes: &[LoweredClass], as_to: Likeness) -> 
     let sent = sent_by_pes(program);
     let routes: Vec<_> =
         program.classes.iter().zip(classes).map(|(c, l)| local_routes(c, l, &sent, as_to)).collect();
-    let mut distinct: Vec<usize> = Vec::new();
-    let mut shape_of = Vec::new();
-    for (index, class) in classes.iter().enumerate() {
-        let alike = |other: &usize| routes[*other] == routes[index] && classes[*other].tasks == class.tasks;
-        let shape = distinct.iter().position(alike).unwrap_or(distinct.len());
-        if shape == distinct.len() {
-            distinct.push(index);
-        }
-        shape_of.push(shape as u16);
-    }
-    shape_of
+    let mut distinct: BTreeMap<(Routes, Vec<Vec<i64>>), u16> = BTreeMap::new();
+    let look = |(class, routes): (&LoweredClass, Routes)| {
+        let next = distinct.len() as u16;
+        *distinct.entry((routes, class.tasks.iter().map(look_of_task).collect())).or_insert(next)
+    };
+    classes.iter().zip(routes).map(look).collect()
+}
+
+/// A task as numbers: the same for tasks that are started alike and do the same.
+fn look_of_task(task: &LoweredTask) -> Vec<i64> {
+    let started = match task.trigger {
+        Trigger::Start => [0, 0, 0],
+        Trigger::Data { colour, wire } => [1, i64::from(colour.0), wire as i64],
+        Trigger::Control { colour } => [2, i64::from(colour.0), 0],
+        Trigger::Local => [3, 0, 0],
+    };
+    let mut look = started.to_vec();
+    look.push(task.slot as i64);
+    task.times.encode(false, &mut look);
+    look.extend(task.code.segments().map(|segment| i64::from(segment.like)));
+    look
 }
 
 /// What a route is for: an input slot, an output slot, or words that only pass.
 type Use = (u8, usize);
 
+/// Routes of a class, each with its use.
+type Routes = Vec<(Use, Route)>;
+
 /// Routes by their use, without the host's words that pass on to other rows. Words that only pass have no order if
 /// colours have no names.
-fn local_routes(
-    class: &Class,
-    lowered: &LoweredClass,
-    sent: &BTreeSet<Colour>,
-    as_to: Likeness,
-) -> Vec<(Use, Route)> {
+fn local_routes(class: &Class, lowered: &LoweredClass, sent: &BTreeSet<Colour>, as_to: Likeness) -> Routes {
     let local = |(colour, route): (&Colour, &Route)| {
         let mut route = route.clone();
         if !sent.contains(colour) {
@@ -88,7 +96,7 @@ fn local_routes(
         };
         (used, route)
     };
-    let mut routes: Vec<(Use, Route)> = class.routes.iter().map(local).collect();
+    let mut routes: Routes = class.routes.iter().map(local).collect();
     routes.sort();
     routes
 }

@@ -1,6 +1,6 @@
 //! What a PE executes: tasks made of vector operations over slices of memory and words of the fabric.
 
-use super::{Affine, Colour};
+use super::{Affine, Colour, Shared};
 use lapidary_models::dtype::DType;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,17 @@ pub enum Stmt {
     },
     /// From here on the task is in this phase (a name in [`super::WaferProgram::phases`]).
     Phase(String),
+    /// The statements of a piece, as if they stood here. Only outside of loops and of other pieces.
+    Piece(Shared<Piece>),
+}
+
+/// Statements that many tasks have in common. Names in it are those of the class whose task it stands in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Name; no other piece of the program has it.
+    pub name: String,
+    /// What it does, in order.
+    pub body: Vec<Stmt>,
 }
 
 /// Work of a task beside its vector operations.

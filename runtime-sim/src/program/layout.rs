@@ -1,6 +1,6 @@
 //! Which PEs a class covers, what lies in their memory and how their routers are set.
 
-use super::{Affine, Colour, Task, TensorMap, Var};
+use super::{Affine, Colour, Shared, Task, TensorMap, Var};
 use lapidary_models::dtype::DType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,8 +13,8 @@ pub struct Class {
     pub name: String,
     /// Where the PEs are; regions must not overlap.
     pub regions: Vec<Region>,
-    /// Memory map by buffer name.
-    pub buffers: BTreeMap<String, Buffer>,
+    /// Memory map by buffer name, which classes may have in common.
+    pub buffers: Shared<BTreeMap<String, Buffer>>,
     /// Code.
     pub tasks: Vec<Task>,
     /// Router settings by colour. A colour without an entry is not routed: nothing may arrive on it.

@@ -8,11 +8,15 @@ mod affine;
 mod code;
 mod host;
 mod layout;
+mod shared;
+mod uses;
 
 pub use affine::{Affine, Var};
-pub use code::{Command, Dest, OpKind, Operand, Serial, Slice, Stmt, Task, Trigger, VectorOp, Wire};
+pub use code::{Command, Dest, OpKind, Operand, Piece, Serial, Slice, Stmt, Task, Trigger, VectorOp, Wire};
 pub use host::{Direction, HostStream, TensorDecl, TensorMap};
 pub use layout::{Buffer, Class, Coord, Lifetime, Port, Position, Region, Route};
+pub use shared::Shared;
+pub(crate) use uses::Uses;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -59,7 +59,7 @@ impl Parser<'_> {
         self.expected("a wire", "f32, f16, bf16, f16x2 or bf16x2")
     }
 
-    fn block(&mut self) -> Parsed<Vec<Stmt>> {
+    pub(super) fn block(&mut self) -> Parsed<Vec<Stmt>> {
         self.sign("{")?;
         self.depth += 1;
         if self.depth > DEEPEST {
@@ -96,6 +96,16 @@ impl Parser<'_> {
         if self.eat_word("phase") {
             return Ok(Stmt::Phase(self.name()?));
         }
+        if self.is_word("do") && self.in_piece {
+            return self.expected("a statement of its own", "a piece uses no other pieces");
+        }
+        if self.eat_word("do") {
+            let Some(piece) = self.named().and_then(|name| self.pieces.get(name)).cloned() else {
+                return self.expected("a piece", "define it above: piece NAME { .. }");
+            };
+            self.pass();
+            return Ok(Stmt::Piece(piece));
+        }
         for what in Serial::ALL {
             if self.eat_word(what.name()) {
                 return Ok(Stmt::Serial { what, times: self.affine()? });
@@ -116,7 +126,7 @@ impl Parser<'_> {
     fn op(&mut self) -> Parsed<VectorOp> {
         let Some(kind) = OpKind::ALL.into_iter().find(|k| self.is_word(k.name())) else {
             return self
-                .expected("a statement", "an op such as `mov`, or loop, par, control, activate, phase, code, descriptors, transfers, tasks");
+                .expected("a statement", "an op such as `mov`, or loop, par, control, activate, phase, do, code, descriptors, transfers, tasks");
         };
         self.pass();
         let dst = self.dest()?;

@@ -3,16 +3,27 @@
 use super::ParseError;
 use super::lexer::{Lexer, Token};
 use crate::program::{
-    Affine, Buffer, Class, Colour, Direction, HostStream, Lifetime, Port, Position, Region, Route,
-    TensorDecl, TensorMap, Var, WaferProgram, Wire,
+    Affine, Buffer, Class, Colour, Direction, HostStream, Lifetime, Piece, Port, Position, Region, Route,
+    Shared, TensorDecl, TensorMap, Var, WaferProgram, Wire,
 };
 use lapidary_models::dtype::DType;
+use std::collections::BTreeMap;
 
 /// Reads a program; `file` is the name to show in errors.
 pub fn parse(text: &str, file: &str) -> Result<WaferProgram, ParseError> {
     let mut lexer = Lexer::new(text);
     let (token, at) = lexer.next();
-    Parser { lexer, token, at, file, depth: 0 }.program()
+    Parser {
+        lexer,
+        token,
+        at,
+        file,
+        depth: 0,
+        in_piece: false,
+        pieces: BTreeMap::new(),
+        memories: BTreeMap::new(),
+    }
+    .program()
 }
 
 /// A text being read.
@@ -23,7 +34,15 @@ pub(super) struct Parser<'a> {
     at: usize,
     file: &'a str,
     pub(super) depth: usize,
+    /// Whether a piece is being read.
+    pub(super) in_piece: bool,
+    /// What has been defined so far, by name.
+    pub(super) pieces: BTreeMap<String, Shared<Piece>>,
+    memories: BTreeMap<String, Shared<Buffers>>,
 }
+
+/// A memory map.
+type Buffers = BTreeMap<String, Buffer>;
 
 /// A construct, or the first mistake.
 pub(super) type Parsed<T> = Result<T, ParseError>;
@@ -127,16 +146,62 @@ impl<'a> Parser<'a> {
                 program.tensors.insert(name, TensorDecl { elements });
             } else if self.eat_word("phase") {
                 program.phases.push(self.name()?);
+            } else if self.eat_word("piece") {
+                self.piece()?;
+            } else if self.eat_word("memory") {
+                self.memory()?;
             } else if self.eat_word("class") {
                 program.classes.push(self.class()?);
             } else if self.eat_word("host") {
                 program.host.push(self.host()?);
             } else {
-                return self
-                    .expected("`tensor`, `phase`, `class` or `host`", "one of them begins every item");
+                return self.expected(
+                    "`tensor`, `phase`, `piece`, `memory`, `class` or `host`",
+                    "one of them begins every item",
+                );
             }
         }
         Ok(program)
+    }
+
+    /// The name of something new.
+    fn new_name(&mut self, what: &str, is_known: bool) -> Parsed<String> {
+        match is_known {
+            true => self.expected(&format!("the name of another {what}"), "this one is defined above"),
+            false => self.name(),
+        }
+    }
+
+    fn piece(&mut self) -> Parsed<()> {
+        let name = self.new_name("piece", self.named().is_some_and(|name| self.pieces.contains_key(name)))?;
+        self.in_piece = true;
+        let body = self.block()?;
+        self.in_piece = false;
+        self.pieces.insert(name.clone(), Piece { name, body }.into());
+        Ok(())
+    }
+
+    fn memory(&mut self) -> Parsed<()> {
+        let known = self.named().is_some_and(|name| self.memories.contains_key(name));
+        let name = self.new_name("memory", known)?;
+        let mut buffers = Buffers::new();
+        self.sign("{")?;
+        while !self.eat("}") {
+            self.word("buffer")?;
+            let name = self.name()?;
+            let buffer = self.buffer()?;
+            buffers.insert(name, buffer);
+        }
+        self.memories.insert(name, buffers.into());
+        Ok(())
+    }
+
+    /// The name that comes next, if one does.
+    pub(super) fn named(&self) -> Option<&'a str> {
+        match self.token {
+            Token::Word(name) | Token::Quoted(name) => Some(name),
+            _ => None,
+        }
     }
 
     fn class(&mut self) -> Parsed<Class> {
@@ -152,6 +217,15 @@ impl<'a> Parser<'a> {
                 let name = self.name()?;
                 let buffer = self.buffer()?;
                 class.buffers.insert(name, buffer);
+            } else if self.eat_word("memory") {
+                let Some(memory) = self.named().and_then(|name| self.memories.get(name)).cloned() else {
+                    return self.expected("a memory", "define it above: memory NAME { buffer .. }");
+                };
+                self.pass();
+                match class.buffers.is_empty() {
+                    true => class.buffers = memory,
+                    false => class.buffers.extend(memory.iter().map(|(name, b)| (name.clone(), b.clone()))),
+                }
             } else if self.eat_word("route") {
                 let colour = self.colour()?;
                 self.sign(":")?;
@@ -161,7 +235,7 @@ impl<'a> Parser<'a> {
                 class.tasks.push(self.task()?);
             } else {
                 return self.expected(
-                    "`buffer`, `route`, `task` or `}`",
+                    "`memory`, `buffer`, `route`, `task` or `}`",
                     "one of them begins every item of a class",
                 );
             }

@@ -1,9 +1,10 @@
 //! Programs to text.
 
 use crate::program::{
-    Affine, Buffer, Class, Command, Dest, Direction, HostStream, Operand, Port, Region, Route, Slice, Stmt,
-    Task, TensorMap, Trigger, VectorOp, WaferProgram, Wire,
+    Affine, Buffer, Class, Command, Dest, Direction, HostStream, Operand, Port, Region, Route, Shared, Slice,
+    Stmt, Task, TensorMap, Trigger, VectorOp, WaferProgram, Wire,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// Words that mean something where a name could stand.
@@ -18,9 +19,68 @@ pub fn print(program: &WaferProgram) -> String {
     for phase in &program.phases {
         line(&mut out, 0, &format!("phase {}", name(phase)));
     }
-    program.classes.iter().for_each(|c| class(&mut out, c));
+    pieces(&mut out, program);
+    let memories = Memories::of(program);
+    memories.print(&mut out);
+    program.classes.iter().for_each(|c| class(&mut out, c, &memories));
     program.host.iter().for_each(|h| line(&mut out, 0, &host(h)));
     out
+}
+
+/// Defines all pieces, each once, those that are used first before the others.
+fn pieces(out: &mut String, program: &WaferProgram) {
+    let mut done: BTreeSet<&str> = BTreeSet::new();
+    for stmt in program.classes.iter().flat_map(|class| &class.tasks).flat_map(|task| &task.body) {
+        if let Stmt::Piece(piece) = stmt
+            && done.insert(&piece.name)
+        {
+            line(out, 0, &format!("piece {} {{", name(&piece.name)));
+            body(out, &piece.body, 1);
+            line(out, 0, "}");
+        }
+    }
+}
+
+/// A memory map.
+type Map = Shared<BTreeMap<String, Buffer>>;
+
+/// The memory maps that several classes have.
+struct Memories<'a> {
+    maps: Vec<&'a Map>,
+    /// By class: its place in `maps`.
+    of_class: BTreeMap<&'a str, usize>,
+}
+
+impl<'a> Memories<'a> {
+    fn of(program: &'a WaferProgram) -> Self {
+        let mut maps: Vec<(&Map, Vec<&str>)> = Vec::new();
+        for class in program.classes.iter().filter(|class| !class.buffers.is_empty()) {
+            match maps.iter_mut().find(|(map, _)| **map == class.buffers) {
+                Some((_, users)) => users.push(&class.name),
+                None => maps.push((&class.buffers, vec![&class.name])),
+            }
+        }
+        maps.retain(|(_, users)| users.len() > 1);
+        let number = |(at, (_, users)): (usize, &(_, Vec<&'a str>))| {
+            users.iter().map(|user| (*user, at)).collect::<Vec<_>>()
+        };
+        let of_class = maps.iter().enumerate().flat_map(number).collect();
+        Memories { maps: maps.into_iter().map(|(map, _)| map).collect(), of_class }
+    }
+
+    fn print(&self, out: &mut String) {
+        for (at, map) in self.maps.iter().enumerate() {
+            line(out, 0, &format!("memory m{at} {{"));
+            buffers(out, map);
+            line(out, 0, "}");
+        }
+    }
+}
+
+fn buffers(out: &mut String, map: &BTreeMap<String, Buffer>) {
+    for (label, b) in map {
+        line(out, 1, &format!("buffer {}: {}", name(label), buffer(b)));
+    }
 }
 
 fn line(out: &mut String, depth: usize, text: &str) {
@@ -36,11 +96,12 @@ fn name(text: &str) -> String {
     if plain { text.into() } else { format!("\"{text}\"") }
 }
 
-fn class(out: &mut String, class: &Class) {
+fn class(out: &mut String, class: &Class, memories: &Memories) {
     let regions: Vec<String> = class.regions.iter().map(region).collect();
     line(out, 0, &format!("class {} at {} {{", name(&class.name), regions.join(", ")));
-    for (label, b) in &class.buffers {
-        line(out, 1, &format!("buffer {}: {}", name(label), buffer(b)));
+    match memories.of_class.get(class.name.as_str()) {
+        Some(at) => line(out, 1, &format!("memory m{at}")),
+        None => buffers(out, &class.buffers),
     }
     for (colour, r) in &class.routes {
         line(out, 1, &format!("route {}: {}", colour.0, route(r)));
@@ -126,6 +187,7 @@ fn body(out: &mut String, stmts: &[Stmt], depth: usize) {
             Stmt::Activate(task) => line(out, depth, &format!("activate {}", name(task))),
             Stmt::Serial { what, times } => line(out, depth, &format!("{} {times}", what.name())),
             Stmt::Phase(phase) => line(out, depth, &format!("phase {}", name(phase))),
+            Stmt::Piece(piece) => line(out, depth, &format!("do {}", name(&piece.name))),
         }
     }
 }

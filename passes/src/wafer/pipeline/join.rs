@@ -5,6 +5,7 @@ use super::feeder::{Feeders, Ways, are_weights};
 use super::{HostData, Region, WaferError, WaferSpec};
 use crate::wafer::Generated;
 use crate::wafer::code::rewritten;
+use crate::wafer::common::write_out;
 use lapidary_runtime_sim::program::{
     Affine, Class, Colour, Dest, Direction, HostStream, Lifetime, Operand, Stmt, TensorMap, Var, VectorOp,
     WaferProgram,
@@ -53,6 +54,8 @@ impl Joined {
     /// Appends a region below the others.
     pub fn add(&mut self, region: &Region, generated: Generated, spec: &WaferSpec) -> Result<(), WaferError> {
         let Generated { program: mut part, host, .. } = generated;
+        // Each region gives names and colours of its own to what its classes share.
+        write_out(&mut part.classes, &|_| true);
         let (placed, first) = (&region.placed, self.rows == 0);
         let entering: BTreeSet<Colour> =
             streams(&part, |s| !are_weights(placed, s) && s.direction == Direction::In);
@@ -186,7 +189,7 @@ fn recolour_body(body: &mut [Stmt], change: &dyn Fn(Colour) -> Colour) {
             Stmt::Par(ops) => ops.iter_mut().for_each(|op| recolour_op(op, change)),
             Stmt::Loop { body, .. } => recolour_body(body, change),
             Stmt::Control { colour, .. } => *colour = change(*colour),
-            Stmt::Activate(_) | Stmt::Serial { .. } | Stmt::Phase(_) => {}
+            Stmt::Activate(_) | Stmt::Serial { .. } | Stmt::Phase(_) | Stmt::Piece(_) => {}
         }
     }
 }
