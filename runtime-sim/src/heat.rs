@@ -1,18 +1,22 @@
 //! Where on the wafer: busy time, memory and link load of the PEs, on a grid coarse enough to look at.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Most cells along an edge.
 const CELLS: u32 = 48;
 
 /// Averages and peaks over rectangles of PEs, row by row from the north-west corner.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeatMap {
+    /// PEs from west to east.
+    pub width: u32,
+    /// PEs from north to south.
+    pub height: u32,
     /// Cells from west to east.
     pub columns: u32,
     /// Cells from north to south.
     pub rows: u32,
-    /// PEs along the edges of a cell, from west to east and from north to south.
+    /// PEs along the edges of a cell, from west to east and from north to south; the last cells may be cut by the edge.
     pub cell_pes: (u32, u32),
     /// Share of cycles in which the PEs of a cell that have a class moved or computed elements.
     pub busy_pct: Vec<f64>,
@@ -37,6 +41,8 @@ impl Heat {
         let (columns, rows) = (width.div_ceil(cell_pes.0), height.div_ceil(cell_pes.1));
         let cells = (columns * rows) as usize;
         let map = HeatMap {
+            width,
+            height,
             columns,
             rows,
             cell_pes,
@@ -85,7 +91,10 @@ mod tests {
         (0..994).for_each(|y| (0..750).for_each(|x| heat.pe(x, y, 50.0, u64::from(x))));
         heat.link(749, 993, 80.0);
         let map = heat.finish();
-        assert_eq!((map.columns, map.rows, map.cell_pes), (47, 48, (16, 21)));
+        assert_eq!(
+            (map.width, map.height, map.columns, map.rows, map.cell_pes),
+            (750, 994, 47, 48, (16, 21))
+        );
         assert!(map.busy_pct.iter().all(|busy| *busy == 50.0));
         assert_eq!((map.sram_bytes[0], map.sram_bytes[46]), (15, 749));
         assert_eq!(map.link_load_pct.last(), Some(&80.0));

@@ -16,6 +16,7 @@ pub mod heat;
 pub mod kernels;
 mod lower;
 mod network;
+pub mod page;
 mod parallel;
 mod price;
 pub mod program;

@@ -2,11 +2,11 @@
 
 use crate::heat::HeatMap;
 use crate::program::{Coord, Port};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Result of timing a program at any level.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// `event`, `flow` or `analytic`.
     pub level: String,
@@ -54,7 +54,7 @@ pub struct Report {
 }
 
 /// A link and what passed it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HotLink {
     /// The router it leaves.
     pub at: Coord,
@@ -67,7 +67,7 @@ pub struct HotLink {
 }
 
 /// One class.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassReport {
     /// Its name.
     pub name: String,
@@ -80,7 +80,7 @@ pub struct ClassReport {
 }
 
 /// One phase.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseReport {
     /// Its name.
     pub name: String,
@@ -91,7 +91,7 @@ pub struct PhaseReport {
 }
 
 /// An unprinted figure.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Assumption {
     /// Its name in the fabric's description.
     pub name: String,

@@ -93,14 +93,19 @@ impl Trace {
         for (group, title) in [(1, "phases"), (2, "PE classes"), (3, "links, words per cycle")] {
             events.push(named("process_name", pid(group), 0, format!("{name}: {title}")));
         }
-        events.extend(self.phases.iter().map(|span| self.span(span, pid(1), 0)));
+        // Phases overlap, so each has a track of its own.
+        for (tid, phase) in (0..).zip(&self.phases) {
+            events.push(named("thread_name", pid(1), tid, phase.name.clone()));
+            events.push(self.span(phase, pid(1), tid));
+        }
         for (tid, track) in (0..).zip(&self.tracks) {
             events.push(named("thread_name", pid(2), tid, format!("{} {}", track.class, track.at)));
             events.extend(track.spans.iter().map(|span| self.span(span, pid(2), tid)));
         }
         for (tid, link) in (0..).zip(&self.links) {
             let title = format!("({}, {}) {}", link.at.x, link.at.y, link.port.name());
-            for (n, words) in (0u64..).zip(&link.words) {
+            // A counter keeps its last value: behind the last word it is none.
+            for (n, words) in (0u64..).zip(link.words.iter().chain(&[0])) {
                 let rate = *words as f64 / self.stretch.max(1) as f64;
                 let args = BTreeMap::from([("words per cycle".into(), Arg::Number(rate))]);
                 let ts = self.micros(n * self.stretch);

@@ -79,7 +79,7 @@ fn faults_name_the_pe_the_cause_and_a_hint() {
         ),
         (
             pair(SENDER, &READER.replace("in(0)", "in(1)")),
-            "class `b`, colour 1: `mov` in task `main` reads the colour, but no route of the class connects it to the ramp",
+            "PE (1, 0), class `b`, colour 1: `mov` in task `main` reads the colour, but no route of the class connects it to the ramp",
         ),
         (
             pair(&SENDER.replace("<- v", "<- w"), READER),
@@ -103,6 +103,10 @@ fn faults_name_the_pe_the_cause_and_a_hint() {
             "PE (2, 0), class `a`: the class covers a PE outside the grid of 2 x 1",
         ),
         (
+            pair(&SENDER.replace("ramp -> east", "west -> east"), READER),
+            "PE (0, 0), class `a`, colour 0: `mov` in task `main` sends on the colour, but no route",
+        ),
+        (
             "wafer 2 x 1 class a at (0, 0) 2 x 1 { } class b at (1, 0) { }".into(),
             "PE (1, 0): the PE is in class `a` and in class `b`",
         ),
@@ -120,6 +124,8 @@ fn more_colours_than_the_fabric_has_are_refused() {
     let routes: String = (0..25).map(|c| format!(" route {c}: west -> east")).collect();
     let found = faults(&format!("wafer 1 x 1 class a at (0, 0) {{ {routes} }}"));
     assert!(matches!(found[0].fault, Fault::Colours { used: 25, limit: 24 }), "{found:?}");
+    let told = found[0].to_string();
+    assert!(told.starts_with("PE (0, 0), class `a`, colour 24: the program uses 25 colours"), "{told}");
 }
 
 #[test]

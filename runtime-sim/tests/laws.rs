@@ -161,7 +161,8 @@ fn mirrored(program: &WaferProgram) -> WaferProgram {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    // As many cases as the environment says.
+    #![proptest_config(ProptestConfig::default())]
 
     #[test]
     fn no_word_is_lost_and_numbers_are_right(case in case()) {
@@ -218,6 +219,8 @@ proptest! {
         let flow = flow::time(&check(&program, &FabricSpec::wse2()).unwrap()).unwrap();
         let off = flow.cycles.abs_diff(event);
         let told = !flow.limits.is_empty();
+        prop_assert_eq!(flow.critical_path.values().sum::<u64>(), flow.cycles);
+        prop_assert!(told || flow.critical_path["wait_data"] == 0, "{:?}", flow.critical_path);
         prop_assert!(told || off <= 2 || off as f64 <= 0.05 * event as f64, "flow {} event {event}", flow.cycles);
     }
 

@@ -99,6 +99,19 @@ fn mistakes_are_shown_with_their_place_and_a_hint() {
             42,
             "expected a number or variable, found `q`",
         ),
+        ("wafer 1 x 1\ntensor t[4]\ntensor t[8]", 3, 8, "the tensor `t` is declared twice"),
+        (
+            "wafer 1 x 1\nclass a at (0, 0) { route 3: west -> ramp route 3: east -> ramp }",
+            2,
+            49,
+            "the route of colour 3 in class `a` is declared twice",
+        ),
+        (
+            "wafer 1 x 1\nclass a at (0, 0) { buffer v: f32[4] @0 buffer v: f32[4] @16 }",
+            2,
+            48,
+            "the buffer `v` of class `a` is declared twice",
+        ),
         (
             "wafer 1 x 1\nclasp",
             2,

@@ -152,6 +152,9 @@ pub struct Simulate {
     /// Write what happened when, for Perfetto or Chrome's trace viewer.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Write a page with maps of busy PEs, memory and links.
+    #[arg(long, value_name = "F.html")]
+    pub report: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,

@@ -127,7 +127,8 @@ pub struct Calibrate {
 /// Arguments of `report`.
 #[derive(Debug, Args)]
 pub struct Report {
-    /// A plan written by `lapidary plan --json`.
+    /// A plan of `lapidary plan --json`, a simulation of `lapidary simulate --json`, an artifact of `compile --target
+    /// cg1-sim`, or a document of `lapidary bench`.
     pub plan: PathBuf,
     /// Write the page here.
     #[arg(short, long, value_name = "F.html")]

@@ -36,7 +36,7 @@ pub fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Compile(args) => compile::run(&args, global),
         Command::Plan(args) => plan::run(&args, global),
         Command::Explain(args) => explain::run(&args),
-        Command::Report(args) => report::run(&args),
+        Command::Report(args) => report::run(&args, global),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Accuracy(args) => accuracy::run(&args, global),
         Command::Simulate(args) => simulate::run(&args, global),

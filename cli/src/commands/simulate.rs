@@ -1,11 +1,15 @@
 //! `lapidary simulate`: a wafer program through the simulator, and where the cycles go.
 
+pub mod page;
+
 use super::{jobs, print_json};
 use crate::args::{Global, Level, Simulate};
 use crate::failure::{Exit, Failure, Fault};
 use crate::training_step::StepTime;
 use crate::wafer_artifact::{Stage, WaferArtifact};
 use crate::{interrupt, output, show};
+use lapidary_runtime_sim::flow::FOLLOWED;
+use lapidary_runtime_sim::page::Stage as Shown;
 use lapidary_runtime_sim::program::{Stmt, WaferProgram};
 use lapidary_runtime_sim::report::HotLink;
 use lapidary_runtime_sim::trace::{self, Trace};
@@ -55,7 +59,7 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
     }
     let start = Instant::now();
     let (shared, level) = (Arc::clone(&artifact), args.level);
-    let (threads, traced) = (jobs(global), args.trace.is_some());
+    let (threads, traced) = (jobs(global), args.trace.is_some() || args.report.is_some());
     let order = longest_first(&artifact.stages);
     let turns = order.clone();
     let done = interrupt::watched(artifact.stages.len(), threads, move |turn| {
@@ -73,6 +77,9 @@ pub fn run(args: &Simulate, global: &Global) -> Result<(), Failure> {
     }
     let reports: Vec<Option<Report>> = timed.into_iter().map(|timed| timed.map(|t| t.report)).collect();
     let stages: Vec<(&Stage, &Report)> = finished(&artifact, &reports);
+    if let Some(path) = &args.report {
+        write_page(path, args, &artifact, &stages)?;
+    }
     if let Some((_, longest)) = stages.iter().max_by_key(|(stage, report)| stage.times * report.cycles) {
         show_all(args, &artifact, &stages, longest, wall_s)?;
     }
@@ -126,7 +133,7 @@ fn show_all(
             |(stage, report): &(&'_ Stage, &'_ Report)| (stage.name.clone(), stage.times, (*report).clone());
         let stages = stages.iter().map(each).map(|(stage, times, report)| StageTime { stage, times, report });
         return print_json(&Simulated {
-            schema: "lapidary/simulation",
+            schema: page::SCHEMA,
             version: 1,
             model: &artifact.model,
             interrupted: !whole,
@@ -176,9 +183,6 @@ struct Timed {
     trace: Option<Trace>,
 }
 
-/// Largest grid, in PEs, whose critical path is followed unasked: it takes one thread and several times as long.
-const FOLLOWED: u64 = 16_384;
-
 fn simulate(stage: &Stage, artifact: &WaferArtifact, look: &Look) -> Result<Timed, Failure> {
     let checked = check_shared(&stage.program, &artifact.fabric).map_err(|errors| Failure {
         exit: Exit::InvalidInput,
@@ -197,6 +201,7 @@ fn time(checked: &Checked<WaferProgram>, look: &Look) -> Result<Timed, Failure> 
             let pes: u64 = checked.get().classes.iter().map(|class| class.count()).sum();
             let options = event::Options {
                 threads: look.threads,
+                // One thread follows it, several times as long.
                 critical_path: look.traced || pes <= FOLLOWED,
                 trace: look.traced,
                 ..event::Options::default()
@@ -219,6 +224,18 @@ fn time(checked: &Checked<WaferProgram>, look: &Look) -> Result<Timed, Failure> 
             Ok(Timed { report, trace: Some(trace) })
         }
     }
+}
+
+/// Writes the page of the stages that were simulated.
+fn write_page(
+    path: &Path,
+    args: &Simulate,
+    artifact: &WaferArtifact,
+    stages: &[(&Stage, &Report)],
+) -> Result<(), Failure> {
+    let shown = stages.iter().map(|(stage, report)| Shown { name: &stage.name, times: stage.times, report });
+    let shown: Vec<Shown<'_>> = shown.collect();
+    output::file(path, &page::of_stages(&artifact.model, &shown, &page::placement(&args.artifact)))
 }
 
 /// A trace in the JSON format of Chrome's trace viewer.
@@ -263,6 +280,9 @@ fn print(stage: &Stage, report: &Report) {
     print_cycles("cause, in the PE that ends last", &report.terms, report.cycles);
     if !report.critical_path.is_empty() {
         print_cycles("cause, on the critical path", &report.critical_path, report.cycles);
+    } else if report.level != "analytic" {
+        let most = show::count(FOLLOWED);
+        println!("the critical path of more than {most} PEs is followed with --trace or --report");
     }
     report.limits.iter().for_each(|limit| println!("left out at level {}: {limit}", report.level));
 }

@@ -313,7 +313,7 @@ class c at (2, 0) { buffer v: f32[80] @0 route 0: west -> ramp
         {
             assert!(stdout(&output).contains(part), "{level}: no `{part}` in {}", stdout(&output));
         }
-        assert_eq!(stdout(&output).contains("cause, on the critical path"), level == "event");
+        assert_eq!(stdout(&output).contains("cause, on the critical path"), level != "analytic");
         let trace = std::fs::read_to_string(folder.path().join("t.json")).expect("a file");
         let trace: serde_json::Value = serde_json::from_str(&trace).expect("JSON");
         let events = trace["traceEvents"].as_array().expect("events");
@@ -322,7 +322,9 @@ class c at (2, 0) { buffer v: f32[80] @0 route 0: west -> ramp
             assert!(names.iter().any(|name| name.contains(part)), "{level}: {part} in {names:?}");
         }
         let ports = events.iter().filter(|event| event["ph"] == "C" && event["name"] == "(0, 0) east");
-        assert!(ports.count() > 0, "{level}: no words over the link");
+        let rates: Vec<f64> = ports.filter_map(|event| event["args"]["words per cycle"].as_f64()).collect();
+        assert!(rates.iter().sum::<f64>() > 0.0 && rates.last() == Some(&0.0), "{level}: {rates:?}");
+        follows_the_trace_format(events);
         let output = lapidary(&[&asked[..4], &["--json"]].concat(), folder.path());
         let report: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
         let cycles = |value: &serde_json::Value| {
@@ -330,6 +332,55 @@ class c at (2, 0) { buffer v: f32[80] @0 route 0: west -> ramp
         };
         assert_eq!(cycles(&report["terms"]), report["cycles"].as_u64(), "{level}");
         assert_eq!(report["heat"]["sram_bytes"], serde_json::json!([160, 160, 320]), "{level}");
+        assert_eq!((&report["heat"]["width"], &report["heat"]["height"]), (&3.into(), &1.into()), "{level}");
+        let told = cycles(&report["critical_path"]).filter(|_| level != "analytic");
+        assert_eq!(told, report["cycles"].as_u64().filter(|_| level != "analytic"), "{level}");
+        // The page of a simulation, of its document, and of the program.
+        std::fs::write(folder.path().join("seen.json"), output.stdout).expect("a file");
+        let asked = [&asked[..4], &["--report", "seen.html"]].concat();
+        for asked in [&asked[..], &["report", "seen.json", "-o", "seen.html"]] {
+            let output = lapidary(asked, folder.path());
+            assert_eq!(code(&output), 0, "{level}: {}", stderr(&output));
+            let page = std::fs::read_to_string(folder.path().join("seen.html")).expect("a page");
+            let link = "The hottest link leaves (0, 0) to the east with 40 words";
+            for part in [&format!("Stage program, level {level}"), "darkest 320 bytes", link] {
+                assert!(page.contains(part), "{level}: no `{part}` in {page}");
+            }
+            assert_eq!(page.matches("viewBox=\"0 0 3 1\"").count(), 3, "{level}");
+        }
+    }
+    let output = lapidary(&["report", "seen.wafer", "-o", "seen.html"], folder.path());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let page = std::fs::read_to_string(folder.path().join("seen.html")).expect("a page");
+    assert!(page.contains("Stage program, level analytic"), "{page}");
+    std::fs::write(folder.path().join("seen.json"), r#"{"schema": "lapidary/simulation", "version": 1}"#)
+        .expect("a file");
+    let output = lapidary(&["report", "seen.json", "-o", "none.html"], folder.path());
+    assert_eq!(code(&output), 3);
+    assert!(stderr(&output).contains("seen.json") && !folder.path().join("none.html").exists());
+}
+
+/// What the trace viewers ask of events: a name, a kind, a track and a time in microseconds; spans of a track one behind
+/// the other.
+fn follows_the_trace_format(events: &[serde_json::Value]) {
+    let mut ends: std::collections::BTreeMap<(u64, u64), f64> = std::collections::BTreeMap::new();
+    for event in events {
+        let number = |key: &str| event[key].as_f64().unwrap_or_else(|| panic!("no {key} in {event}"));
+        assert!(event["name"].as_str().is_some_and(|name| !name.is_empty()), "{event}");
+        assert!(number("ts") >= 0.0 && event["args"].is_object(), "{event}");
+        let track = (number("pid") as u64, number("tid") as u64);
+        match event["ph"].as_str().expect("a kind") {
+            "X" => {
+                let (start, end) = (number("ts"), number("ts") + number("dur"));
+                let before = ends.insert(track, end).unwrap_or(0.0);
+                assert!(number("dur") >= 0.0 && start >= before - 1e-9, "{event}");
+            }
+            "C" => assert!(number("ts") >= 0.0),
+            "M" => {
+                assert!(["process_name", "thread_name"].contains(&event["name"].as_str().expect("a name")))
+            }
+            other => panic!("{other} in {event}"),
+        }
     }
 }
 

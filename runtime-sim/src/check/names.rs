@@ -6,8 +6,8 @@ use crate::fabric::FabricSpec;
 use crate::lower::{MAX_DEPTH, input_colours, output_colours};
 use crate::parallel;
 use crate::program::{
-    Affine, Class, Colour, Coord, Dest, HostStream, Operand, Port, Route, Slice, Stmt, Task, TensorMap,
-    Trigger, Var, VectorOp, WaferProgram, Wire,
+    Affine, Class, Colour, Coord, Dest, HostStream, Operand, Port, Region, Route, Slice, Stmt, Task,
+    TensorMap, Trigger, Var, VectorOp, WaferProgram, Wire,
 };
 use lapidary_models::dtype::DType;
 use std::collections::BTreeSet;
@@ -38,7 +38,8 @@ fn of_class(program: &WaferProgram, class: &Class, spec: &FabricSpec, pieces: &P
     let mut errors = Vec::new();
     let (inputs, outputs) = (input_colours(class), output_colours(class));
     Names { program, class, inputs, outputs, pieces, errors: &mut errors }.class(spec);
-    errors.into_iter().map(|error| error.class(&class.name)).collect()
+    let first = class.regions.iter().flat_map(Region::pes).next();
+    errors.into_iter().map(|error| CheckError { at: first, ..error.class(&class.name) }).collect()
 }
 
 fn grid(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
@@ -73,7 +74,12 @@ fn colours(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckErro
     let routed = program.classes.iter().flat_map(|c| c.routes.keys().copied());
     let used: BTreeSet<Colour> = routed.chain(program.host.iter().map(|h| h.colour)).collect();
     if used.len() > usize::from(spec.colours) {
-        errors.push(CheckError::new(Fault::Colours { used: used.len(), limit: spec.colours }));
+        let error = CheckError::new(Fault::Colours { used: used.len(), limit: spec.colours });
+        let beyond = used.iter().nth(usize::from(spec.colours)).copied();
+        let user = beyond.and_then(|c| program.classes.iter().find(|class| class.routes.contains_key(&c)));
+        let error = beyond.map_or(error.clone(), |colour| error.colour(colour));
+        let first = user.and_then(|class| class.regions.iter().flat_map(Region::pes).next());
+        errors.push(user.map_or(error.clone(), |class| CheckError { at: first, ..error.class(&class.name) }));
     } else if let Some(last) = used.last() {
         let most = i64::from(spec.colours) - 1;
         range(&"the number of a colour", i64::from(last.0), 0, most, errors);

@@ -26,15 +26,25 @@ pub enum Cause {
     Ingress,
     /// The way out to the host.
     Egress,
+    /// Waiting for words of which it is not known why they came late.
+    WaitData,
 }
 
+/// Number of causes.
+pub const CAUSES: usize = 9;
+
 /// Names of [`Cause`] in order, as reports have them.
-const NAMES: [&str; 8] =
-    ["busy", "issue", "task_activation", "wire", "contention", "queue", "ingress", "egress"];
+const NAMES: [&str; CAUSES] =
+    ["busy", "issue", "task_activation", "wire", "contention", "queue", "ingress", "egress", "wait_data"];
+
+/// Cycles by the names of their causes.
+pub fn by_name(cycles: &[u64; CAUSES]) -> BTreeMap<String, u64> {
+    NAMES.iter().zip(cycles).map(|(name, cycles)| (name.to_string(), *cycles)).collect()
+}
 
 /// Cycles by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Causes([u64; 8]);
+pub struct Causes([u64; CAUSES]);
 
 impl Causes {
     /// Adds cycles.
@@ -67,7 +77,7 @@ impl Causes {
 
     /// By name, as reports have them.
     pub fn named(&self) -> BTreeMap<String, u64> {
-        NAMES.iter().zip(self.0).map(|(name, cycles)| (name.to_string(), cycles)).collect()
+        by_name(&self.0)
     }
 }
 

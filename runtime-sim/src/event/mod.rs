@@ -42,5 +42,6 @@ mod walk;
 mod words;
 mod worklist;
 
+pub(crate) use cause::{CAUSES, Cause, by_name};
 pub use engine::{Options, Run, SimError, simulate, simulate_with};
 pub(crate) use outcome::memory_peak;

@@ -5,7 +5,7 @@ use super::pe::{OpState, Pe};
 use super::profile::{Access, Profile};
 use super::streams::Streams;
 use super::work::{Work, Works};
-use crate::lower::{Env, Instr, LoweredClass, LoweredOp, Source};
+use crate::lower::{Env, Instr, LoweredClass, LoweredOp, Sink, Source};
 use crate::network::{NONE, Network};
 use crate::program::{Coord, Trigger};
 
@@ -108,10 +108,19 @@ impl Actor<'_, '_> {
                 self.streams.wait(end);
                 return false;
             };
+            self.note_word(end, arrival);
             self.pe.time = self.pe.time.max(arrival);
             self.pe.credit.pop();
         }
         true
+    }
+
+    /// Notes that the PE waits until a word arrived at an end.
+    fn note_word(&mut self, end: u32, arrival: f64) {
+        if self.streams.explains {
+            let spent = self.pe.spent();
+            self.pe.held.word(end, self.pe.time, arrival, spent);
+        }
     }
 
     /// Waits for words on an input.
@@ -137,6 +146,7 @@ impl Actor<'_, '_> {
             let end = self.net.input(self.index, lowered.slot);
             self.streams.take(end, 1);
             self.streams.note_taken(end, Burst::even(1, self.pe.time.max(ready), 0.0, 1, 0.0));
+            self.note_word(end, ready);
         }
         self.pe.time = self.pe.time.max(ready);
         if lowered.trigger != Trigger::Start {
@@ -265,16 +275,27 @@ impl Actor<'_, '_> {
         if self.pe.ops.is_empty() {
             let state = OpState { ready: self.pe.time, ..OpState::default() };
             self.pe.ops.resize(ops.len(), state);
+            if ops.len() > 1 && self.streams.explains {
+                let streams = ops.iter().map(|op| match op.dst {
+                    Sink::Out { slot, .. } => self.net.output(self.index, slot),
+                    Sink::Mem(_) => NONE,
+                });
+                let spent = self.pe.spent();
+                self.pe.held.side_by_side(streams, self.pe.time, spent);
+            }
         }
         let mut done = true;
         for (k, op) in ops.iter().enumerate() {
             if !self.pe.ops[k].done {
+                self.pe.held.at_op(k);
                 done &= self.op(op, k);
             }
         }
         if done {
             let before = self.pe.time;
             self.pe.time = self.pe.ops.iter().map(|o| o.ready).fold(before, f64::max);
+            let spent = self.pe.spent();
+            self.pe.held.together(self.pe.ops.iter().map(|op| op.ready), spent);
             self.pe.ops.clear();
         }
         done

@@ -119,8 +119,12 @@ impl Engine<'_> {
             return Some((begin, if early { off } else { off.max(apart(begin)) }));
         }
         let words = fed.iter().map(|(_, _, later)| *later).fold(f64::NEG_INFINITY, f64::max);
-        let held =
-            known.led.leader.iter().map(|pe| self.pe(*pe).held.unwrap_or(0.0)).fold(f64::INFINITY, f64::min);
+        let held = known
+            .led
+            .leader
+            .iter()
+            .map(|pe| self.pe(*pe).held_first.unwrap_or(0.0))
+            .fold(f64::INFINITY, f64::min);
         let waits = !fed.is_empty() && held > SAME && begin - words <= held;
         (waits && apart(words) <= most).then(|| (words, apart(words)))
     }

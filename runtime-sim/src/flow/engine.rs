@@ -2,8 +2,10 @@
 
 use super::actor::Actor;
 use super::bursts::Burst;
+use super::held::Held;
 use super::pace::Lines;
 use super::pe::Pe;
+use super::profile::Profile;
 use super::skip::Skip;
 use super::streams::Streams;
 use super::work::Works;
@@ -11,7 +13,7 @@ use crate::fabric::FabricSpec;
 use crate::lower::LoweredClass;
 use crate::network::{NONE, Network};
 use crate::program::WaferProgram;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Why a program cannot be timed at this level.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -50,6 +52,8 @@ pub struct Engine<'a> {
     pub(crate) streams: Streams<'a>,
     pub(super) queue: VecDeque<u32>,
     works: &'a Works,
+    /// What held up the host, by stream.
+    pub(super) fed: BTreeMap<u32, Held>,
     /// PEs that wait for the words of a whole iteration.
     patient: VecDeque<u32>,
     /// Instructions executed, and how many there may be.
@@ -85,6 +89,7 @@ impl<'a> Engine<'a> {
             streams: Streams::new(net),
             queue: VecDeque::new(),
             works,
+            fed: BTreeMap::new(),
             patient: VecDeque::new(),
             steps: 0,
             most_steps: u64::MAX,
@@ -139,9 +144,13 @@ impl<'a> Engine<'a> {
         while left > 0 {
             let mut lines = Lines::new(start, gap, left);
             if let Some(room) = self.streams.room(stream, 1) {
-                lines.add(0.0, room.last, &room);
+                lines.room(0.0, room.0.last, (&room.0, room.1));
             }
             let pace = lines.pace();
+            if self.streams.explains && pace.waits.iter().any(|wait| pace.is_held(wait)) {
+                let host = Profile { work: gap, ..Profile::default() };
+                self.fed.entry(stream).or_default().paced(&pace, &host, [0.0; 3], false);
+            }
             self.streams.write(stream, Burst::even(1, pace.start, 0.0, pace.runs, pace.period));
             start = pace.start + (pace.runs - 1) as f64 * pace.period + gap;
             left -= pace.runs;

@@ -29,14 +29,14 @@ impl Exact {
     }
 
     /// What this run, in which `sent` was sent, tells the next; and whether it is what this run was told.
-    pub fn next(mut self, net: &Network, sent: &[Words], per_cycle: u64) -> (Self, bool) {
+    pub fn next(&mut self, net: &Network, sent: &[Words], per_cycle: u64) -> (Self, bool) {
         for end in 0..net.ends.len() as u32 {
             if let Target::Host(_) = net.ends[end as usize].target {
                 self.leave(net, sent, end);
             }
         }
         let delays = Delays::of_words(net, sent, per_cycle);
-        let (room, same_room) = self.room.next(net);
+        let (room, same_room) = std::mem::take(&mut self.room).next(net);
         let settled = same_room && delays == self.delays;
         (Exact { room, delays, ..Exact::endless(net) }, settled)
     }
@@ -71,10 +71,12 @@ impl Exact {
         &self.passed[(net.streams[stream as usize].first_shared + column - 1) as usize]
     }
 
-    /// When the next `words` words of a stream have room at all its ends; none if nothing limits them.
-    pub fn room(&mut self, net: &Network, stream: u32, words: u64) -> Option<Rhythm> {
+    /// When the next `words` words of a stream have room at all its ends, and at which they have it last; none if nothing
+    /// limits them.
+    pub fn room(&mut self, net: &Network, stream: u32, words: u64) -> Option<(Rhythm, u32)> {
         let s = &net.streams[stream as usize];
-        let rhythms = (s.first_end..s.first_end + s.ends).filter_map(|end| self.room.rhythm(end, words));
+        let ends = s.first_end..s.first_end + s.ends;
+        let rhythms = ends.filter_map(|end| Some((self.room.rhythm(end, words)?, end)));
         rhythms.reduce(|a, b| later(&a, &b))
     }
 
@@ -84,9 +86,10 @@ impl Exact {
     }
 }
 
-/// The later of two rhythms, as long as it is.
-fn later(a: &Rhythm, b: &Rhythm) -> Rhythm {
-    let (late, early) = if (a.last, a.period) >= (b.last, b.period) { (a, b) } else { (b, a) };
+/// The later of the rhythms of two ends, as long as it is.
+fn later(a: &(Rhythm, u32), b: &(Rhythm, u32)) -> (Rhythm, u32) {
+    let first = (a.0.last, a.0.period) >= (b.0.last, b.0.period);
+    let ((late, end), (early, _)) = if first { (a, b) } else { (b, a) };
     let reads = match late.period >= early.period {
         true => late.reads.min(early.reads),
         // The early one catches up.
@@ -95,5 +98,5 @@ fn later(a: &Rhythm, b: &Rhythm) -> Rhythm {
             late.reads.min(early.reads).min(meet.max(1))
         }
     };
-    Rhythm { reads, ..*late }
+    (Rhythm { reads, ..*late }, *end)
 }

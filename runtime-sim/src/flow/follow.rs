@@ -9,6 +9,7 @@
 use super::bursts::SAME;
 use super::engine::Engine;
 use super::groups::{Finder, Group, Groups, Outline};
+use super::held::{Entry, Like};
 use super::pe::Pe;
 use super::streams::Mark;
 use super::stretches::{Piece, Stretches};
@@ -37,6 +38,8 @@ pub(super) struct Before {
     /// Busy, issue and activation cycles.
     spent: [f64; 3],
     phases: usize,
+    /// What had held it up by then, as a number of entries.
+    held: usize,
     /// Words read, by input of its piece.
     taken: Vec<u64>,
     /// What was sent, by output.
@@ -156,7 +159,7 @@ impl Engine<'_> {
     pub(super) fn lead(&mut self, group: &Group) {
         for &pe in group {
             let state = self.pe_mut(pe);
-            (state.slack, state.ahead, state.held) = (f64::INFINITY, f64::INFINITY, None);
+            (state.slack, state.ahead, state.held_first) = (f64::INFINITY, f64::INFINITY, None);
             self.queue.push_back(pe);
         }
     }
@@ -227,7 +230,14 @@ impl Engine<'_> {
         let sent = sent.map(|slot| self.streams.mark(net.output(pe as usize, *slot))).collect();
         let state = self.pe(pe);
         let spent = [state.busy, state.issue, state.activation];
-        Before { time: state.time, spent, phases: state.phases.len(), taken, sent }
+        Before {
+            time: state.time,
+            spent,
+            phases: state.phases.len(),
+            held: state.held.entries.len(),
+            taken,
+            sent,
+        }
     }
 
     /// By how much a group that follows may be off; none if words of the host, or of somebody outside, may make it do
@@ -307,6 +317,19 @@ impl Engine<'_> {
             let Ok([Some(leader), Some(state)]) = self.pes.get_disjoint_mut([a as usize, b as usize]) else {
                 continue;
             };
+            if self.streams.explains {
+                let like = Like {
+                    leader: a,
+                    entries: before.held..leader.held.entries.len(),
+                    time: (before.time, leader.time),
+                    led: (before.spent, leader.spent()),
+                    follower: b,
+                    delay,
+                    stretch,
+                    spent: state.spent(),
+                };
+                state.held.entries.push(Entry::Like(Box::new(like)));
+            }
             state.time = leader.time + delay;
             state.busy += leader.busy - before.spent[0];
             state.issue += leader.issue - before.spent[1];

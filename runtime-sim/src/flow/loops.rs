@@ -93,7 +93,8 @@ impl Actor<'_, '_> {
             }
             let (start, spent) = (self.pe.time, (self.pe.busy, self.pe.issue));
             let (iteration, before, head) = (self.pe.loops[depth], last, looping.head);
-            self.pe.records.push(Record { head, iteration, start, spent, before, ..Record::default() });
+            let held = self.pe.held.entries.len();
+            self.pe.records.push(Record { head, iteration, start, spent, held, before, ..Record::default() });
         }
     }
 }

@@ -14,6 +14,8 @@
 //! more than a thousandth, the report says so. The rows of a group that hands words on to the south are timed one after the
 //! other; a row that begins as one before it did, within a cycle, and is fed like it does what that row did.
 //!
+//! The critical path is found from the end backwards, through who waited for whom; for that a PE keeps what held it up.
+//!
 //! A small program runs again with the room that queues had and the turns that words took on shared links, until both
 //! settle; a large one runs once, as if queues never filled, and its report says so. A program that does not settle, or is
 //! too large for it, is run without time to see whether all find room: if not, it is refused as level event refuses it; on
@@ -23,10 +25,12 @@
 mod actor;
 mod bursts;
 mod chain;
+mod critical;
 mod engine;
 mod exact;
 mod follow;
 mod groups;
+mod held;
 mod links;
 mod loops;
 mod outcome;
@@ -53,5 +57,5 @@ pub(crate) use engine::Engine;
 pub use engine::FlowError;
 pub(crate) use pe::Pe;
 pub(crate) use profile::{Access, Profile};
+pub use timing::{FOLLOWED, time, time_traced};
 pub(crate) use timing::{finishes, timed_by};
-pub use timing::{time, time_traced};

@@ -99,9 +99,8 @@ fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u
 }
 
 fn terms(last: Option<&Pe>, cycles: u64) -> BTreeMap<String, u64> {
-    let pe = last.cloned().unwrap_or_default();
-    let time = pe.time.ceil() as u64;
-    let (busy, issue, activation) = (pe.busy as u64, pe.issue as u64, pe.activation as u64);
+    let time = last.map_or(0, |pe| pe.time.ceil() as u64);
+    let [busy, issue, activation] = last.map(Pe::spent).unwrap_or_default().map(|cycles| cycles as u64);
     let wait = time.saturating_sub(busy + issue + activation);
     let egress = cycles.saturating_sub(time);
     let named = [

@@ -18,7 +18,7 @@ pub struct Pace {
     /// When the first could begin if it need not wait.
     pub ready: f64,
     /// Length of an iteration that does not wait.
-    work: f64,
+    pub work: f64,
     /// Where it waits.
     pub waits: Waits,
 }
@@ -33,8 +33,10 @@ pub struct Wait {
     pub start: f64,
     /// How much later each time.
     pub period: f64,
-    /// Who sends these words.
+    /// Who sends these words, or makes room.
     pub from: Sender,
+    /// The end where they arrive, or where there is room.
+    pub end: u32,
 }
 
 /// The places where an iteration waits; few, so they live on the stack.
@@ -73,6 +75,15 @@ impl Pace {
         };
         let waits = self.waits.iter().filter(|wait| wait.at <= at + SAME);
         at + waits.map(|wait| wait.start + n as f64 * wait.period).fold(begin, f64::max)
+    }
+
+    /// Whether it waits in a place, in its first run, its second or its last.
+    pub fn is_held(&self, wait: &Wait) -> bool {
+        let behind = |run: u64| {
+            let done = self.start + (run - 1) as f64 * self.period + self.work;
+            wait.start + run as f64 * wait.period > done + SAME
+        };
+        wait.start > self.ready + SAME || (self.runs > 1 && (behind(1) || behind(self.runs - 1)))
     }
 
     /// By how much words of such a sender came before they were needed, at least.
@@ -131,9 +142,9 @@ impl Lines {
         Lines { pace: Pace { runs, start: time, period: work, ready: time, work, waits } }
     }
 
-    /// The code must also wait, `at` cycles after its begin, for a rhythm, which lets it begin at `start`.
-    pub fn add(&mut self, at: f64, start: f64, rhythm: &Rhythm) {
-        self.wait(Wait { at, start, period: rhythm.period, from: Sender::Row }, rhythm.reads);
+    /// The code must also wait, `at` cycles after its begin, for room at an end, which lets it begin at `start`.
+    pub fn room(&mut self, at: f64, start: f64, (rhythm, end): (&Rhythm, u32)) {
+        self.wait(Wait { at, start, period: rhythm.period, from: Sender::Room, end }, rhythm.reads);
     }
 
     /// The code must also wait in this place, for so many reads.

@@ -1,6 +1,7 @@
 //! A PE of a flow run: its clock, where it is in its code, and what it remembers of the last iterations.
 
 use super::bursts::{Burst, close};
+use super::held::{Again, Entry, Held, Spent};
 use super::pace::Pace;
 use super::profile::Profile;
 use crate::lower::MAX_DEPTH;
@@ -54,13 +55,29 @@ pub struct Pe {
     /// The same of words of PEs in other rows.
     pub ahead: f64,
     /// How long the first of those held it up.
-    pub held: Option<f64>,
+    pub held_first: Option<f64>,
+    /// What held it up, and when.
+    pub held: Held,
 }
 
 impl Pe {
     /// Notes words written, in all iterations that run.
     pub fn note_write(&mut self, stream: u32, burst: &Burst) {
         self.records.iter_mut().for_each(|record| record.write(stream, burst));
+    }
+
+    /// Busy, issue and activation cycles so far.
+    pub fn spent(&self) -> Spent {
+        [self.busy, self.issue, self.activation]
+    }
+
+    /// Notes that iterations from `begin` on are like a recorded one, before their cycles are counted.
+    pub fn like_record(&mut self, last: &Record, begin: f64, runs: u64) {
+        let record = last.held..self.held.entries.len();
+        let spent = self.spent();
+        let each = [spent[0] - last.spent.0, spent[1] - last.spent.1, 0.0];
+        let again = Again { begin, length: last.length, runs, record, spent, each };
+        self.held.entries.push(Entry::Again(Box::new(again)));
     }
 
     /// Notes words read, in all iterations that run.
@@ -118,6 +135,8 @@ pub struct Record {
     pub start: f64,
     /// Busy and issue cycles of the PE at that time.
     pub spent: (f64, f64),
+    /// What had held it up by then, as a number of entries.
+    pub held: usize,
     /// Streams written, with what was written in order, timed from `start`.
     pub writes: Vec<(u32, Vec<Burst>)>,
     /// Ends read and how many words.

@@ -1,5 +1,6 @@
 //! One run of the rows that stand for all, with what it takes for granted; and how it ended.
 
+use super::critical::path;
 use super::engine::{Engine, FlowError};
 use super::profile::Profile;
 use super::rows::Rows;
@@ -28,6 +29,8 @@ pub struct Trust {
     pub credit: bool,
     /// Most instructions.
     pub most_steps: u64,
+    /// Whether it is told why the last PE ended when it did.
+    pub explains: bool,
 }
 
 /// How a run ended.
@@ -60,6 +63,7 @@ pub fn run(
     let mut engine = Engine::new(program, spec, net, classes, works, &rows.skips);
     engine.streams.keeps |= traced;
     engine.streams.credit = trust.credit;
+    engine.streams.explains = trust.explains;
     engine.most_steps = trust.most_steps;
     engine.feed();
     engine.run_members(&engine.members(&rows.skips, false), likeness);
@@ -80,6 +84,9 @@ pub fn run(
         return Ok(Ran::Otherwise);
     }
     let mut timed = outcome(&engine, rows, traced);
+    if trust.explains {
+        timed.0.critical_path = path(&engine, rows, likeness.map(|(stretches, _)| stretches), timed.0.cycles);
+    }
     let (late, cycles) = (engine.streams.late, timed.0.cycles as f64);
     if late > ON_TIME * cycles {
         timed.0.limits.push(format!(

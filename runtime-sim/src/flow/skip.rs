@@ -43,6 +43,11 @@ impl Skip {
         self.line.periods - self.known - 1
     }
 
+    /// How many rows those that are foretold are behind the last period of the beginning.
+    pub fn behind(&self) -> u32 {
+        self.line.rows * (self.line.periods - 1 - self.known)
+    }
+
     /// The row of an end that a row left out is nearest to.
     pub fn like(&self, y: u32) -> u32 {
         let (n, inside) = ((y - self.line.first) / self.line.rows, (y - self.line.first) % self.line.rows);

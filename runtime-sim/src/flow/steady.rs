@@ -64,7 +64,7 @@ impl Actor<'_, '_> {
                 (Some(rhythm), _) => {
                     let from = self.streams.sender(end);
                     let mut wait = |at: f64, start: f64| {
-                        lines.wait(Wait { at, start, period: rhythm.period, from }, rhythm.reads);
+                        lines.wait(Wait { at, start, period: rhythm.period, from, end }, rhythm.reads);
                     };
                     wait(access.first, rhythm.first - access.first);
                     if places > 1 {
@@ -83,8 +83,8 @@ impl Actor<'_, '_> {
         if self.streams.exact.is_some() {
             for access in &profile.writes {
                 let stream = self.net.output(self.index, access.slot);
-                if let Some(rhythm) = self.streams.room(stream, access.words) {
-                    lines.add(access.first, rhythm.last - access.last, &rhythm);
+                if let Some((rhythm, end)) = self.streams.room(stream, access.words) {
+                    lines.room(access.first, rhythm.last - access.last, (&rhythm, end));
                 }
             }
         }
@@ -95,7 +95,11 @@ impl Actor<'_, '_> {
     fn apply(&mut self, profile: &Profile, pace: &Pace) {
         self.pe.slack = self.pe.slack.min(pace.slack(Sender::Host));
         self.pe.ahead = self.pe.ahead.min(pace.slack(Sender::OtherRow));
-        self.pe.held = self.pe.held.or_else(|| pace.held());
+        self.pe.held_first = self.pe.held_first.or_else(|| pace.held());
+        if self.streams.explains {
+            let spent = self.pe.spent();
+            self.pe.held.paced(pace, profile, spent, self.streams.exact.is_some());
+        }
         for access in &profile.reads {
             let end = self.net.input(self.index, access.slot);
             let needed = pace.reaches(access.last, pace.runs - 1);
@@ -116,6 +120,9 @@ impl Actor<'_, '_> {
     /// Does what the iteration `last` did `runs` more times, each its length later, reading on credit.
     pub fn repeat(&mut self, last: &Record, runs: u64) {
         let start = last.start + last.length;
+        if self.streams.explains {
+            self.pe.like_record(last, start, runs);
+        }
         for (stream, list) in &last.writes {
             let burst = Burst::repeated(runs, start, last.length, list.clone());
             self.pe.note_write(*stream, &burst);
@@ -125,7 +132,7 @@ impl Actor<'_, '_> {
             if self.streams.sender(*end) == Sender::OtherRow {
                 let early = self.streams.earliness(*end, *words, runs, (start, last.length));
                 self.pe.ahead = self.pe.ahead.min(early);
-                self.pe.held = self.pe.held.or(Some(0.0));
+                self.pe.held_first = self.pe.held_first.or(Some(0.0));
             }
         }
         self.pe.busy += runs as f64 * (self.pe.busy - last.spent.0);
@@ -177,9 +184,13 @@ impl Actor<'_, '_> {
                 Sender::Host => self.pe.slack = self.pe.slack.min(early),
                 Sender::OtherRow => {
                     self.pe.ahead = self.pe.ahead.min(early);
-                    self.pe.held = self.pe.held.or(Some((-early).max(0.0)));
+                    self.pe.held_first = self.pe.held_first.or(Some((-early).max(0.0)));
                 }
-                Sender::Row => {}
+                Sender::Row | Sender::Room => {}
+            }
+            if self.streams.explains {
+                let spent = self.pe.spent();
+                self.pe.held.word(end, self.pe.ops[k].ready, rhythm.first, spent);
             }
             self.pe.ops[k].ready = self.pe.ops[k].ready.max(rhythm.first);
             self.streams.note_taken(end, Burst::even(1, self.pe.ops[k].ready, 0.0, 1, 0.0));

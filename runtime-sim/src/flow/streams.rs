@@ -23,6 +23,8 @@ pub enum Sender {
     OtherRow,
     /// The host.
     Host,
+    /// Nobody: a reader makes room.
+    Room,
 }
 
 /// All streams of a run.
@@ -41,6 +43,8 @@ pub struct Streams<'a> {
     pub late: f64,
     /// By end: words read on credit, counted from the first of all, and when the last of them was needed.
     promises: BTreeMap<u32, Vec<(u64, f64)>>,
+    /// Whether it is kept what held PEs up.
+    pub explains: bool,
     /// Whether all words are kept, also those that everybody has read.
     pub keeps: bool,
     /// Full queues and shared links, where they are followed.
@@ -60,6 +64,7 @@ impl<'a> Streams<'a> {
             credit: true,
             late: 0.0,
             promises: BTreeMap::new(),
+            explains: false,
             keeps: false,
             exact: None,
         }
@@ -126,7 +131,7 @@ impl<'a> Streams<'a> {
 
     /// What this run tells the next of queues and links, and whether that is nothing new.
     pub fn learn(&mut self, per_cycle: u64) -> (Exact, bool) {
-        let exact = self.exact.take().unwrap_or_else(|| Exact::endless(self.net));
+        let exact = self.exact.get_or_insert_with(|| Exact::endless(self.net));
         exact.next(self.net, &self.words, per_cycle)
     }
 
@@ -226,6 +231,17 @@ impl<'a> Streams<'a> {
         self.words_at(end).last_word() + f64::from(e.latency)
     }
 
+    /// How long the word that arrives at an end then had waited for shared links.
+    pub fn lost(&self, end: u32, arrival: f64) -> f64 {
+        let e = &self.net.ends[end as usize];
+        if self.exact.is_none() || e.column == 0 {
+            return 0.0;
+        }
+        let behind = arrival - f64::from(e.latency);
+        let word = self.words_at(end).before(behind - SAME) as usize;
+        self.words[e.stream as usize].times().nth(word).map_or(0.0, |left| (behind - left).max(0.0))
+    }
+
     /// What arrives at an end, timed where it left its source: later than that if it waited for a shared link.
     fn words_at(&self, end: u32) -> &Words {
         let e = &self.net.ends[end as usize];
@@ -235,8 +251,8 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// How the next `words` words of a stream find room, by end, where that is followed.
-    pub fn room(&mut self, stream: u32, words: u64) -> Option<Rhythm> {
+    /// How the next `words` words of a stream find room, and at which end that comes last, where that is followed.
+    pub fn room(&mut self, stream: u32, words: u64) -> Option<(Rhythm, u32)> {
         let exact = self.exact.as_mut()?;
         exact.room(self.net, stream, words)
     }

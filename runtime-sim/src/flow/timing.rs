@@ -1,6 +1,7 @@
 //! From a program to its times: rows that do the same are timed once; a small program runs again until its queues and
 //! shared links settle.
 
+use super::critical::path;
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
 use super::rows::Rows;
@@ -12,7 +13,7 @@ use crate::check::Checked;
 use crate::fabric::FabricSpec;
 use crate::lower::LoweredClass;
 use crate::network::{Network, cover};
-use crate::program::{Trigger, WaferProgram};
+use crate::program::{Class, Trigger, WaferProgram};
 use crate::report::Report;
 use crate::trace::Trace;
 use std::borrow::Cow;
@@ -22,7 +23,7 @@ pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
     timed(program, false).map(|(report, _)| report)
 }
 
-/// As [`time`], with the phases of one PE of each class as tracks.
+/// As [`time`], with the phases of one PE of each class as tracks, and with the critical path however many PEs there are.
 pub fn time_traced(program: &Checked<WaferProgram>) -> Result<(Report, Trace), FlowError> {
     timed(program, true)
 }
@@ -57,6 +58,9 @@ const MOST_RUNS: usize = 64;
 
 /// Largest grid, in PEs, on which it is looked whether all find room for their words.
 const LOOKED_AT: usize = 16_384;
+
+/// Most PEs whose critical path is followed unasked: what held PEs up takes a fifth more time, and a third more memory.
+pub const FOLLOWED: u64 = 16_384;
 
 /// Said where it is not known whether a program ends.
 const UNKNOWN: &str = "whether queues have room for all to go on is not known: level event tells";
@@ -102,7 +106,7 @@ impl<'a> Job<'a> {
     #[cfg(test)]
     pub fn on_credit(&self) -> Result<Timed, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(Default::default()) };
-        let trust = Trust { known: None, credit: true, most_steps: u64::MAX };
+        let trust = Trust { known: None, credit: true, most_steps: u64::MAX, explains: true };
         let (classes, works) = (&self.classes[..], works(&self.classes));
         let setting = Setting { net: &net, classes, works: &works, rows: &rows, likeness: None };
         match run(self.program, self.spec, &setting, (trust, false))? {
@@ -130,7 +134,7 @@ impl<'a> Job<'a> {
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
         let known = (sharing == Sharing::Rows).then_some(2);
-        let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING };
+        let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING, explains: self.explains() };
         loop {
             let Some((net, rows)) = self.chosen(trust.known) else { return Ok(Default::default()) };
             let stretches = match sharing {
@@ -164,6 +168,7 @@ impl<'a> Job<'a> {
         for runs in 1.. {
             let mut engine = Engine::new(self.program, self.spec, &net, &self.classes, &works, &[]);
             engine.streams.follow(exact);
+            engine.streams.explains = true;
             engine.most_steps = left;
             engine.feed();
             engine.run_all();
@@ -175,6 +180,7 @@ impl<'a> Job<'a> {
             let (next, settled) = engine.streams.learn(u64::from(self.spec.link_words_per_cycle));
             if settled || runs == MOST_RUNS {
                 let mut timed = outcome(&engine, &rows, self.traced);
+                timed.0.critical_path = path(&engine, &rows, None, timed.0.cycles);
                 if !settled {
                     timed.0.limits.extend(self.must_end()?);
                     timed.0.limits.push(format!(
@@ -198,6 +204,11 @@ impl<'a> Job<'a> {
             Some(Ending::Stuck(error)) => Err(error),
             Some(Ending::Unknown) | None => Ok(Some(UNKNOWN.into())),
         }
+    }
+
+    /// Whether the critical path is followed.
+    fn explains(&self) -> bool {
+        self.traced || self.program.classes.iter().map(Class::count).sum::<u64>() <= FOLLOWED
     }
 
     /// The streams of the rows that stand for all rows of a program.
@@ -249,7 +260,7 @@ pub fn finishes(
     let stretches = Stretches::of(net, classes);
     // Whether they finish is no matter of time.
     let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
-    let trust = Trust { known: None, credit: false, most_steps: u64::MAX };
+    let trust = Trust { known: None, credit: false, most_steps: u64::MAX, explains: false };
     let works = works(classes);
     let setting = Setting { net, classes, works: &works, rows: &rows, likeness };
     run(program, spec, &setting, (trust, false)).map(|_| ())

@@ -71,6 +71,13 @@ impl<'a> Parser<'a> {
         Err(ParseError { file: self.file.into(), line, column, message, hint: hint.into() })
     }
 
+    /// A name at a place that something else of its kind already has.
+    fn twice<T>(&self, at: usize, what: &str) -> Parsed<T> {
+        let (line, column) = self.lexer.place(at);
+        let (message, hint) = (format!("{what} is declared twice"), "give each its own".into());
+        Err(ParseError { file: self.file.into(), line, column, message, hint })
+    }
+
     pub(super) fn is_word(&self, word: &str) -> bool {
         matches!(self.token, Token::Word(w) if w == word)
     }
@@ -139,7 +146,10 @@ impl<'a> Parser<'a> {
         let mut program = WaferProgram::new(width, height);
         while self.peek() != Token::End {
             if self.eat_word("tensor") {
-                let name = self.name()?;
+                let (at, name) = (self.at, self.name()?);
+                if program.tensors.contains_key(&name) {
+                    return self.twice(at, &format!("the tensor `{name}`"));
+                }
                 self.sign("[")?;
                 let elements = self.int("the number of elements")?;
                 self.sign("]")?;
@@ -214,7 +224,10 @@ impl<'a> Parser<'a> {
         self.sign("{")?;
         while !self.eat("}") {
             if self.eat_word("buffer") {
-                let name = self.name()?;
+                let (at, name) = (self.at, self.name()?);
+                if class.buffers.contains_key(&name) {
+                    return self.twice(at, &format!("the buffer `{name}` of class `{}`", class.name));
+                }
                 let buffer = self.buffer()?;
                 class.buffers.insert(name, buffer);
             } else if self.eat_word("memory") {
@@ -227,7 +240,12 @@ impl<'a> Parser<'a> {
                     false => class.buffers.extend(memory.iter().map(|(name, b)| (name.clone(), b.clone()))),
                 }
             } else if self.eat_word("route") {
-                let colour = self.colour()?;
+                let (at, colour) = (self.at, self.colour()?);
+                if class.routes.contains_key(&colour) {
+                    let Colour(colour) = colour;
+                    return self
+                        .twice(at, &format!("the route of colour {colour} in class `{}`", class.name));
+                }
                 self.sign(":")?;
                 let route = self.route()?;
                 class.routes.insert(colour, route);
