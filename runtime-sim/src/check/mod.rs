@@ -7,6 +7,7 @@ mod memory;
 mod names;
 mod pieces;
 mod places;
+mod product;
 mod rows;
 mod switched;
 mod tallies;

@@ -23,14 +23,18 @@ impl Tallies {
         let (mut id_of, mut places) = (vec![NONE; net.class_of.len()], Vec::new());
         for (pe, class) in net.traced_pes() {
             let (at, kinds) = (net.coord(pe), &mut kinds[usize::from(class)]);
-            let id =
-                *ids.entry((class, kinds.kind(true, at.x), kinds.kind(false, at.y))).or_insert_with(|| {
-                    places.push((class, at));
-                    places.len() as u32 - 1
-                });
+            let (x, y) = (kinds.kind(true, at.x), kinds.kind(false, at.y));
+            let id = *ids.entry((class, x, y)).or_insert_with(|| {
+                places.push((class, at, [x as usize, y as usize]));
+                places.len() as u32 - 1
+            });
             id_of[pe as usize] = id;
         }
-        let tallies = parallel::map(&places, |(class, at)| kinds[usize::from(*class)].sums.at(*at));
+        for kinds in &mut kinds {
+            let counts = [0, 1].map(|axis: usize| kinds.parts[axis].len());
+            kinds.sums.prepare(counts);
+        }
+        let tallies = parallel::map(&places, |(class, at, of)| kinds[usize::from(*class)].sums.at(*at, *of));
         Tallies { id_of, tallies }
     }
 

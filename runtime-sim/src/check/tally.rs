@@ -2,9 +2,8 @@
 //! for a class and evaluated for each kind of place.
 
 use super::places::Places;
-use crate::lower::{
-    Env, Instr, Linear, LoweredClass, LoweredOp, LoweredTask, MAX_DEPTH, Segment, Sink, Source,
-};
+use super::product::Product;
+use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, LoweredTask, Segment, Sink, Source};
 use crate::program::{Coord, Trigger};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -86,8 +85,34 @@ struct Counted<'a> {
     by_turn: bool,
     /// What all segments together gain at every place alike.
     fixed: Vec<(What, u64)>,
-    /// Segments that gain more, or something else.
-    varying: Vec<&'a Body>,
+    /// Segments that gain more: what depends on the column only, on the row only, and the rest.
+    varying: [Vec<&'a Body>; 3],
+    /// What those of the first two gain, by kind of column and by kind of row.
+    known: [Vec<OnceLock<Tally>>; 2],
+}
+
+impl Counted<'_> {
+    /// Adds what `each` runs gain at a place of these kinds of column and row.
+    fn add_to(&self, tally: &mut Tally, each: u64, kinds: [usize; 2], env: &mut Env, values: &mut Vec<u64>) {
+        self.fixed.iter().for_each(|(what, n)| tally.add(*what, each.saturating_mul(*n)));
+        let sum = |bodies: &[&Body], env: &mut Env, values: &mut Vec<u64>| {
+            let mut sum = Tally::default();
+            bodies.iter().for_each(|body| body.once(env, values, |once| sum.add_all(once, 1)));
+            sum
+        };
+        for axis in [0, 1] {
+            if !self.varying[axis].is_empty() {
+                let known =
+                    self.known[axis][kinds[axis]].get_or_init(|| sum(&self.varying[axis], env, values));
+                tally.add_all(known, each);
+            }
+        }
+        for body in &self.varying[2] {
+            if !tally.undecided() {
+                body.once(env, values, |once| tally.add_all(once, each));
+            }
+        }
+    }
 }
 
 impl<'a> Sums<'a> {
@@ -100,17 +125,22 @@ impl<'a> Sums<'a> {
                 let sum = fixed.entry(*what).or_default();
                 *sum = sum.saturating_add(*n);
             }
-            Counted {
-                by_turn: bodies().any(|body| body.by_turn),
-                fixed: fixed.into_iter().collect(),
-                varying: bodies().filter(|body| body.varies()).collect(),
-            }
+            let varying = [0, 1, 2].map(|on| bodies().filter(|body| body.depends_on() == Some(on)).collect());
+            let (by_turn, fixed) = (bodies().any(|body| body.by_turn), fixed.into_iter().collect());
+            Counted { by_turn, fixed, varying, known: Default::default() }
         };
         Sums { class, tasks: class.tasks.iter().map(task).collect() }
     }
 
-    /// Counts what a PE at a place sends and reads.
-    pub fn at(&self, at: Coord) -> Tally {
+    /// Makes room for what is counted once for each of so many kinds of columns and rows.
+    pub fn prepare(&mut self, kinds: [usize; 2]) {
+        for known in self.tasks.iter_mut().flat_map(|task| task.known.iter_mut().zip(kinds)) {
+            known.0.resize_with(known.1, OnceLock::new);
+        }
+    }
+
+    /// Counts what a PE at a place sends and reads, whose column and row are of these kinds.
+    pub fn at(&self, at: Coord, kinds: [usize; 2]) -> Tally {
         let class = self.class;
         let mut tally = Tally {
             read: vec![0; class.inputs.len()],
@@ -130,13 +160,10 @@ impl<'a> Sums<'a> {
             for turn in 0..turns {
                 tally.steps += 1;
                 env.turn = turn as i64;
-                counted.fixed.iter().for_each(|(what, n)| tally.add(*what, each.saturating_mul(*n)));
-                for body in &counted.varying {
-                    if tally.undecided() {
-                        return tally;
-                    }
-                    body.once(&mut env, &mut values, |once| tally.add_all(once, each));
+                if tally.undecided() {
+                    return tally;
                 }
+                counted.add_to(&mut tally, each, kinds, &mut env, &mut values);
             }
         }
         tally
@@ -146,42 +173,6 @@ impl<'a> Sums<'a> {
 /// What expressions see at a place.
 pub fn place(at: Coord) -> Env {
     Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() }
-}
-
-/// Positions in [`Body::lengths`]: those of the loops around an op and of its own lengths.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Product {
-    factors: [u16; MAX_DEPTH + 4],
-    count: u8,
-}
-
-impl Product {
-    /// This with one more factor, in ascending order.
-    fn times(mut self, factor: u16) -> Self {
-        let count = usize::from(self.count).min(self.factors.len() - 1);
-        self.factors[count] = factor;
-        self.factors[..=count].sort_unstable();
-        self.count = count as u8 + 1;
-        self
-    }
-
-    fn factors(&self) -> &[u16] {
-        &self.factors[..usize::from(self.count)]
-    }
-
-    /// The product of its constants, and what is left without them.
-    fn fold(&self, constant: &[Option<u64>]) -> (u64, Product) {
-        self.factors().iter().fold((1, Product::default()), |(known, rest), at| {
-            match constant[usize::from(*at)] {
-                Some(n) => (known.saturating_mul(n), rest),
-                None => (known, rest.times(*at)),
-            }
-        })
-    }
-
-    fn of(&self, values: &[u64]) -> u64 {
-        self.factors().iter().fold(1, |product, at| product.saturating_mul(values[usize::from(*at)]))
-    }
 }
 
 /// A piece of code in which every length has one value.
@@ -254,6 +245,16 @@ impl Body {
             Some(known) => tell(known.get_or_init(count)),
             None => tell(&count()),
         }
+    }
+
+    /// What it gains beyond that depends on: the column only (0), the row only (1), or more (2); none if there is nothing.
+    fn depends_on(&self) -> Option<usize> {
+        let by = |axis: usize| self.places[axis].kinds > 1;
+        self.varies().then_some(match (self.by_turn || by(0), self.by_turn || by(1)) {
+            (true, true) => 2,
+            (false, true) => 1,
+            _ => 0,
+        })
     }
 
     /// Whether it gains more than what is the same at every place.
