@@ -18,7 +18,10 @@ const TIED_LANE: u64 = 32_767;
 
 const GRADIENT: &str = "gradient.";
 
-impl Assembler<'_> {
+/// What ranks say of the slice of a buffer that steps add to, if anything.
+type Word<'a> = dyn Fn(&Assembler<'a>, Arg) -> Result<Option<Step>, CudaError>;
+
+impl<'a> Assembler<'a> {
     fn joint(&self) -> RanksSpec {
         self.module.training.as_ref().map(|training| training.ranks.clone()).unwrap_or_default()
     }
@@ -47,7 +50,7 @@ impl Assembler<'_> {
         &self,
         steps: &mut Vec<Step>,
         prefix: &str,
-        word: &dyn Fn(&Self, Arg) -> Result<Option<Step>, CudaError>,
+        word: &Word<'a>,
     ) -> Result<(), CudaError> {
         let mut last: BTreeMap<String, (usize, Arg)> = BTreeMap::new();
         for (i, step) in steps.iter_mut().enumerate() {

@@ -4,7 +4,8 @@ LP_DEVICE void lp_update(float* gradient, float* mean, float* square, float* mas
     const unsigned long long run = (unsigned long long)(blockIdx.x) * THREADS + threadIdx.x;
     if (run >= RUNS) return;
     const unsigned long long row = run / ROW_RUNS;
-    const int col = int(run % ROW_RUNS) * 4, valid = COLS - col;
+    // Where rows are whole runs this is known to the compiler, which else may store value by value.
+    const int col = int(run % ROW_RUNS) * 4, valid = COLS % 4 == 0 ? 4 : COLS - col;
     const size_t at = row / ROWS * SLICE + row % ROWS * PITCH + col;
     const size_t held = row / ROWS * WEIGHT_SLICE + row % ROWS * WEIGHT_PITCH + col;
     // Weights in single precision are their own masters, and lie with their own pitch and slices.
