@@ -83,15 +83,15 @@ fn faults_name_the_pe_the_cause_and_a_hint() {
         ),
         (
             pair(&SENDER.replace("<- v", "<- w"), READER),
-            "class `a`: `mov` in task `main` uses the buffer `w`, which is not declared",
+            "PE (0, 0), class `a`: `mov` in task `main` uses the buffer `w`, which is not declared",
         ),
         (
             pair(&SENDER.replace("len 8", "len i0"), READER),
-            "class `a`: a length of `mov` in task `main` uses `i0`, which has no meaning there",
+            "PE (0, 0), class `a`: a length of `mov` in task `main` uses `i0`, which has no meaning there",
         ),
         (
             pair("route 0: ramp -> east | west -> west", READER),
-            "class `a`, colour 0: switch position 1: it sends back to where words come from",
+            "PE (0, 0), class `a`, colour 0: switch position 1: it sends back to where words come from",
         ),
         (
             pair(&format!("{SENDER} task more local times 2 {{ }}"), READER),

@@ -59,11 +59,29 @@ fn priced<'a>(case: &WaferCase<'_>, op: &'a WaferOp) -> Priced<'a> {
     Priced { op, cycles, computes, waits: waits.max(Seconds::ZERO), enters: links(case, op.weights) }
 }
 
-/// Time for parameters to enter, or their gradients to leave.
+/// Time for parameters to enter, or their gradients to leave: by a system's own links, or by its share of the tree that
+/// carries them to and from all systems, whichever takes longer.
 fn links(case: &WaferCase<'_>, parameters: f64) -> Seconds {
-    let per_parameter =
-        case.machine.weight_server.as_ref().map_or(4.0, |server| server.bytes_per_parameter.0);
-    bytes_in(case, parameters * per_parameter)
+    let own = bytes_in(case, parameters * per_parameter(case));
+    Seconds(own.0.max(carried(case, parameters).0))
+}
+
+fn per_parameter(case: &WaferCase<'_>) -> f64 {
+    case.machine.weight_server.as_ref().map_or(4.0, |server| server.bytes_per_parameter.0)
+}
+
+/// Time of parameters on the tree, which all systems share.
+fn carried(case: &WaferCase<'_>, parameters: f64) -> Seconds {
+    let bytes = parameters * per_parameter(case) * case.plan.systems as f64;
+    Seconds(case.machine.weight_server.as_ref().map_or(0.0, |server| bytes / server.tree_bandwidth.0))
+}
+
+/// Why a system waits for weights: its own links, or the tree.
+fn waits_for(case: &WaferCase<'_>) -> (&'static str, Bound) {
+    match carried(case, 1.0).0 > bytes_in(case, per_parameter(case)).0 {
+        true => ("tree_wait", Bound::Network),
+        false => ("ingress_wait", Bound::Ingress),
+    }
 }
 
 fn bytes_in(case: &WaferCase<'_>, bytes: f64) -> Seconds {
@@ -123,7 +141,8 @@ pub fn step(case: &WaferCase<'_>) -> Cost {
             let kept: Seconds = passes.iter().map(|(pass, _)| pass.behind(kept_outside(case)) * layers).sum();
             // The hosts turn to the next micro-batch while matrices are switched.
             let switches: Seconds = passes.iter().map(|(pass, times)| pass.switches * *times).sum();
-            add("ingress_wait", Bound::Ingress, waits + of_ends + kept);
+            let (name, bound) = waits_for(case);
+            add(name, bound, waits + of_ends + kept);
             add("matrix_switch", Bound::Host, switches.max(case.release.turn));
         }
         WaferMode::LayerPipelined => {

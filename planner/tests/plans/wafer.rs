@@ -97,3 +97,35 @@ fn more_ingress_and_a_faster_clock_are_never_slower() {
         assert!(time(&fast) <= time(&base), "{pins}");
     }
 }
+
+/// Fewer links, a thinner tree and fewer systems are slower, and what then bounds a step has its name.
+#[test]
+fn every_part_of_the_cluster_moves_the_step_its_way() {
+    let (model, base) = (support::crystalcoder(), machine("cg1").unwrap());
+    let step = |machine: &HardwareSpec, pins: &str| {
+        let found = run(&request(&model, machine, pins)).candidates.remove(0);
+        (found.step_time_s.unwrap(), found.bound_by.unwrap())
+    };
+    let pins = "systems=64,mb=33";
+    let links = |count: u64| {
+        let mut few = base.clone();
+        if let Device::Wafer(wafer) = &mut few.device {
+            wafer.ingress.iter_mut().for_each(|ingress| ingress.links = count);
+        }
+        step(&few, pins)
+    };
+    let tree = |factor: f64| {
+        let mut thin = base.clone();
+        thin.weight_server.iter_mut().for_each(|server| server.tree_bandwidth.0 *= factor);
+        step(&thin, pins)
+    };
+    let (whole, bound) = step(&base, pins);
+    assert_eq!((bound.as_str(), links(12).0), ("compute", whole));
+    assert!(links(1).0 >= links(6).0 && links(6).0 >= whole);
+    assert_eq!(tree(100.0).0, whole, "the links of a system bind before the tree does");
+    let (slow, slower) = (tree(1e-3), tree(1e-4));
+    assert!(whole < slow.0 && slow.0 < slower.0, "{whole} {slow:?} {slower:?}");
+    assert_eq!(slower.1, "network");
+    let systems = [1, 2, 4, 8, 16, 32, 64].map(|n| step(&base, &format!("systems={n}")).0);
+    assert!(systems.is_sorted_by(|few, many| few > many), "{systems:?}");
+}

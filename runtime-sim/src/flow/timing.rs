@@ -59,7 +59,7 @@ const MOST_RUNS: usize = 64;
 /// Largest grid, in PEs, on which it is looked whether all find room for their words.
 const LOOKED_AT: usize = 16_384;
 
-/// Most PEs whose critical path is followed unasked: what held PEs up takes a fifth more time, and a third more memory.
+/// Most PEs whose critical path is followed unasked: keeping what held PEs up takes up to a fifth more time.
 pub const FOLLOWED: u64 = 16_384;
 
 /// Said where it is not known whether a program ends.
