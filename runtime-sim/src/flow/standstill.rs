@@ -203,7 +203,8 @@ impl<'a> Run<'a> {
             if done >= task.times.at(&state.env).max(0) as u64 {
                 continue;
             }
-            let end = self.net.input(pe as usize, task.slot);
+            // Only tasks that words start have an input.
+            let end = || self.net.input(pe as usize, task.slot);
             match task.trigger {
                 Trigger::Start => {
                     ready = vec![n];
@@ -211,8 +212,8 @@ impl<'a> Run<'a> {
                 }
                 Trigger::Local if pending > 0 => ready.push(n),
                 Trigger::Local => open = open.or(Some(Wait::Task)),
-                Trigger::Data { .. } | Trigger::Control { .. } if self.there(end) > 0 => ready.push(n),
-                Trigger::Data { .. } | Trigger::Control { .. } => open = Some(Wait::Word(end)),
+                Trigger::Data { .. } | Trigger::Control { .. } if self.there(end()) > 0 => ready.push(n),
+                Trigger::Data { .. } | Trigger::Control { .. } => open = Some(Wait::Word(end())),
             }
         }
         self.chose |= ready.len() > 1 || (ready.len() == 1 && open.is_some());
