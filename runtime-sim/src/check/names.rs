@@ -39,7 +39,8 @@ fn of_class(program: &WaferProgram, class: &Class, spec: &FabricSpec, pieces: &P
     let (inputs, outputs) = (input_colours(class), output_colours(class));
     Names { program, class, inputs, outputs, pieces, errors: &mut errors }.class(spec);
     let first = class.regions.iter().flat_map(Region::pes).next();
-    errors.into_iter().map(|error| CheckError { at: first, ..error.class(&class.name) }).collect()
+    let told = |error: CheckError| CheckError { at: error.at.or(first), ..error.class(&class.name) };
+    errors.into_iter().map(told).collect()
 }
 
 fn grid(program: &WaferProgram, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
