@@ -188,9 +188,9 @@ fn switches<'a, 'b: 'a>(ops: impl Iterator<Item = &'a Priced<'b>>) -> Seconds {
     let mut since = Seconds::ZERO;
     let mut waited = Seconds::ZERO;
     for priced in ops {
-        since = since + priced.computes + priced.waits;
+        since += priced.computes + priced.waits;
         if matches!(priced.op.kernel, Kernel::Linear { .. } | Kernel::Outer { .. }) {
-            waited = waited + (Seconds(MATRIX_FLOOR) - since).max(Seconds::ZERO);
+            waited += (Seconds(MATRIX_FLOOR) - since).max(Seconds::ZERO);
             since = Seconds::ZERO;
         }
     }

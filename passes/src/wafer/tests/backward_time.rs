@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::cpu::TrainModule;
+use crate::wafer::common::write_out;
 use crate::wafer::{Kept, TrainStage, analytic, place_training};
 use lapidary_hardware::builtin::machine;
 use lapidary_models::autodiff::{Policy, Recompute, training};
 use lapidary_models::{Dims, ModelSpec, builtin};
+use lapidary_runtime_sim::program::{Stmt, WaferProgram};
 
 /// Event, flow and closed form of a program, and by op the closed form beside what the phase took.
 fn levels(placed: &Placed) -> [f64; 3] {
@@ -118,5 +120,46 @@ fn backward_programs_of_layers_take_the_same_time_at_all_levels() {
                 assert_levels(&format!("{} {}", model.name, stage.name), &stage.placed);
             }
         }
+    }
+}
+
+/// How often tasks use pieces.
+fn uses_of_pieces(program: &WaferProgram) -> usize {
+    let tasks = program.classes.iter().flat_map(|class| &class.tasks);
+    tasks.flat_map(|task| &task.body).filter(|stmt| matches!(stmt, Stmt::Piece(_))).count()
+}
+
+#[test]
+fn pieces_that_classes_share_change_no_cycle_of_a_backward_layer() {
+    let model = small("crystalcoder", 4, 16, 172);
+    let cs2 = machine("cs2").unwrap();
+    let spec = WaferSpec::of(cs2.wafer().unwrap(), cs2.wafer().unwrap().clock());
+    for stage in stages(&model, (16, 12), 2, 96, Recompute::Full) {
+        let shared = generate(&stage.placed, &spec).unwrap_or_else(|fault| panic!("{fault}")).program;
+        let mut alone = shared.clone();
+        write_out(&mut alone.classes, &|_| true);
+        for class in &mut alone.classes {
+            class.buffers =
+                class.buffers.iter().map(|(n, b)| (n.clone(), b.clone())).collect::<BTreeMap<_, _>>().into();
+        }
+        let text = lapidary_runtime_sim::text::print(&shared);
+        assert_eq!(lapidary_runtime_sim::text::parse(&text, "shared").as_ref(), Ok(&shared));
+        assert_eq!(uses_of_pieces(&alone), 0);
+        if stage.name == "layer_backward" {
+            let in_full = lapidary_runtime_sim::text::print(&alone).len();
+            let uses = uses_of_pieces(&shared);
+            assert!(
+                uses > 100 && 2 * text.len() < in_full,
+                "{uses} uses, {} and {in_full} bytes",
+                text.len()
+            );
+        }
+        let [shared, alone] = [shared, alone].map(|program| {
+            let checked =
+                check_program(&program, &FabricSpec::wse2()).unwrap_or_else(|faults| panic!("{}", faults[0]));
+            let event = event::simulate(&checked, BTreeMap::new()).unwrap_or_else(|fault| panic!("{fault}"));
+            (flow::time(&checked).unwrap(), event.report)
+        });
+        assert_eq!(shared, alone, "{}", stage.name);
     }
 }
