@@ -371,3 +371,15 @@ proptest! {
         let _ = parse(&format!("wafer 2 x 2\nclass a at (0, 0) {{ {text}"), "noise");
     }
 }
+
+/// Found by fuzzing: classes of one name, of which two share their memory map, and one has its own.
+#[test]
+fn classes_of_one_name_keep_their_own_memories() {
+    let text = "wafer 3 x 1
+class a at (0, 0) { buffer v: f32[8] @0 }
+class b at (1, 0) { buffer v: f32[8] @0 }
+class a at (2, 0) { buffer w: f32[4] @16 }
+";
+    let program = parse(text, "twins.wafer").unwrap();
+    assert_eq!(parse(&print(&program), "again.wafer"), Ok(program));
+}

@@ -22,7 +22,7 @@ pub fn print(program: &WaferProgram) -> String {
     pieces(&mut out, program);
     let memories = Memories::of(program);
     memories.print(&mut out);
-    program.classes.iter().for_each(|c| class(&mut out, c, &memories));
+    program.classes.iter().zip(&memories.of_class).for_each(|(c, memory)| class(&mut out, c, *memory));
     program.host.iter().for_each(|h| line(&mut out, 0, &host(h)));
     out
 }
@@ -47,24 +47,24 @@ type Map = Shared<BTreeMap<String, Buffer>>;
 /// The memory maps that several classes have.
 struct Memories<'a> {
     maps: Vec<&'a Map>,
-    /// By class: its place in `maps`.
-    of_class: BTreeMap<&'a str, usize>,
+    /// By class, in their order: its place in `maps`, unless nobody else has its map.
+    of_class: Vec<Option<usize>>,
 }
 
 impl<'a> Memories<'a> {
     fn of(program: &'a WaferProgram) -> Self {
-        let mut maps: Vec<(&Map, Vec<&str>)> = Vec::new();
-        for class in program.classes.iter().filter(|class| !class.buffers.is_empty()) {
+        let mut maps: Vec<(&Map, Vec<usize>)> = Vec::new();
+        for (at, class) in program.classes.iter().enumerate().filter(|(_, class)| !class.buffers.is_empty()) {
             match maps.iter_mut().find(|(map, _)| **map == class.buffers) {
-                Some((_, users)) => users.push(&class.name),
-                None => maps.push((&class.buffers, vec![&class.name])),
+                Some((_, users)) => users.push(at),
+                None => maps.push((&class.buffers, vec![at])),
             }
         }
         maps.retain(|(_, users)| users.len() > 1);
-        let number = |(at, (_, users)): (usize, &(_, Vec<&'a str>))| {
-            users.iter().map(|user| (*user, at)).collect::<Vec<_>>()
-        };
-        let of_class = maps.iter().enumerate().flat_map(number).collect();
+        let mut of_class = vec![None; program.classes.len()];
+        for (number, (_, users)) in maps.iter().enumerate() {
+            users.iter().for_each(|user| of_class[*user] = Some(number));
+        }
         Memories { maps: maps.into_iter().map(|(map, _)| map).collect(), of_class }
     }
 
@@ -96,10 +96,10 @@ fn name(text: &str) -> String {
     if plain { text.into() } else { format!("\"{text}\"") }
 }
 
-fn class(out: &mut String, class: &Class, memories: &Memories) {
+fn class(out: &mut String, class: &Class, memory: Option<usize>) {
     let regions: Vec<String> = class.regions.iter().map(region).collect();
     line(out, 0, &format!("class {} at {} {{", name(&class.name), regions.join(", ")));
-    match memories.of_class.get(class.name.as_str()) {
+    match memory {
         Some(at) => line(out, 1, &format!("memory m{at}")),
         None => buffers(out, &class.buffers),
     }
