@@ -35,7 +35,9 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(report.terms.values().sum::<u64>(), report.cycles);
             assert!(report.hottest_link.as_ref().is_none_or(|link| link.words <= report.cycles));
             let threads = Options { threads: 3, ..options(7) };
-            assert_eq!(simulate_with(&checked, BTreeMap::new(), &threads).as_ref(), Ok(run));
+            let again = simulate_with(&checked, BTreeMap::new(), &threads);
+            // As text, since what is no number differs from itself.
+            assert_eq!(format!("{:?}", again.as_ref()), format!("{:?}", Ok::<_, &SimError>(run)));
         }
         Err(SimError::Deadlock { chain, .. }) => assert!(!chain.is_empty()),
         Err(other) => assert!(!other.to_string().is_empty()),
