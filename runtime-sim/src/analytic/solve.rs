@@ -307,7 +307,7 @@ impl<'n> Solver<'n> {
         for (node, piece) in self.pieces.iter().enumerate() {
             let Some(pe) = engine.pes[self.pe[node] as usize].as_deref_mut() else { continue };
             let (start, end) = self.span[node];
-            pe.phases.extend(piece.phases.iter().map(|phase| (*phase, start)));
+            piece.phases.iter().for_each(|phase| engine.spans.enter(pe, *phase, start));
             add(pe, piece, end);
         }
         for (stream, parts) in (0u32..).zip(&self.parts) {

@@ -3,6 +3,7 @@
 use super::bursts::Burst;
 use super::pe::{OpState, Pe};
 use super::profile::{Access, Profile};
+use super::spans::Spans;
 use super::streams::Streams;
 use super::work::{Work, Works};
 use crate::lower::{Env, Instr, LoweredClass, LoweredOp, Sink, Source};
@@ -27,6 +28,8 @@ pub struct Actor<'a, 'n> {
     pub streams: &'a mut Streams<'n>,
     /// Its state.
     pub pe: &'a mut Pe,
+    /// When phases begin and end.
+    pub spans: &'a mut Spans,
     /// Instructions executed.
     pub steps: &'a mut u64,
 }
@@ -241,7 +244,7 @@ impl Actor<'_, '_> {
                 self.pe.time += cycles;
                 self.pe.issue += cycles;
             }
-            Instr::Phase(phase) => self.pe.phases.push((*phase as u16, self.pe.time)),
+            Instr::Phase(phase) => self.spans.enter(self.pe, *phase as u16, self.pe.time),
             Instr::End => {
                 self.pe.runs[task].0 += 1;
                 self.pe.running = None;

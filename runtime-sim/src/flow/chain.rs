@@ -5,7 +5,7 @@
 
 use super::bursts::SAME;
 use super::engine::Engine;
-use super::follow::{Before, LEADERS, Led};
+use super::follow::{Before, HostRead, LEADERS, Led};
 use super::groups::{Group, Row};
 use super::pe::Pe;
 use super::streams::Sender;
@@ -20,8 +20,19 @@ const ALIKE: f64 = 1.0;
 struct Timed {
     look: Vec<i64>,
     led: Led,
-    /// By PE and input of its piece: where the words of other rows begin in their stream.
-    above: Vec<Vec<Option<usize>>>,
+    /// Where it read words of rows above.
+    above: Vec<Above>,
+    /// Where it read words of the host; none if somebody else sent it words.
+    hosts: Option<Vec<HostRead>>,
+}
+
+/// An input for words of rows above.
+struct Above {
+    /// Which PE of the row, and which input of its piece.
+    place: usize,
+    input: usize,
+    /// The piece of their stream that these words begin with, if it begins with them.
+    begin: Option<usize>,
 }
 
 impl Engine<'_> {
@@ -62,12 +73,12 @@ impl Engine<'_> {
     /// Runs a row; none if it does not come to the end of the stretch.
     fn time_row(&mut self, stretches: &Stretches, stretch: usize, row: Row) -> Option<Timed> {
         let before: Vec<Before> = row.pes.iter().map(|pe| self.before(stretches, stretch, *pe)).collect();
-        let above = row.pes.iter().map(|pe| self.above(stretches, stretch, *pe)).collect();
+        let above = self.above(stretches, stretch, &row.pes);
         self.lead(&row.pes);
         self.run();
         let ended = self.has_ended(stretches, stretch, &row.pes);
         let led = Led { leader: row.pes, followers: Vec::new(), before };
-        ended.then_some(Timed { look: row.look, led, above })
+        ended.then(|| Timed { look: row.look, hosts: self.host_reads(stretches, stretch, &led), led, above })
     }
 
     /// Lets a row do what one before it did, if it may.
@@ -81,10 +92,12 @@ impl Engine<'_> {
     ) -> bool {
         for known in timed.iter().rev().take(LEADERS).filter(|known| known.look == row.look) {
             let Some((delay, off)) = self.after(stretches, stretch, known, &row.pes, most) else { continue };
-            let follower = (row.pes.clone(), delay);
-            if let Some(host) = self.host_apart(stretches, stretch, &known.led, (&row.pes, delay), most) {
+            let hosts = known.hosts.as_deref();
+            let host =
+                hosts.and_then(|hosts| self.host_apart(stretches, stretch, hosts, (&row.pes, delay), most));
+            if let Some(host) = host {
                 self.strayed += off.max(host);
-                self.take_over(stretches, stretch, &known.led, &follower);
+                self.take_over(stretches, stretch, &known.led, &(row.pes.clone(), delay));
                 return true;
             }
         }
@@ -129,15 +142,20 @@ impl Engine<'_> {
         (waits && apart(words) <= most).then(|| (words, apart(words)))
     }
 
-    /// Where the words of other rows begin in their streams, by input; they have not been read.
-    fn above(&mut self, stretches: &Stretches, stretch: usize, pe: u32) -> Vec<Option<usize>> {
+    /// The inputs of a row for words of other rows, before these are read.
+    fn above(&mut self, stretches: &Stretches, stretch: usize, row: &Group) -> Vec<Above> {
         let net = self.net;
-        let slots = self.piece(stretches, pe, stretch).map_or(&[][..], |piece| &piece.inputs);
-        let begin = |slot: &usize| {
-            let end = net.input(pe as usize, *slot);
-            self.is_from_above(stretches, stretch, end).then(|| self.streams.unread(end)).flatten()
-        };
-        slots.iter().map(begin).collect()
+        let mut above = Vec::new();
+        for (place, &pe) in row.iter().enumerate() {
+            let slots = self.piece(stretches, pe, stretch).map_or(&[][..], |piece| &piece.inputs);
+            for (input, slot) in slots.iter().enumerate() {
+                let end = net.input(pe as usize, *slot);
+                if self.is_from_above(stretches, stretch, end) {
+                    above.push(Above { place, input, begin: self.streams.unread(end) });
+                }
+            }
+        }
+        above
     }
 
     /// Whether a PE of another row sends to an end in this stretch.
@@ -153,7 +171,8 @@ impl Engine<'_> {
     }
 
     /// For every input with words that rows above have sent: the PE of a row before that reads it there, and by how much
-    /// later than there they come, least and most; none if that cannot be told.
+    /// later than there they come, least and most; none if that cannot be told. The two rows look the same, so what comes from
+    /// above in one does so in the other.
     fn fed(
         &mut self,
         stretches: &Stretches,
@@ -162,24 +181,14 @@ impl Engine<'_> {
         row: &Group,
     ) -> Option<Vec<(u32, f64, f64)>> {
         let net = self.net;
-        let mut fed = Vec::new();
-        for ((&a, &b), above) in known.led.leader.iter().zip(row).zip(&known.above) {
+        let mut fed = Vec::with_capacity(known.above.len());
+        for &Above { place, input, begin } in &known.above {
+            let (a, b) = (known.led.leader[place], row[place]);
             let (own, other) = (self.piece(stretches, a, stretch)?, self.piece(stretches, b, stretch)?);
-            for ((from, to), begin) in own.inputs.iter().zip(&other.inputs).zip(above) {
-                let (from, to) = (net.input(a as usize, *from), net.input(b as usize, *to));
-                match (
-                    begin,
-                    self.is_from_above(stretches, stretch, from),
-                    self.is_from_above(stretches, stretch, to),
-                ) {
-                    (_, false, false) => {}
-                    (Some(begin), true, true) => {
-                        let (least, most) = self.comes_apart((from, *begin), to)?;
-                        fed.push((a, least, most));
-                    }
-                    _ => return None,
-                }
-            }
+            let (from, to) =
+                (net.input(a as usize, own.inputs[input]), net.input(b as usize, other.inputs[input]));
+            let (least, most) = self.comes_apart((from, begin?), to)?;
+            fed.push((a, least, most));
         }
         Some(fed)
     }

@@ -7,6 +7,7 @@ use super::pace::Lines;
 use super::pe::Pe;
 use super::profile::Profile;
 use super::skip::Skip;
+use super::spans::Spans;
 use super::streams::Streams;
 use super::work::Works;
 use crate::fabric::FabricSpec;
@@ -50,6 +51,7 @@ pub struct Engine<'a> {
     pub(crate) classes: &'a [LoweredClass],
     pub(crate) pes: Vec<Option<Box<Pe>>>,
     pub(crate) streams: Streams<'a>,
+    pub(crate) spans: Spans,
     pub(super) queue: VecDeque<u32>,
     works: &'a Works,
     /// What held up the host, by stream.
@@ -59,6 +61,8 @@ pub struct Engine<'a> {
     /// Instructions executed, and how many there may be.
     pub(super) steps: u64,
     pub(super) most_steps: u64,
+    /// After so many instructions words are read on credit.
+    pub(super) untrusting: u64,
     /// Cycles by which PEs that followed others may be off, at most.
     pub(super) strayed: f64,
 }
@@ -87,12 +91,14 @@ impl<'a> Engine<'a> {
             classes,
             pes,
             streams: Streams::new(net),
+            spans: Spans::new(program.phases.len()),
             queue: VecDeque::new(),
             works,
             fed: BTreeMap::new(),
             patient: VecDeque::new(),
             steps: 0,
             most_steps: u64::MAX,
+            untrusting: u64::MAX,
             strayed: 0.0,
         }
     }
@@ -165,6 +171,7 @@ impl<'a> Engine<'a> {
             if self.steps > self.most_steps {
                 return;
             }
+            self.streams.credit |= self.steps > self.untrusting;
             let Some(mut pe) = self.pes[index as usize].take() else { continue };
             let class = &self.classes[self.net.class_of[index as usize] as usize];
             let mut actor = Actor {
@@ -176,6 +183,7 @@ impl<'a> Engine<'a> {
                 activation: f64::from(self.spec.task_activation),
                 streams: &mut self.streams,
                 pe: &mut pe,
+                spans: &mut self.spans,
                 steps: &mut self.steps,
             };
             actor.run();

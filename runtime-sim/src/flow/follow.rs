@@ -32,6 +32,17 @@ pub(super) struct Led {
     pub before: Vec<Before>,
 }
 
+/// An input on which a group that was timed read words of the host.
+pub(super) struct HostRead {
+    /// Which PE of the group, and which input of its piece.
+    place: usize,
+    input: usize,
+    /// Cycles from the edge to it.
+    way: f64,
+    /// By how much words of the host came before that PE needed them, at least.
+    slack: f64,
+}
+
 /// A PE at the beginning of a stretch.
 pub(super) struct Before {
     pub time: f64,
@@ -84,14 +95,16 @@ impl Engine<'_> {
         for (stretch, outline) in outlines.enumerate() {
             let spent = |end: u32| self.streams.ahead(end) == 0;
             let groups = Groups::of(outline, &spent);
+            let keeps = self.spans.keeps;
             for &pe in pes {
                 let stop = self.piece(stretches, pe, stretch).map_or(usize::MAX, |piece| piece.stop);
-                self.pe_mut(pe).stop = stop;
+                let state = self.pe_mut(pe);
+                state.stop = stop;
+                if !keeps {
+                    state.phases.clear();
+                }
             }
             self.stretch(stretches, stretch, groups, most);
-            if self.steps > self.most_steps {
-                return;
-            }
         }
     }
 
@@ -105,16 +118,18 @@ impl Engine<'_> {
         for chain in groups.chains {
             self.run_chain(stretches, stretch, chain, most);
         }
-        for led in all {
-            let ended = led.followers.is_empty() || self.has_ended(stretches, stretch, &led.leader);
+        for led in all.into_iter().filter(|led| !led.followers.is_empty()) {
+            let ended = self.has_ended(stretches, stretch, &led.leader);
+            let hosts = ended.then(|| self.host_reads(stretches, stretch, &led)).flatten();
             let mut strayed: f64 = 0.0;
             for follower in &led.followers {
-                match self.off_by(stretches, stretch, &led, follower, most) {
-                    Some(off) if ended => {
+                let off = |hosts| self.off_by(stretches, stretch, &led, hosts, follower, most);
+                match hosts.as_deref().and_then(off) {
+                    Some(off) => {
                         strayed = strayed.max(off);
                         self.take_over(stretches, stretch, &led, follower);
                     }
-                    _ => self.queue.extend(&follower.0),
+                    None => self.queue.extend(&follower.0),
                 }
             }
             self.strayed += strayed;
@@ -208,7 +223,7 @@ impl Engine<'_> {
         let mut ends = piece.inputs.iter().map(|slot| self.net.input(pe as usize, *slot));
         still
             && state.credit.is_empty()
-            && ends.all(|end| !self.is_fed(stretches, stretch, end) || self.streams.ahead(end) == 0)
+            && ends.all(|end| self.streams.ahead(end) == 0 || !self.is_fed(stretches, stretch, end))
     }
 
     /// Whether a PE sends to an end in a stretch.
@@ -240,49 +255,64 @@ impl Engine<'_> {
         }
     }
 
-    /// By how much a group that follows may be off; none if words of the host, or of somebody outside, may make it do
-    /// something else.
-    pub(super) fn off_by(
+    /// By how much a group that follows may be off; none if words of the host may make it do something else.
+    fn off_by(
         &self,
         stretches: &Stretches,
         stretch: usize,
         led: &Led,
+        hosts: &[HostRead],
         (group, delay): &(Group, f64),
         most: f64,
     ) -> Option<f64> {
         let off = self.behind(led, group, *delay);
-        Some(off.max(self.host_apart(stretches, stretch, led, (group, *delay), most)?))
+        Some(off.max(self.host_apart(stretches, stretch, hosts, (group, *delay), most)?))
     }
 
-    /// By how much a group may be off because words of the host come otherwise than to its leader.
-    pub(super) fn host_apart(
+    /// Where a group that was timed read words of the host; none if it read words of somebody outside.
+    pub(super) fn host_reads(
         &self,
         stretches: &Stretches,
         stretch: usize,
         led: &Led,
+    ) -> Option<Vec<HostRead>> {
+        let mut reads = Vec::new();
+        for (place, (&pe, before)) in led.leader.iter().zip(&led.before).enumerate() {
+            let piece = self.piece(stretches, pe, stretch)?;
+            for (input, (slot, taken)) in piece.inputs.iter().zip(&before.taken).enumerate() {
+                let end = self.net.input(pe as usize, *slot);
+                if self.streams.taken(end) == *taken || self.is_fed(stretches, stretch, end) {
+                    continue;
+                }
+                if !self.streams.is_of_host(end) {
+                    return None;
+                }
+                let way = f64::from(self.net.ends[end as usize].latency);
+                reads.push(HostRead { place, input, way, slack: self.pe(pe).slack });
+            }
+        }
+        Some(reads)
+    }
+
+    /// By how much a group may be off because words of the host come otherwise than to the group that it follows.
+    pub(super) fn host_apart(
+        &self,
+        stretches: &Stretches,
+        stretch: usize,
+        hosts: &[HostRead],
         (group, delay): (&Group, f64),
         most: f64,
     ) -> Option<f64> {
-        let net = self.net;
         let mut off: f64 = 0.0;
-        for ((&a, &b), before) in led.leader.iter().zip(group).zip(&led.before) {
-            let (own, other) = (self.piece(stretches, a, stretch)?, self.piece(stretches, b, stretch)?);
-            let slack = self.pe(a).slack;
-            for ((slot, like), taken) in own.inputs.iter().zip(&other.inputs).zip(&before.taken) {
-                let (from, to) = (net.input(a as usize, *slot), net.input(b as usize, *like));
-                if self.streams.taken(from) == *taken || self.is_fed(stretches, stretch, from) {
-                    continue;
-                }
-                if !self.streams.is_of_host(from) {
-                    return None;
-                }
-                let way = |end: u32| f64::from(net.ends[end as usize].latency);
-                let sooner = delay - (way(to) - way(from));
-                match slack > SAME && slack + sooner >= 0.0 {
-                    true => {}
-                    false if sooner.abs() <= most => off = off.max(sooner.abs()),
-                    false => return None,
-                }
+        for host in hosts {
+            let pe = group[host.place];
+            let slot = self.piece(stretches, pe, stretch)?.inputs[host.input];
+            let way = f64::from(self.net.ends[self.net.input(pe as usize, slot) as usize].latency);
+            let sooner = delay - (way - host.way);
+            match host.slack > SAME && host.slack + sooner >= 0.0 {
+                true => {}
+                false if sooner.abs() <= most => off = off.max(sooner.abs()),
+                false => return None,
             }
         }
         Some(off)
@@ -334,8 +364,9 @@ impl Engine<'_> {
             state.busy += leader.busy - before.spent[0];
             state.issue += leader.issue - before.spent[1];
             state.activation += leader.activation - before.spent[2];
-            let later = |(phase, t): &(u16, f64)| (*phase, t + delay);
-            state.phases.extend(leader.phases[before.phases..].iter().map(later));
+            for (phase, time) in &leader.phases[before.phases..] {
+                self.spans.enter_behind(state, *phase, time + delay);
+            }
             state.runs.clone_from(&leader.runs);
             (state.running, state.finished, state.pc) = (leader.running, leader.finished, other.stop);
         }

@@ -41,6 +41,7 @@ mod room;
 mod rows;
 mod run;
 mod skip;
+mod spans;
 mod standstill;
 mod steady;
 mod streams;

@@ -141,14 +141,7 @@ fn classes(engine: &Engine, rows: &Rows, cycles: f64, weight: &dyn Fn(u32) -> f6
 }
 
 fn phases(engine: &Engine) -> Vec<PhaseReport> {
-    let mut spans = vec![(f64::INFINITY, 0.0f64); engine.program.phases.len()];
-    for pe in engine.pes.iter().flatten() {
-        for (n, &(phase, start)) in pe.phases.iter().enumerate() {
-            let end = pe.phases.get(n + 1).map_or(pe.time, |next| next.1);
-            let span = &mut spans[phase as usize];
-            *span = (span.0.min(start), span.1.max(end));
-        }
-    }
+    let spans = engine.spans.ended(engine.pes.iter().filter_map(|pe| pe.as_deref()));
     let named = engine.program.phases.iter().zip(spans).filter(|(_, span)| span.0.is_finite());
     named
         .map(|(name, (start, end))| PhaseReport {

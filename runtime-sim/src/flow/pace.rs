@@ -48,7 +48,7 @@ pub struct Waits {
 }
 
 /// Places kept without asking for memory.
-const FEW: usize = 8;
+const FEW: usize = 4;
 
 impl Waits {
     fn push(&mut self, wait: Wait) {

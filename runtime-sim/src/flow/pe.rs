@@ -18,7 +18,9 @@ pub struct Pe {
     pub issue: f64,
     /// Cycles that started tasks.
     pub activation: f64,
-    /// Phases entered, with the time.
+    /// The phase it is in.
+    pub phase: Option<u16>,
+    /// Phases entered, with the time: in this stretch, or in the whole run if that is kept.
     pub phases: Vec<(u16, f64)>,
     /// Everything is done.
     pub finished: bool,

@@ -47,7 +47,7 @@ const SMALL: u64 = 100_000;
 /// Most instructions of all runs of a program.
 const MOST_STEPS: u64 = 4_000_000;
 
-/// A run of more instructions reads words on credit.
+/// After so many instructions a run reads words on credit.
 const UNTRUSTING: u64 = 250_000;
 
 /// PEs begin alike if they do so within this share of the time that the busiest takes if nothing makes it wait.
@@ -106,14 +106,12 @@ impl<'a> Job<'a> {
     #[cfg(test)]
     pub fn on_credit(&self) -> Result<Timed, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(Default::default()) };
-        let trust = Trust { known: None, credit: true, most_steps: u64::MAX, explains: true };
+        let trust = Trust { known: None, untrusting: 0, explains: true };
         let (classes, works) = (&self.classes[..], works(&self.classes));
         let setting = Setting { net: &net, classes, works: &works, rows: &rows, likeness: None };
         match run(self.program, self.spec, &setting, (trust, false))? {
             Ran::Well(_, timed) => Ok(*timed),
-            Ran::Otherwise | Ran::TooLong => {
-                panic!("nothing is foretold, and there is no end of instructions")
-            }
+            Ran::Otherwise => panic!("nothing is foretold"),
         }
     }
 
@@ -134,7 +132,7 @@ impl<'a> Job<'a> {
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
         let known = (sharing == Sharing::Rows).then_some(2);
-        let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING, explains: self.explains() };
+        let mut trust = Trust { known, untrusting: UNTRUSTING, explains: self.explains() };
         loop {
             let Some((net, rows)) = self.chosen(trust.known) else { return Ok(Default::default()) };
             let stretches = match sharing {
@@ -146,15 +144,10 @@ impl<'a> Job<'a> {
             let most = (ALIKE * least_cycles(&net, &self.classes)).floor();
             let likeness = stretches.as_ref().map(|stretches| (stretches, most));
             let setting = Setting { net: &net, classes: &self.classes, works: &works, rows: &rows, likeness };
-            let mut ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
-            if let Ran::TooLong = ran {
-                trust = Trust { credit: true, most_steps: u64::MAX, ..trust };
-                ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
-            }
-            match ran {
+            match run(self.program, self.spec, &setting, (trust, self.traced))? {
                 Ran::Well(steps, timed) => return Ok((steps, *timed)),
                 // The first periods of a line said nothing of the last: more of them are looked at.
-                Ran::Otherwise | Ran::TooLong => trust.known = trust.known.map(|known| 2 * known),
+                Ran::Otherwise => trust.known = trust.known.map(|known| 2 * known),
             }
         }
     }
@@ -260,7 +253,7 @@ pub fn finishes(
     let stretches = Stretches::of(net, classes);
     // Whether they finish is no matter of time.
     let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
-    let trust = Trust { known: None, credit: false, most_steps: u64::MAX, explains: false };
+    let trust = Trust { known: None, untrusting: u64::MAX, explains: false };
     let works = works(classes);
     let setting = Setting { net, classes, works: &works, rows: &rows, likeness };
     run(program, spec, &setting, (trust, false)).map(|_| ())
