@@ -61,8 +61,6 @@ pub struct Engine<'a> {
     /// Instructions executed, and how many there may be.
     pub(super) steps: u64,
     pub(super) most_steps: u64,
-    /// After so many instructions words are read on credit.
-    pub(super) untrusting: u64,
     /// Cycles by which PEs that followed others may be off, at most.
     pub(super) strayed: f64,
 }
@@ -98,7 +96,6 @@ impl<'a> Engine<'a> {
             patient: VecDeque::new(),
             steps: 0,
             most_steps: u64::MAX,
-            untrusting: u64::MAX,
             strayed: 0.0,
         }
     }
@@ -171,7 +168,6 @@ impl<'a> Engine<'a> {
             if self.steps > self.most_steps {
                 return;
             }
-            self.streams.credit |= self.steps > self.untrusting;
             let Some(mut pe) = self.pes[index as usize].take() else { continue };
             let class = &self.classes[self.net.class_of[index as usize] as usize];
             let mut actor = Actor {

@@ -105,6 +105,9 @@ impl Engine<'_> {
                 }
             }
             self.stretch(stretches, stretch, groups, most);
+            if self.steps > self.most_steps {
+                return;
+            }
         }
     }
 

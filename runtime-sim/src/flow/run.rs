@@ -25,8 +25,10 @@ pub type Timed = (Report, Trace);
 pub struct Trust {
     /// Periods of rows in a line that say what the others do.
     pub known: Option<u32>,
-    /// After so many instructions, words that are not there come in the rhythm of those before.
-    pub untrusting: u64,
+    /// Words that are not there come in the rhythm of those before.
+    pub credit: bool,
+    /// Most instructions.
+    pub most_steps: u64,
     /// Whether it is told why the last PE ended when it did.
     pub explains: bool,
 }
@@ -37,6 +39,8 @@ pub enum Ran {
     Well(u64, Box<Timed>),
     /// Rows in a line did not do what was foretold.
     Otherwise,
+    /// It took more instructions than it may.
+    TooLong,
 }
 
 /// What runs.
@@ -59,16 +63,23 @@ pub fn run(
     let mut engine = Engine::new(program, spec, net, classes, works, &rows.skips);
     engine.streams.keeps |= traced;
     engine.spans.keeps = traced;
-    (engine.streams.credit, engine.untrusting) = (trust.untrusting == 0, trust.untrusting);
+    engine.streams.credit = trust.credit;
+    engine.most_steps = trust.most_steps;
     engine.streams.explains = trust.explains;
     engine.feed();
     engine.run_members(&engine.members(&rows.skips, false), likeness);
+    if engine.steps > engine.most_steps {
+        return Ok(Ran::TooLong);
+    }
     for skip in &rows.skips {
         if !engine.foretell(skip) {
             return Ok(Ran::Otherwise);
         }
     }
     engine.run_members(&engine.members(&rows.skips, true), likeness);
+    if engine.steps > engine.most_steps {
+        return Ok(Ran::TooLong);
+    }
     finished(&engine)?;
     if !rows.skips.iter().all(|skip| engine.came_true(skip)) {
         return Ok(Ran::Otherwise);

@@ -47,7 +47,7 @@ const SMALL: u64 = 100_000;
 /// Most instructions of all runs of a program.
 const MOST_STEPS: u64 = 4_000_000;
 
-/// After so many instructions a run reads words on credit.
+/// A run of more instructions reads words on credit; so does one of more PEs, each counted once a stretch.
 const UNTRUSTING: u64 = 250_000;
 
 /// PEs begin alike if they do so within this share of the time that the busiest takes if nothing makes it wait.
@@ -106,12 +106,14 @@ impl<'a> Job<'a> {
     #[cfg(test)]
     pub fn on_credit(&self) -> Result<Timed, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(Default::default()) };
-        let trust = Trust { known: None, untrusting: 0, explains: true };
+        let trust = Trust { known: None, credit: true, most_steps: u64::MAX, explains: true };
         let (classes, works) = (&self.classes[..], works(&self.classes));
         let setting = Setting { net: &net, classes, works: &works, rows: &rows, likeness: None };
         match run(self.program, self.spec, &setting, (trust, false))? {
             Ran::Well(_, timed) => Ok(*timed),
-            Ran::Otherwise => panic!("nothing is foretold"),
+            Ran::Otherwise | Ran::TooLong => {
+                panic!("nothing is foretold, and there is no end of instructions")
+            }
         }
     }
 
@@ -132,7 +134,7 @@ impl<'a> Job<'a> {
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
         let known = (sharing == Sharing::Rows).then_some(2);
-        let mut trust = Trust { known, untrusting: UNTRUSTING, explains: self.explains() };
+        let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING, explains: self.explains() };
         loop {
             let Some((net, rows)) = self.chosen(trust.known) else { return Ok(Default::default()) };
             let stretches = match sharing {
@@ -144,10 +146,19 @@ impl<'a> Job<'a> {
             let most = (ALIKE * least_cycles(&net, &self.classes)).floor();
             let likeness = stretches.as_ref().map(|stretches| (stretches, most));
             let setting = Setting { net: &net, classes: &self.classes, works: &works, rows: &rows, likeness };
-            match run(self.program, self.spec, &setting, (trust, self.traced))? {
+            let at_once = stretches.as_ref().map_or(0, |all| (net.traced_pes().count() * all.count) as u64);
+            if at_once > UNTRUSTING {
+                (trust.credit, trust.most_steps) = (true, u64::MAX);
+            }
+            let mut ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
+            if let Ran::TooLong = ran {
+                (trust.credit, trust.most_steps) = (true, u64::MAX);
+                ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
+            }
+            match ran {
                 Ran::Well(steps, timed) => return Ok((steps, *timed)),
                 // The first periods of a line said nothing of the last: more of them are looked at.
-                Ran::Otherwise => trust.known = trust.known.map(|known| 2 * known),
+                Ran::Otherwise | Ran::TooLong => trust.known = trust.known.map(|known| 2 * known),
             }
         }
     }
@@ -253,7 +264,7 @@ pub fn finishes(
     let stretches = Stretches::of(net, classes);
     // Whether they finish is no matter of time.
     let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
-    let trust = Trust { known: None, untrusting: u64::MAX, explains: false };
+    let trust = Trust { known: None, credit: false, most_steps: u64::MAX, explains: false };
     let works = works(classes);
     let setting = Setting { net, classes, works: &works, rows: &rows, likeness };
     run(program, spec, &setting, (trust, false)).map(|_| ())

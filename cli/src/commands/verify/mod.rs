@@ -15,6 +15,7 @@ mod spread;
 mod spread_step;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod views;
 
 use super::print_json;
@@ -44,9 +45,6 @@ use report::{Report, Run};
 use settings::{Setting, every};
 use simulated::Simulated;
 use spread::Spread;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 /// Runs the verb.
@@ -74,11 +72,11 @@ pub fn run(args: &Verify, global: &Global) -> Result<(), Failure> {
     let report = weights::with(&directory.folder, &directory.spec, |weights| {
         let mut progress = Progress::new(global, settings.len() as u64);
         let verifier = Verifier { args, directory: &directory, weights, jobs: super::jobs(global) };
-        let runs = verifier.runs(&settings, &mut progress)?;
+        let (runs, left_out) = verifier.runs(&settings, &mut progress)?;
         progress.finish();
         let gradients = if args.grads { verifier.gradients()? } else { Vec::new() };
         let (device, bisection) = (args.device.name(), None);
-        let mut report = Report { directory: &directory, device, runs, gradients, bisection };
+        let mut report = Report { directory: &directory, device, runs, left_out, gradients, bisection };
         if args.bisect {
             let told = report.runs.iter().position(|run| !run.checks.ok).unwrap_or(0);
             report.bisection = Some(verifier.bisect(&settings[told], &report.runs[told])?);
@@ -132,7 +130,7 @@ fn spread(args: &Verify, global: &Global, job: Job<'_>) -> Result<(), Failure> {
             _ => Vec::new(),
         };
         let device = args.device.name();
-        Ok(Report { directory: &directory, device, runs, gradients, bisection: None })
+        Ok(Report { directory: &directory, device, runs, left_out: Vec::new(), gradients, bisection: None })
     })?;
     if speaks {
         match args.json {
@@ -187,7 +185,8 @@ fn spread_on<'d>(
         check(directory, &OnGpu { module, gpu }, allowed)
     })?;
     let (runs, device) = (vec![Run { switches: told, allowed, checks }], Device::Cuda.name());
-    let report = Report { directory, device, runs, gradients: Vec::new(), bisection: None };
+    let (left_out, gradients) = (Vec::new(), Vec::new());
+    let report = Report { directory, device, runs, left_out, gradients, bisection: None };
     Ok((report, standing.is_none_or(|standing| standing.first())))
 }
 
@@ -282,46 +281,6 @@ struct Verifier<'a> {
 }
 
 impl Verifier<'_> {
-    /// Every setting in order. Simulations of small wafers have little for a second thread to do, so settings of the
-    /// simulator share the threads; each gives the same on any number of them.
-    fn runs(&self, settings: &[Setting], progress: &mut Progress) -> Result<Vec<Run>, Failure> {
-        let run = |setting: &Setting| {
-            let allowed = tolerances(self.directory, setting.precision)?;
-            Ok(Run { switches: self.told(setting), allowed, checks: self.checks(setting, allowed)? })
-        };
-        let threads = if self.args.device == Device::WaferSim { self.jobs.min(settings.len()) } else { 1 };
-        if threads < 2 {
-            let one = |setting: &Setting| progress.stage(&setting.switches.to_string(), || run(setting));
-            return settings.iter().map(one).collect();
-        }
-        let next = AtomicUsize::new(0);
-        let (send, receive) = mpsc::channel();
-        let mut runs: Vec<Option<Result<Run, Failure>>> = settings.iter().map(|_| None).collect();
-        thread::scope(|scope| {
-            for _ in 0..threads {
-                let (next, run, send) = (&next, &run, send.clone());
-                scope.spawn(move || {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(setting) = settings.get(at) else { break };
-                        if send.send((at, run(setting))).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-            drop(send);
-            for _ in settings {
-                let Ok((at, run)) = progress.stage("settings on the simulated wafer", || receive.recv())
-                else {
-                    break;
-                };
-                runs[at] = Some(run);
-            }
-        });
-        runs.into_iter().flatten().collect()
-    }
-
     fn checks(&self, setting: &Setting, allowed: Tolerances) -> Result<Checks, Failure> {
         if self.args.device == Device::Cpu {
             let device = self.compile(&setting.switches, setting)?;

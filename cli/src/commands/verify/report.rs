@@ -20,6 +20,16 @@ pub struct Run {
     pub checks: Checks,
 }
 
+/// One set of switches whose program the device has no room for.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeftOut {
+    /// How it would have been made.
+    #[serde(serialize_with = "as_map")]
+    pub switches: Vec<(&'static str, String)>,
+    /// What there is too little of.
+    pub why: String,
+}
+
 /// The document of `verify --json`.
 #[derive(Serialize)]
 pub struct Document<'a> {
@@ -34,6 +44,8 @@ pub struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     bisection: Option<&'a Bisection>,
     runs: Vec<Summary>,
+    #[serde(skip_serializing_if = "<[LeftOut]>::is_empty")]
+    left_out: &'a [LeftOut],
     #[serde(skip_serializing_if = "<[GradientChecks]>::is_empty")]
     gradients: &'a [GradientChecks],
 }
@@ -57,6 +69,8 @@ pub struct Report<'a> {
     pub device: &'static str,
     /// Every run; at least one.
     pub runs: Vec<Run>,
+    /// What every switch would have been but for the room.
+    pub left_out: Vec<LeftOut>,
     /// Gradients, where they were asked for.
     pub gradients: Vec<GradientChecks>,
     /// Where a difference begins.
@@ -95,6 +109,7 @@ impl Report<'_> {
             first_difference: told.checks.first_difference().cloned(),
             bisection: self.bisection.as_ref(),
             runs: self.runs.iter().map(summary).collect(),
+            left_out: &self.left_out,
             gradients: &self.gradients,
         }
     }
@@ -102,7 +117,7 @@ impl Report<'_> {
     /// The same for people.
     pub fn print(&self) {
         let told = self.told();
-        println!("{} on {}, {}", self.directory.spec.name, self.device, switches(told));
+        println!("{} on {}, {}", self.directory.spec.name, self.device, words(&told.switches));
         print_tensors(&told.checks.tensors);
         print_sequences(self.directory, &told.checks, told.allowed);
         for Skipped { what, why } in told.checks.not_checked.iter().chain(&self.directory.not_checked) {
@@ -110,6 +125,9 @@ impl Report<'_> {
         }
         if self.runs.len() > 1 {
             println!("\n{}", matrix(&self.runs));
+        }
+        for LeftOut { switches, why } in &self.left_out {
+            println!("left out: {}: {why}", words(switches));
         }
         self.gradients.iter().for_each(GradientChecks::print);
         if let Some(bisection) = &self.bisection {
@@ -142,8 +160,12 @@ fn summary(run: &Run) -> Summary {
     }
 }
 
-fn switches(run: &Run) -> String {
-    run.switches.iter().map(|(key, value)| format!("{key} {value}")).collect::<Vec<_>>().join(", ")
+fn words(switches: &[(&str, String)]) -> String {
+    switches.iter().map(|(key, value)| format!("{key} {value}")).collect::<Vec<_>>().join(", ")
+}
+
+fn as_map<S: serde::Serializer>(switches: &[(&str, String)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(switches.iter().map(|(key, value)| (key, value)))
 }
 
 fn number(x: Option<f64>) -> String {
