@@ -1,14 +1,21 @@
 //! Wrong models are told from right ones, and broken programs are traced to the op that is broken.
 
+use super::Verifier;
 use super::bisect::{Bisection, Suspects};
 use super::check::{Checks, Tolerances, check};
 use super::compiled::Compiled;
 use super::cuda::OnGpu;
 use super::directory::Directory;
+use super::settings::Setting;
+use crate::args::{Cli, Command, Precision};
+use crate::failure::Exit;
 use crate::gpu::Gpu;
 use crate::host::{self, Switches};
 use crate::memory::Needs;
+use crate::progress::Progress;
+use crate::wafer::{Grid, Mode};
 use crate::weights;
+use clap::Parser;
 use lapidary_models::{DType, ModelSpec};
 use lapidary_passes::{Fusion, Mup};
 use lapidary_reference::Params;
@@ -270,4 +277,40 @@ fn an_emulated_gpu_gives_the_stored_tensors_and_continuations() {
 fn an_emulated_gpu_in_bf16_stays_within_what_bf16_loses() {
     let checks = on_emulated_gpu("amber-tiny", DType::Bf16);
     assert!(checks.ok, "{:?} {:?}", checks.first_difference(), checks.argmax_agreement);
+}
+
+/// CrystalCoder's multiplier of the embedding is a region of its own where it is kept, one more than 8 rows have room for.
+#[test]
+fn settings_that_the_wafer_has_no_room_for_are_left_out_on_any_number_of_threads() {
+    let folder = folder("crystal-tiny");
+    let name = folder.display().to_string();
+    let cli = Cli::try_parse_from(["lapidary", "verify", &name, "--device", "wafer-sim"]).expect("arguments");
+    let Command::Verify(args) = &cli.command else { panic!("verify") };
+    let directory = directory("crystal-tiny");
+    let setting = |mup, mode| Setting {
+        switches: Switches { mup, ..Switches::default() },
+        engine: Engine::Compiled,
+        precision: Precision::Bf16,
+        grid: Grid { width: 8, height: 8 },
+        mode,
+    };
+    let (fits, too_large) =
+        (setting(Mup::Fold, Mode::LayerPipelined), setting(Mup::Keep, Mode::LayerPipelined));
+    weights::with(&folder, &directory.spec, |weights| {
+        for jobs in [1, 2] {
+            let verifier = Verifier { args, directory: &directory, weights, jobs };
+            let mut progress = Progress::new(&cli.global, 3);
+            let three = [fits.clone(), too_large.clone(), setting(Mup::Keep, Mode::WeightStreaming)];
+            let (runs, left_out) = verifier.runs(&three, &mut progress)?;
+            assert_eq!(runs.len(), 2, "{jobs} threads");
+            assert!(runs.iter().all(|run| run.checks.ok));
+            assert_eq!(left_out.len(), 1);
+            assert!(left_out[0].why.contains("8 does not do"), "{}", left_out[0].why);
+            assert!(left_out[0].switches.contains(&("mup", "keep".into())));
+            let none = verifier.runs(std::slice::from_ref(&too_large), &mut progress);
+            assert_eq!(none.err().map(|failure| failure.exit), Some(Exit::DoesNotFit));
+        }
+        Ok(())
+    })
+    .expect("verified");
 }
