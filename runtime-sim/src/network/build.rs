@@ -60,7 +60,8 @@ struct Step {
 impl<'a> Builder<'a> {
     fn new(program: &'a WaferProgram, spec: &'a FabricSpec, class_of: Vec<u16>, traced: Vec<bool>) -> Self {
         let (width, height) = (program.width, program.height);
-        let net = Network { width, height, class_of, traced, ..Network::default() };
+        let reach = (0..height).collect();
+        let net = Network { width, height, class_of, traced, reach, ..Network::default() };
         Builder {
             program,
             spec,
@@ -195,9 +196,9 @@ impl<'a> Builder<'a> {
 
     fn walk(&mut self, trace: Trace) {
         let most = 4 * self.net.class_of.len() + 8;
-        let mut steps = 0;
+        let (mut steps, mut south) = (0, 0);
         while let Some(step) = self.open.pop() {
-            steps += 1;
+            (steps, south) = (steps + 1, step.at.y.max(south));
             if steps > most {
                 let fault = Fault::Circle { sender: self.sender(trace.origin) };
                 self.open.clear();
@@ -209,6 +210,10 @@ impl<'a> Builder<'a> {
         let (ends, shared) = (self.net.ends.len() as u32, self.net.shared.len() as u32);
         let s = &mut self.net.streams[stream];
         (s.ends, s.shared) = (ends - s.first_end, shared - s.first_shared);
+        if let Origin::Pe(pe) = trace.origin {
+            let reach = &mut self.net.reach[(pe / self.net.width) as usize];
+            *reach = south.max(*reach);
+        }
     }
 
     /// The words enter the router at `step.at` through `step.from`.

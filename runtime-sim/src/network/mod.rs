@@ -11,7 +11,7 @@ mod groups;
 mod line;
 mod thin;
 
-pub use alike::{Alike, Likeness};
+pub use alike::{Alike, Likeness, Looks};
 pub use cover::{NOBODY, cover};
 pub use line::Line;
 
@@ -137,6 +137,8 @@ pub struct Network {
     pub streams: Vec<Stream>,
     /// All ends, grouped by stream.
     pub ends: Vec<End>,
+    /// Per row: the southernmost one that words of its PEs enter, as far as they are traced.
+    pub reach: Vec<u32>,
     /// Ramps in rows that are not traced where words arrive: stream and PE, in order of streams.
     pub elsewhere: Vec<(u32, Coord)>,
     /// Shared links by stream.
