@@ -24,7 +24,7 @@ pub use fault::{CheckError, Fault};
 use crate::fabric::FabricSpec;
 use crate::flow::{self, FlowError};
 use crate::lower::{LoweredClass, lower};
-use crate::network::{Network, cover};
+use crate::network::{Links, Network, cover};
 use crate::program::WaferProgram;
 use rows::Rows;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ fn proven(program: &WaferProgram, spec: &FabricSpec) -> Result<Vec<LoweredClass>
         return Ok(classes);
     }
     let rows = Rows::choose(program, &class_of, &classes);
-    let net = Network::of_rows(program, spec, class_of, rows.traced.clone())?;
+    let net = Network::of_rows(program, spec, class_of, rows.traced.clone(), Links::Untold)?;
     refuse(words::check(program, &net, &classes, &rows))?;
     if small && let Err(FlowError::Deadlock { chain }) = flow::finishes(program, spec, &net, &classes) {
         return Err(vec![CheckError::new(Fault::Cycle { chain: chain.join("; ") })]);
@@ -117,7 +117,7 @@ fn holds_in_few_rows(
     classes: &[LoweredClass],
 ) -> bool {
     let Some(rows) = Rows::choose_fewer(program, class_of, classes) else { return false };
-    let net = Network::of_rows(program, spec, class_of.to_vec(), rows.traced.clone());
+    let net = Network::of_rows(program, spec, class_of.to_vec(), rows.traced.clone(), Links::Untold);
     net.is_ok_and(|net| words::hold(program, &net, classes, &rows))
 }
 

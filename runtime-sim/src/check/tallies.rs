@@ -1,5 +1,6 @@
 //! The tallies of all PEs, each counted once for PEs that cannot differ.
 
+use super::places::Grid;
 use super::sums::Sums;
 use super::tally::{Body, Tally};
 use crate::lower::{Linear, LoweredClass, segments};
@@ -10,7 +11,10 @@ use std::collections::BTreeMap;
 
 /// The code of all segments, by number, ready to be counted.
 pub fn bodies(net: &Network, classes: &[LoweredClass]) -> Vec<Body> {
-    parallel::map(&segments(classes), |segment| Body::of(segment, (net.width, net.height)))
+    let mut grid = Grid::new(net.width, net.height);
+    let segments = segments(classes).into_iter();
+    let segments: Vec<_> = segments.map(|segment| (segment, grid.kinds(segment.placed()))).collect();
+    parallel::map(&segments, |(segment, places)| Body::of(segment, places.clone()))
 }
 
 /// What every PE of a traced row sends and reads.

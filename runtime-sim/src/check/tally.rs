@@ -6,7 +6,7 @@ use super::product::Product;
 use crate::lower::{Env, Instr, Linear, LoweredOp, Segment, Sink, Source};
 use crate::program::Coord;
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// What one PE does to the fabric in a whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -84,7 +84,7 @@ pub struct Body {
     /// Whether a count or length depends on how often the task ran before.
     pub by_turn: bool,
     /// Columns and rows of the grid by what they contribute to its counts and lengths.
-    places: [Places; 2],
+    places: [Arc<Places>; 2],
     /// What one run gains, by kind of row and kind of column.
     known: Vec<OnceLock<Box<Tally>>>,
     /// The different counts and lengths.
@@ -120,15 +120,13 @@ struct Repeat {
 }
 
 impl Body {
-    /// The code of a segment, on a grid of so many columns and rows.
-    pub fn of(segment: &Segment, (width, height): (u32, u32)) -> Self {
+    /// The code of a segment, with columns and rows by what they contribute to its lengths.
+    pub fn of(segment: &Segment, places: [Arc<Places>; 2]) -> Self {
         let by_turn = segment.instrs.iter().any(Instr::length_varies_by_turn);
-        let mut body = Body { by_turn, ..Body::default() };
+        let mut body = Body { by_turn, places, ..Body::default() };
         body.sequence(&segment.instrs, 0..segment.instrs.len(), Product::default());
         body.fold();
         if body.varies() && !by_turn {
-            body.places =
-                [Places::of(segment.placed(), true, width), Places::of(segment.placed(), false, height)];
             let kinds = body.places[0].kinds.saturating_mul(body.places[1].kinds);
             body.known.resize_with(if kinds <= MOST_KINDS { kinds } else { 0 }, OnceLock::new);
         }

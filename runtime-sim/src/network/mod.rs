@@ -23,6 +23,15 @@ pub const NONE: u32 = u32::MAX;
 /// The five ports by index: ramp, north, east, south, west.
 pub const PORTS: [Port; 5] = [Port::Ramp, Port::North, Port::East, Port::South, Port::West];
 
+/// What is told of the links that streams cross.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// Which ones streams of several colours share.
+    Shared,
+    /// Nothing: for who asks only where words arrive, or takes links for wide enough.
+    Untold,
+}
+
 /// Who sends a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {

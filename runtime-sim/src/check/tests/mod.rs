@@ -8,7 +8,7 @@ use super::rows::Rows;
 use super::{CheckError, holds_in_few_rows, memory, names, prove, words};
 use crate::FabricSpec;
 use crate::lower::lower;
-use crate::network::{Network, cover};
+use crate::network::{Links, Network, cover};
 use crate::program::WaferProgram;
 use proptest::prelude::*;
 
@@ -60,7 +60,7 @@ fn verdicts(program: &WaferProgram) -> Option<(bool, Result<(), Vec<CheckError>>
     }
     let few = holds_in_few_rows(program, &spec, &class_of, &classes);
     let rows = Rows::all(program);
-    let all = Network::of_rows(program, &spec, class_of, rows.traced.clone());
+    let all = Network::of_rows(program, &spec, class_of, rows.traced.clone(), Links::Untold);
     let all = all.and_then(|net| super::refuse(words::check(program, &net, &classes, &rows)));
     Some((few, all))
 }
