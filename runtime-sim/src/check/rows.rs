@@ -3,7 +3,7 @@
 use super::periods::Periods;
 use crate::lower::LoweredClass;
 use crate::network::{Alike, Likeness, Line, Looks};
-use crate::program::{Trigger, WaferProgram};
+use crate::program::{Direction, Port, Trigger, WaferProgram};
 
 /// Rows by what has to be proved of them.
 pub struct Rows {
@@ -19,7 +19,8 @@ pub struct Rows {
 pub const SLOTS: usize = 32;
 
 impl Rows {
-    /// One group of rows for each kind; all rows where words pass switches, which decide at run time.
+    /// One group of rows for each kind; all rows where words pass switches, which decide at run time, and where the host
+    /// sends from the west or the east: its words may go on to rows that another does not reach.
     pub fn choose(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]) -> Self {
         Rows::of_groups(program, class_of, classes, |_, _| None)
     }
@@ -45,7 +46,11 @@ impl Rows {
         line: impl Fn(&Looks, &[u32]) -> Option<Periods>,
     ) -> Self {
         let switches = program.classes.iter().flat_map(|c| c.routes.values()).any(|r| r.positions.len() > 1);
-        if switches || classes.iter().any(|c| c.inputs.len() > SLOTS) {
+        let from_the_side = program
+            .host
+            .iter()
+            .any(|host| host.direction == Direction::In && matches!(host.edge, Port::West | Port::East));
+        if switches || from_the_side || classes.iter().any(|c| c.inputs.len() > SLOTS) {
             return Rows::all(program);
         }
         let alike = Alike::of(program, class_of, classes, Likeness::Proof);
