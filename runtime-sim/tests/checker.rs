@@ -1,6 +1,7 @@
 //! Programs that could fault the machine are refused, with the place, the cause and a hint.
 
 use lapidary_runtime_sim::check::Fault;
+use lapidary_runtime_sim::program::Coord;
 use lapidary_runtime_sim::text::parse;
 use lapidary_runtime_sim::{CheckError, FabricSpec, check, collectives};
 
@@ -137,6 +138,23 @@ class c at (1, 1) { route 0: north -> west }
 class d at (0, 1) { buffer v: f32[1] @0 route 0: ramp -> north task t start { mov out(0) <- v len 1 } }";
     let found = faults(text);
     assert!(matches!(found[0].fault, Fault::TwoSenders { .. } | Fault::Circle { .. }), "{found:?}");
+}
+
+/// Rows that look the same may still differ in where the words that the host sends from the side go on to.
+#[test]
+fn words_from_the_side_are_followed_in_every_row() {
+    let host = |lanes: &str| {
+        format!("tensor w[16] host w in west lanes {lanes} colour 0 tensor w dims 4 at d0 + 4*y ")
+    };
+    let reads = "{ buffer v: f32[4] @0 route 0: west -> ramp task t start { mov v <- in(0) len 4 } }";
+    assert_eq!(faults(&format!("wafer 1 x 3 {} class a at (0, 0) 1 x 3 {reads}", host("0 .. 3"))), []);
+    let passes = format!(
+        "class a at (0, 0) 1 x 2 step 1 x 2 {{ route 0: west -> south }} class b at (0, 1) {}",
+        reads.replace("west", "north")
+    );
+    let found = faults(&format!("wafer 1 x 4 {} {passes}", host("0 .. 2 step 2")));
+    assert!(matches!(found[..], [CheckError { fault: Fault::DeadEnd { .. }, .. }]), "{found:?}");
+    assert_eq!(found[0].at, Some(Coord { x: 0, y: 3 }));
 }
 
 /// Faults next to programs that are right, so that each case turns on one figure.

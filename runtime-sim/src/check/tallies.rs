@@ -1,11 +1,21 @@
 //! The tallies of all PEs, each counted once for PEs that cannot differ.
 
-use super::tally::{Body, Sums, Tally};
+use super::places::Grid;
+use super::sums::Sums;
+use super::tally::{Body, Tally};
 use crate::lower::{Linear, LoweredClass, segments};
 use crate::network::{NONE, Network};
 use crate::parallel;
 
 use std::collections::BTreeMap;
+
+/// The code of all segments, by number, ready to be counted.
+pub fn bodies(net: &Network, classes: &[LoweredClass]) -> Vec<Body> {
+    let mut grid = Grid::new(net.width, net.height);
+    let segments = segments(classes).into_iter();
+    let segments: Vec<_> = segments.map(|segment| (segment, grid.kinds(segment.placed()))).collect();
+    parallel::map(&segments, |(segment, places)| Body::of(segment, places.clone()))
+}
 
 /// What every PE of a traced row sends and reads.
 pub struct Tallies {
@@ -15,10 +25,9 @@ pub struct Tallies {
 }
 
 impl Tallies {
-    /// Counts all PEs of the traced rows.
-    pub fn of(net: &Network, classes: &[LoweredClass]) -> Self {
-        let bodies = parallel::map(&segments(classes), |segment| Body::of(segment, (net.width, net.height)));
-        let mut kinds: Vec<Kinds> = parallel::map(classes, |class| Kinds::of(class, &bodies, net));
+    /// Counts all PEs of the traced rows. `bodies` are those of all segments, by number.
+    pub fn of(net: &Network, classes: &[LoweredClass], bodies: &[Body]) -> Self {
+        let mut kinds: Vec<Kinds> = parallel::map(classes, |class| Kinds::of(class, bodies, net));
         let mut ids: BTreeMap<(u16, u32, u32), u32> = BTreeMap::new();
         let (mut id_of, mut places) = (vec![NONE; net.class_of.len()], Vec::new());
         for (pe, class) in net.traced_pes() {

@@ -1,12 +1,12 @@
-//! What a PE sends, reads and starts in a whole run: its code as sums of products of counts and lengths, formed once
-//! for a class and evaluated for each kind of place.
+//! What a piece of code sends, reads and starts: sums of products of counts and lengths, formed once and evaluated for
+//! each kind of place.
 
 use super::places::Places;
 use super::product::Product;
-use crate::lower::{Env, Instr, Linear, LoweredClass, LoweredOp, LoweredTask, Segment, Sink, Source};
-use crate::program::{Coord, Trigger};
+use crate::lower::{Env, Instr, Linear, LoweredOp, Segment, Sink, Source};
+use crate::program::Coord;
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// What one PE does to the fabric in a whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,7 +22,7 @@ pub struct Tally {
     /// An op with an odd number of elements on a packed wire.
     pub odd: bool,
     /// Iterations looked at one by one.
-    steps: u64,
+    pub steps: u64,
 }
 
 /// A PE whose loops depend on each other in more iterations than this is not counted.
@@ -34,7 +34,7 @@ impl Tally {
         self.steps >= STEPS
     }
 
-    fn add(&mut self, what: What, n: u64) {
+    pub fn add(&mut self, what: What, n: u64) {
         let (sums, at) = match what {
             What::Read(slot) => (&mut self.read, usize::from(slot)),
             What::Sent(slot) => (&mut self.sent, usize::from(slot)),
@@ -48,7 +48,7 @@ impl Tally {
     }
 
     /// Adds `times` another tally.
-    fn add_all(&mut self, other: &Tally, times: u64) {
+    pub fn add_all(&mut self, other: &Tally, times: u64) {
         let sums = [
             (&mut self.read, &other.read),
             (&mut self.sent, &other.sent),
@@ -66,108 +66,11 @@ impl Tally {
 
 /// One of the counts of a tally.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
+pub enum What {
     Read(u16),
     Sent(u16),
     Control(u16),
     Activation(u16),
-}
-
-/// The code of a class, ready to be counted at any place.
-pub struct Sums<'a> {
-    class: &'a LoweredClass,
-    tasks: Vec<Counted<'a>>,
-}
-
-/// The code of a task.
-struct Counted<'a> {
-    /// Whether its runs differ.
-    by_turn: bool,
-    /// What all segments together gain at every place alike.
-    fixed: Vec<(What, u64)>,
-    /// Segments that gain more: what depends on the column only, on the row only, and the rest.
-    varying: [Vec<&'a Body>; 3],
-    /// What those of the first two gain, by kind of column and by kind of row.
-    known: [Vec<OnceLock<Tally>>; 2],
-}
-
-impl Counted<'_> {
-    /// Adds what `each` runs gain at a place of these kinds of column and row.
-    fn add_to(&self, tally: &mut Tally, each: u64, kinds: [usize; 2], env: &mut Env, values: &mut Vec<u64>) {
-        self.fixed.iter().for_each(|(what, n)| tally.add(*what, each.saturating_mul(*n)));
-        let sum = |bodies: &[&Body], env: &mut Env, values: &mut Vec<u64>| {
-            let mut sum = Tally::default();
-            bodies.iter().for_each(|body| body.once(env, values, |once| sum.add_all(once, 1)));
-            sum
-        };
-        for axis in [0, 1] {
-            if !self.varying[axis].is_empty() {
-                let known =
-                    self.known[axis][kinds[axis]].get_or_init(|| sum(&self.varying[axis], env, values));
-                tally.add_all(known, each);
-            }
-        }
-        for body in &self.varying[2] {
-            if !tally.undecided() {
-                body.once(env, values, |once| tally.add_all(once, each));
-            }
-        }
-    }
-}
-
-impl<'a> Sums<'a> {
-    /// Those of a class; `bodies` are those of all segments, by number.
-    pub fn of(class: &'a LoweredClass, bodies: &'a [Body]) -> Self {
-        let task = |t: &LoweredTask| {
-            let bodies = || t.code.segments().map(|segment| &bodies[segment.number as usize]);
-            let mut fixed: BTreeMap<What, u64> = BTreeMap::new();
-            for (what, n) in bodies().flat_map(|body| &body.fixed) {
-                let sum = fixed.entry(*what).or_default();
-                *sum = sum.saturating_add(*n);
-            }
-            let varying = [0, 1, 2].map(|on| bodies().filter(|body| body.depends_on() == Some(on)).collect());
-            let (by_turn, fixed) = (bodies().any(|body| body.by_turn), fixed.into_iter().collect());
-            Counted { by_turn, fixed, varying, known: Default::default() }
-        };
-        Sums { class, tasks: class.tasks.iter().map(task).collect() }
-    }
-
-    /// Makes room for what is counted once for each of so many kinds of columns and rows.
-    pub fn prepare(&mut self, kinds: [usize; 2]) {
-        for known in self.tasks.iter_mut().flat_map(|task| task.known.iter_mut().zip(kinds)) {
-            known.0.resize_with(known.1, OnceLock::new);
-        }
-    }
-
-    /// Counts what a PE at a place sends and reads, whose column and row are of these kinds.
-    pub fn at(&self, at: Coord, kinds: [usize; 2]) -> Tally {
-        let class = self.class;
-        let mut tally = Tally {
-            read: vec![0; class.inputs.len()],
-            sent: vec![0; class.outputs.len()],
-            controls: vec![0; class.outputs.len()],
-            activated: vec![0; class.tasks.len()],
-            ..Tally::default()
-        };
-        let mut values = Vec::new();
-        for (task, counted) in class.tasks.iter().zip(&self.tasks) {
-            let mut env = place(at);
-            let times = task.times.at(&env).max(0) as u64;
-            if let Trigger::Data { .. } = task.trigger {
-                tally.add(What::Read(task.slot as u16), times);
-            }
-            let (turns, each) = if counted.by_turn { (times, 1) } else { (times.min(1), times) };
-            for turn in 0..turns {
-                tally.steps += 1;
-                env.turn = turn as i64;
-                if tally.undecided() {
-                    return tally;
-                }
-                counted.add_to(&mut tally, each, kinds, &mut env, &mut values);
-            }
-        }
-        tally
-    }
 }
 
 /// What expressions see at a place.
@@ -179,9 +82,9 @@ pub fn place(at: Coord) -> Env {
 #[derive(Default)]
 pub struct Body {
     /// Whether a count or length depends on how often the task ran before.
-    by_turn: bool,
+    pub by_turn: bool,
     /// Columns and rows of the grid by what they contribute to its counts and lengths.
-    places: [Places; 2],
+    places: [Arc<Places>; 2],
     /// What one run gains, by kind of row and kind of column.
     known: Vec<OnceLock<Box<Tally>>>,
     /// The different counts and lengths.
@@ -189,7 +92,7 @@ pub struct Body {
     /// Per count: how often it gains the product of the first lengths, if none of the second is zero.
     terms: BTreeMap<(What, Product, Product), u64>,
     /// What is gained at every place alike.
-    fixed: Vec<(What, u64)>,
+    pub fixed: Vec<(What, u64)>,
     /// Ops that move several elements at once.
     packed: Vec<Packed>,
     /// Loops whose iterations differ.
@@ -217,15 +120,13 @@ struct Repeat {
 }
 
 impl Body {
-    /// The code of a segment, on a grid of so many columns and rows.
-    pub fn of(segment: &Segment, (width, height): (u32, u32)) -> Self {
+    /// The code of a segment, with columns and rows by what they contribute to its lengths.
+    pub fn of(segment: &Segment, places: [Arc<Places>; 2]) -> Self {
         let by_turn = segment.instrs.iter().any(Instr::length_varies_by_turn);
-        let mut body = Body { by_turn, ..Body::default() };
+        let mut body = Body { by_turn, places, ..Body::default() };
         body.sequence(&segment.instrs, 0..segment.instrs.len(), Product::default());
         body.fold();
         if body.varies() && !by_turn {
-            body.places =
-                [Places::of(segment.placed(), true, width), Places::of(segment.placed(), false, height)];
             let kinds = body.places[0].kinds.saturating_mul(body.places[1].kinds);
             body.known.resize_with(if kinds <= MOST_KINDS { kinds } else { 0 }, OnceLock::new);
         }
@@ -233,7 +134,7 @@ impl Body {
     }
 
     /// Tells what one run gains at a place beyond what is the same at all places; counted once for places of one kind.
-    fn once(&self, env: &mut Env, values: &mut Vec<u64>, tell: impl FnOnce(&Tally)) {
+    pub fn once(&self, env: &mut Env, values: &mut Vec<u64>, tell: impl FnOnce(&Tally)) {
         let [columns, rows] = &self.places;
         let kind = rows.kind(env.y) * columns.kinds + columns.kind(env.x);
         let mut count = || {
@@ -248,13 +149,18 @@ impl Body {
     }
 
     /// What it gains beyond that depends on: the column only (0), the row only (1), or more (2); none if there is nothing.
-    fn depends_on(&self) -> Option<usize> {
+    pub fn depends_on(&self) -> Option<usize> {
         let by = |axis: usize| self.places[axis].kinds > 1;
         self.varies().then_some(match (self.by_turn || by(0), self.by_turn || by(1)) {
             (true, true) => 2,
             (false, true) => 1,
             _ => 0,
         })
+    }
+
+    /// Whether it has loops whose iterations are counted one by one.
+    pub fn has_steps(&self) -> bool {
+        !self.loops.is_empty()
     }
 
     /// Whether it gains more than what is the same at every place.

@@ -2,8 +2,8 @@
 
 use super::fault::{CheckError, Fault};
 use super::rows::{Rows, SLOTS};
-use super::tallies::Tallies;
-use super::tally::place;
+use super::tallies::{Tallies, bodies};
+use super::tally::{Body, place};
 use crate::lower::LoweredClass;
 use crate::network::{HostLane, NONE, Network, Origin, Target};
 use crate::program::{Colour, Coord, Trigger, WaferProgram};
@@ -20,28 +20,44 @@ pub fn check(
     classes: &[LoweredClass],
     rows: &Rows,
 ) -> Vec<CheckError> {
-    let tallies = Tallies::of(net, classes);
-    let mut words = Words { program, net, classes, tallies, errors: Vec::new() };
-    words.streams();
-    words.unsent();
-    words.elsewhere(rows);
-    words.tasks();
-    words.switched();
-    words.errors.truncate(MANY);
-    words.errors
+    let bodies = bodies(net, classes);
+    Words::of(program, net, classes, &bodies).faults(rows)
+}
+
+/// Whether a program of which rows in lines have been left out has no fault of word counts; false also where that cannot
+/// be told from the rows that are traced.
+pub fn hold(program: &WaferProgram, net: &Network, classes: &[LoweredClass], rows: &Rows) -> bool {
+    let bodies = bodies(net, classes);
+    let words = Words::of(program, net, classes, &bodies);
+    rows.lines.iter().all(|line| words.holds_for(*line, &bodies)) && words.faults(rows).is_empty()
 }
 
 /// A program with all its counts.
 pub struct Words<'a> {
     pub(super) program: &'a WaferProgram,
     pub(super) net: &'a Network,
-    classes: &'a [LoweredClass],
-    tallies: Tallies,
+    pub(super) classes: &'a [LoweredClass],
+    pub(super) tallies: Tallies,
     pub(super) errors: Vec<CheckError>,
 }
 
 impl<'a> Words<'a> {
-    fn class(&self, pe: u32) -> &'a LoweredClass {
+    fn of(program: &'a WaferProgram, net: &'a Network, classes: &'a [LoweredClass], bodies: &[Body]) -> Self {
+        let tallies = Tallies::of(net, classes, bodies);
+        Words { program, net, classes, tallies, errors: Vec::new() }
+    }
+
+    fn faults(mut self, rows: &Rows) -> Vec<CheckError> {
+        self.streams();
+        self.unsent(rows);
+        self.elsewhere(rows);
+        self.tasks();
+        self.switched();
+        self.errors.truncate(MANY);
+        self.errors
+    }
+
+    pub(super) fn class(&self, pe: u32) -> &'a LoweredClass {
         &self.classes[self.net.class_of[pe as usize] as usize]
     }
 
@@ -76,6 +92,9 @@ impl<'a> Words<'a> {
         let mut known = (NONE, None);
         for &(index, at) in &self.net.elsewhere {
             let stream = &self.net.streams[index as usize];
+            if matches!(stream.origin, Origin::Pe(_)) {
+                continue; // It stays in its line.
+            }
             if known.0 != index {
                 known = (index, self.sent(stream.origin, stream.colour));
             }
@@ -106,13 +125,15 @@ impl<'a> Words<'a> {
     /// The inputs that a traced PE reads and no PE sends to, as a mask.
     fn awaits_host(&self, pe: u32) -> u32 {
         let read = self.tallies.at(pe).read.iter().enumerate().filter(|(_, words)| **words > 0);
-        let by_pe = |end: u32| {
-            let stream =
-                (end != NONE).then(|| &self.net.streams[self.net.ends[end as usize].stream as usize]);
-            stream.is_some_and(|s| matches!(s.origin, Origin::Pe(_)))
-        };
-        let slots = read.filter(|(slot, _)| !by_pe(self.net.input(pe as usize, *slot)));
+        let slots = read.filter(|(slot, _)| !self.is_fed_by_pe(pe, *slot));
         slots.fold(0, |mask, (slot, _)| mask | 1 << slot)
+    }
+
+    /// Whether a traced stream from a PE ends at an input of a PE.
+    pub(super) fn is_fed_by_pe(&self, pe: u32, slot: usize) -> bool {
+        let end = self.net.input(pe as usize, slot);
+        let stream = || &self.net.streams[self.net.ends[end as usize].stream as usize];
+        end != NONE && matches!(stream().origin, Origin::Pe(_))
     }
 
     /// Words that a sender sends, unless that is decided at run time.
@@ -166,10 +187,16 @@ impl<'a> Words<'a> {
     }
 
     /// Readers without any stream.
-    fn unsent(&mut self) {
+    fn unsent(&mut self, rows: &Rows) {
         for pe in self.traced() {
+            let (x, y) = (pe % self.net.width, pe / self.net.width);
+            let like = rows.like[y as usize] * self.net.width + x;
             for slot in 0..self.class(pe).inputs.len() {
-                if self.tallies.at(pe).read[slot] > 0 && self.net.input(pe as usize, slot) == NONE {
+                let without = self.net.input(pe as usize, slot) == NONE;
+                if self.tallies.at(pe).read[slot] > 0
+                    && without
+                    && !(like != pe && self.is_fed_by_pe(like, slot))
+                {
                     self.no_sender(pe, slot, self.net.coord(pe));
                 }
             }

@@ -34,7 +34,8 @@ impl Rows {
         classes: &[LoweredClass],
         known: Option<u32>,
     ) -> Rows {
-        let Alike { shape_of, kinds, looks } = Alike::of(program, class_of, classes, Likeness::Time);
+        let as_to = Likeness::Time;
+        let Alike { shape_of, kinds, looks } = Alike::of(program, class_of, classes, as_to);
         let mut inputs = program.host.iter().filter(|h| h.direction == Direction::In);
         let both = inputs.any(|h| h.edge != Port::North);
         let mut rows = Rows { shape_of, ..Rows::default() };
@@ -43,7 +44,7 @@ impl Rows {
             picked.extend(groups.first().filter(|_| both && groups.len() > 1));
             let weight = (groups.len() as u32, picked.len() as u32);
             for group in picked {
-                let line = known.and_then(|_| Line::in_group(program, class_of, &looks, group));
+                let line = known.and_then(|_| Line::in_group(program, class_of, (&looks, as_to), group));
                 let skip = line.zip(known).and_then(|(line, known)| Skip::of(line, known));
                 rows.pick(group, weight, skip);
             }

@@ -12,7 +12,7 @@ use super::work::{Works, works};
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
 use crate::lower::LoweredClass;
-use crate::network::{Network, cover};
+use crate::network::{Links, Network, cover};
 use crate::program::{Class, Trigger, WaferProgram};
 use crate::report::Report;
 use crate::trace::Trace;
@@ -230,7 +230,9 @@ fn chosen(
     let class_of = cover(program).ok()?;
     let rows = Rows::choose(program, &class_of, classes, known);
     let traced = (0..program.height).map(|y| rows.chosen.contains(&y)).collect();
-    let net = Network::of_rows(program, spec, class_of, traced).ok()?;
+    // Where rows are foretold, queues are endless and links are wide enough.
+    let links = if known.is_some() { Links::Untold } else { Links::Shared };
+    let net = Network::of_rows(program, spec, class_of, traced, links).ok()?;
     Some((net, rows))
 }
 

@@ -1,6 +1,8 @@
 //! Follows every route once, from its sender to all its ends, and reports what does not end well.
 
-use super::{End, HostLane, NOBODY, NONE, Network, Origin, SharedLink, Stream, SwitchNode, Target, cover};
+use super::{
+    End, HostLane, Links, NOBODY, NONE, Network, Origin, SharedLink, Stream, SwitchNode, Target, cover,
+};
 use crate::check::{CheckError, Fault};
 use crate::fabric::FabricSpec;
 use crate::lower::{input_colours, output_colours};
@@ -11,7 +13,7 @@ impl Network {
     /// Traces all streams.
     pub fn build(program: &WaferProgram, spec: &FabricSpec) -> Result<Network, Vec<CheckError>> {
         let traced = vec![true; program.height as usize];
-        Network::of_rows(program, spec, cover(program)?, traced)
+        Network::of_rows(program, spec, cover(program)?, traced, Links::Shared)
     }
 
     /// Traces the streams that PEs of the `traced` rows send and those of the host, as far as they touch these rows.
@@ -20,8 +22,12 @@ impl Network {
         spec: &FabricSpec,
         class_of: Vec<u16>,
         traced: Vec<bool>,
+        links: Links,
     ) -> Result<Network, Vec<CheckError>> {
         let mut builder = Builder::new(program, spec, class_of, traced);
+        if links == Links::Untold {
+            builder.loads.clear();
+        }
         builder.number();
         builder.trace_all();
         if builder.errors.is_empty() { Ok(builder.finish()) } else { Err(builder.errors) }
@@ -39,7 +45,7 @@ struct Builder<'a> {
     slots_out: Vec<Vec<Colour>>,
     switch_at: BTreeMap<(u32, Colour), u32>,
     host_out_at: BTreeMap<(u32, u8, Colour), u32>,
-    /// Number of colours that leave a router of each class, by port.
+    /// Number of colours that leave a router of each class, by port; empty if it is not asked which links are shared.
     loads: Vec<[u8; 5]>,
     /// Routes by class and colour.
     routes: Vec<Vec<Option<&'a Route>>>,
@@ -60,7 +66,8 @@ struct Step {
 impl<'a> Builder<'a> {
     fn new(program: &'a WaferProgram, spec: &'a FabricSpec, class_of: Vec<u16>, traced: Vec<bool>) -> Self {
         let (width, height) = (program.width, program.height);
-        let net = Network { width, height, class_of, traced, ..Network::default() };
+        let reach = (0..height).collect();
+        let net = Network { width, height, class_of, traced, reach, ..Network::default() };
         Builder {
             program,
             spec,
@@ -195,9 +202,9 @@ impl<'a> Builder<'a> {
 
     fn walk(&mut self, trace: Trace) {
         let most = 4 * self.net.class_of.len() + 8;
-        let mut steps = 0;
+        let (mut steps, mut south) = (0, 0);
         while let Some(step) = self.open.pop() {
-            steps += 1;
+            (steps, south) = (steps + 1, step.at.y.max(south));
             if steps > most {
                 let fault = Fault::Circle { sender: self.sender(trace.origin) };
                 self.open.clear();
@@ -209,6 +216,10 @@ impl<'a> Builder<'a> {
         let (ends, shared) = (self.net.ends.len() as u32, self.net.shared.len() as u32);
         let s = &mut self.net.streams[stream];
         (s.ends, s.shared) = (ends - s.first_end, shared - s.first_shared);
+        if let Origin::Pe(pe) = trace.origin {
+            let reach = &mut self.net.reach[(pe / self.net.width) as usize];
+            *reach = south.max(*reach);
+        }
     }
 
     /// The words enter the router at `step.at` through `step.from`.

@@ -1,11 +1,12 @@
 //! Rows in a line: periods of rows that look the same and hand words on in one direction only, to the south.
 //!
-//! Lengths and counts may grow or shrink from one period to the next, by the same amount everywhere: so do the rows that
-//! pass on what the rows above them keep.
+//! Lengths and counts may grow or shrink from one period to the next: so do the rows that pass on what the rows above them
+//! keep. What takes the same time does so by the same amount everywhere; what is to be proved may do so in any way.
 
-use super::alike::Looks;
+use super::alike::{Likeness, Looks};
 use super::groups::northward;
 use crate::program::WaferProgram;
+use std::collections::BTreeMap;
 
 /// Periods of rows, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,11 @@ pub struct Line {
 const LONGEST: usize = 64;
 
 impl Line {
+    /// All its rows.
+    pub fn span(&self) -> std::ops::Range<u32> {
+        self.first..self.row(self.periods)
+    }
+
     /// The first row of period `n`.
     pub fn row(&self, n: u32) -> u32 {
         self.first + n * self.rows
@@ -33,7 +39,15 @@ impl Line {
     }
 
     /// The longest line in a group of neighbouring rows, if there is one.
-    pub fn in_group(program: &WaferProgram, class_of: &[u16], looks: &Looks, group: &[u32]) -> Option<Line> {
+    pub fn in_group(
+        program: &WaferProgram,
+        class_of: &[u16],
+        (looks, as_to): (&Looks, Likeness),
+        group: &[u32],
+    ) -> Option<Line> {
+        if group.len() <= FEWEST {
+            return None;
+        }
         let north = northward(program, class_of);
         let mut parts: Vec<Vec<u32>> = Vec::new();
         for &y in group {
@@ -42,7 +56,7 @@ impl Line {
                 _ => parts.push(vec![y]),
             }
         }
-        let seen: Vec<Seen> = parts.iter().map(|part| Seen::of(program, looks, part)).collect();
+        let seen: Vec<Seen> = Seen::of(program, &parts, looks, as_to);
         let found = (1..=LONGEST).filter_map(|period| longest(&seen, period).map(|run| (period, run)));
         let skips =
             |(period, (_, periods)): &(usize, (usize, usize))| period * periods.saturating_sub(FEWEST);
@@ -55,16 +69,25 @@ impl Line {
 /// A line of no more periods is not worth the name.
 const FEWEST: usize = 5;
 
-/// How a part of a group looks, and its counts as far as they are a matter of the row.
+/// How a part of a group looks, and its counts as far as they are a matter of the row and must grow evenly.
 struct Seen {
-    looks: Vec<(u32, Vec<i64>)>,
+    /// The same number for parts that look the same but for their counts.
+    looks: usize,
     counts: Vec<i64>,
 }
 
 impl Seen {
-    fn of(program: &WaferProgram, looks: &Looks, part: &[u32]) -> Self {
-        let counts = part.iter().flat_map(|y| looks.counts(*y)).collect();
-        Seen { looks: part.iter().map(|y| looks.but_counts(program, *y)).collect(), counts }
+    /// All parts of a group.
+    fn of(program: &WaferProgram, parts: &[Vec<u32>], looks: &Looks, as_to: Likeness) -> Vec<Seen> {
+        let mut known = BTreeMap::new();
+        let mut seen = |part: &Vec<u32>| {
+            let next = known.len();
+            let look: Vec<_> = part.iter().map(|y| looks.but_counts(program, *y)).collect();
+            let evenly = part.iter().filter(|_| as_to == Likeness::Time);
+            let counts = evenly.flat_map(|y| looks.counts(*y)).collect();
+            Seen { looks: *known.entry(look).or_insert(next), counts }
+        };
+        parts.iter().map(&mut seen).collect()
     }
 
     /// By how much the counts of `other` exceed those of this part, if they look the same otherwise.
@@ -79,18 +102,18 @@ fn longest(seen: &[Seen], period: usize) -> Option<(usize, usize)> {
     let growth: Vec<Option<Vec<i64>>> =
         seen.iter().zip(seen.get(period..)?).map(|(a, b)| a.growth(b)).collect();
     let mut best: Option<(usize, usize)> = None;
+    // From the end: how far parts have grown at all, and how far each has as the one a period before.
+    let (mut grown, mut evenly) =
+        (vec![growth.len(); growth.len() + 1], vec![growth.len(); growth.len() + 1]);
+    for at in (0..growth.len()).rev() {
+        grown[at] = if growth[at].is_some() { grown[at + 1] } else { at };
+        evenly[at] = if at >= period && growth[at] == growth[at - period] { evenly[at + 1] } else { at };
+    }
     for from in 0..growth.len() {
-        let fits = |at: &usize| {
-            let grown = &growth[*at];
-            grown.is_some() && (*at < from + period || *grown == growth[at - period])
-        };
-        let run = (from..growth.len()).take_while(fits).count();
+        let run = grown[from].min(evenly[(from + period).min(growth.len())]) - from;
         let periods = run / period + 1;
         if run >= period && best.is_none_or(|(_, most)| periods > most) {
             best = Some((from, periods));
-        }
-        if run == growth.len() - from {
-            break;
         }
     }
     best

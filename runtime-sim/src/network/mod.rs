@@ -11,7 +11,7 @@ mod groups;
 mod line;
 mod thin;
 
-pub use alike::{Alike, Likeness};
+pub use alike::{Alike, Likeness, Looks};
 pub use cover::{NOBODY, cover};
 pub use line::Line;
 
@@ -22,6 +22,15 @@ pub const NONE: u32 = u32::MAX;
 
 /// The five ports by index: ramp, north, east, south, west.
 pub const PORTS: [Port; 5] = [Port::Ramp, Port::North, Port::East, Port::South, Port::West];
+
+/// What is told of the links that streams cross.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// Which ones streams of several colours share.
+    Shared,
+    /// Nothing: for who asks only where words arrive, or takes links for wide enough.
+    Untold,
+}
 
 /// Who sends a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +146,8 @@ pub struct Network {
     pub streams: Vec<Stream>,
     /// All ends, grouped by stream.
     pub ends: Vec<End>,
+    /// Per row: the southernmost one that words of its PEs enter, as far as they are traced.
+    pub reach: Vec<u32>,
     /// Ramps in rows that are not traced where words arrive: stream and PE, in order of streams.
     pub elsewhere: Vec<(u32, Coord)>,
     /// Shared links by stream.

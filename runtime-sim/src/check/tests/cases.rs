@@ -19,6 +19,8 @@ pub struct Case {
     passes: (i64, i64),
     /// Chains run before words go down, and are of one length in all rows.
     early: bool,
+    /// How many more passes go down from each row than from the one above it, if all columns have as many.
+    grows: Option<i64>,
     pub faults: Vec<Fault>,
 }
 
@@ -89,23 +91,27 @@ fn kind() -> impl Strategy<Value = Kind> {
 pub fn case() -> impl Strategy<Value = Case> {
     (2u32..5, 1u32..12, 1u32..5, 1u32..5, (1i64..3, 0i64..3), any::<bool>()).prop_flat_map(
         |(width, height, group, words, passes, early)| {
-            let fault = (0..width, 0..height, any::<bool>(), kind());
-            let fault = fault.prop_map(|(x, y, wide, kind)| Fault { x, y, wide, kind });
-            proptest::collection::vec(fault, 0..3).prop_map(move |faults| Case {
-                width,
-                height,
-                group,
-                words,
-                passes,
-                early,
-                faults,
-            })
+            spoilt(Case { width, height, group, words, passes, early, grows: None, faults: Vec::new() })
         },
     )
 }
 
-/// Faults of each kind in a column, in the sixth of eleven rows and in all rows like it.
-pub fn all_faults(x: u32) -> Vec<Fault> {
+/// Random cases in which words go down from row to row through all rows.
+pub fn long_case() -> impl Strategy<Value = Case> {
+    (2u32..5, 15u32..28, 1u32..4, any::<bool>(), prop_oneof![Just(None), (-1i64..3).prop_map(Some)])
+        .prop_flat_map(|(width, height, words, early, grows)| {
+            spoilt(Case { width, height, words, early, grows, ..Case::long(Vec::new()) })
+        })
+}
+
+fn spoilt(case: Case) -> impl Strategy<Value = Case> {
+    let fault = (0..case.width, 0..case.height, any::<bool>(), kind());
+    let fault = fault.prop_map(|(x, y, wide, kind)| Fault { x, y, wide, kind });
+    proptest::collection::vec(fault, 0..3).prop_map(move |faults| Case { faults, ..case.clone() })
+}
+
+/// Faults of each kind in a column, in one row and in all rows like it.
+pub fn all_faults(x: u32, y: u32) -> Vec<Fault> {
     let kinds = (0..5).flat_map(|n| {
         let (port, later) = (PORTS[n], Affine::constant(40));
         let growth = [Affine::constant(1), Var::YOver(4).into(), Var::Y.into()].map(|by| Kind::Longer(n, by));
@@ -122,21 +128,33 @@ pub fn all_faults(x: u32) -> Vec<Fault> {
         Kind::Gone,
         Kind::Host(1),
     ];
-    let both = |kind: Kind| [false, true].map(|wide| Fault { x, y: 5, wide, kind: kind.clone() });
+    let both = |kind: Kind| [false, true].map(|wide| Fault { x, y, wide, kind: kind.clone() });
     kinds.chain(rest).flat_map(both).collect()
 }
 
 impl Case {
     /// Three columns and eleven rows in groups, with one fault.
     pub fn with(group: u32, fault: Fault) -> Self {
-        Case { width: 3, height: 11, group, words: 2, passes: (1, 1), early: false, faults: vec![fault] }
+        let faults = vec![fault];
+        Case { width: 3, height: 11, group, words: 2, passes: (1, 1), early: false, grows: None, faults }
+    }
+
+    /// Fifty columns and 25 rows, through all of which more and more words go down.
+    pub fn long(faults: Vec<Fault>) -> Self {
+        let (width, height) = (50, 25);
+        Case { width, height, group: height, words: 2, passes: (1, 0), early: false, grows: Some(1), faults }
+    }
+
+    /// Whether it is right, and what grows down its rows is the same in all columns.
+    pub fn is_told_by_few_rows(&self) -> bool {
+        self.faults.is_empty() && self.grows.is_some()
     }
 
     /// The program; PEs that are alike share a class.
     pub fn program(&self) -> WaferProgram {
         let mut program = WaferProgram::new(self.width, self.height);
         program.tensor("w", 1 << 20);
-        let mut classes: BTreeMap<(u32, u32, bool, bool, Vec<usize>), Class> = BTreeMap::new();
+        let mut classes: BTreeMap<([bool; 7], Vec<usize>), Class> = BTreeMap::new();
         for at in Region::rect(0, 0, self.width, self.height).pes().collect::<Vec<_>>() {
             let here = |f: &Fault| match f.wide {
                 true => (f.x, f.y % self.group) == (at.x, at.y % self.group),
@@ -147,14 +165,16 @@ impl Case {
             if faults.iter().any(|n| matches!(self.faults[*n].kind, Kind::Gone)) {
                 continue;
             }
-            let (last, even) = (at.y + 1 == self.height, at.y % 2 == 0);
-            let class =
-                classes.entry((at.x, at.y % self.group, even, last, faults.clone())).or_insert_with(|| {
-                    let mut class = self.member(at, last);
-                    class.name = format!("pe{}_{}", at.x, at.y);
-                    faults.iter().for_each(|n| self.faults[*n].kind.spoil(&mut class));
-                    class
-                });
+            let (last, inside) = (at.y + 1 == self.height, at.y % self.group);
+            let column = [at.x == 0, at.x + 1 == self.width, at.x % 2 == 0];
+            let row = [inside == 0, inside + 1 == self.group, at.y % 2 == 0, last];
+            let place = [&column[..], &row].concat().try_into().unwrap();
+            let class = classes.entry((place, faults.clone())).or_insert_with(|| {
+                let mut class = self.member(at, last);
+                class.name = format!("pe{}_{}", at.x, at.y);
+                faults.iter().for_each(|n| self.faults[*n].kind.spoil(&mut class));
+                class
+            });
             class.regions.push(Region::pe(at.x, at.y));
         }
         program.classes = classes.into_values().collect();
@@ -187,21 +207,25 @@ impl Case {
         class
     }
 
-    /// From a row of the group to the next: as many passes as the column has a number.
+    /// From a row of the group to the next: as many passes as the column has a number, or more and more.
     fn step_down(&self, class: &mut Class, at: Coord, bottom: bool) -> Vec<Stmt> {
         let (own, other) = (3 + (at.y % 2) as u8, 3 + ((at.y + 1) % 2) as u8);
         let words = i64::from(self.words);
-        let count = Affine::constant(1).plus(Var::X, 1);
-        let repeat = |op| Stmt::Loop { count: count.clone(), body: vec![op] };
+        let passes = |row: i64| match self.grows {
+            Some(by) => Affine::constant(if by < 0 { 30 } else { 1 } + by * row).plus(Var::Y, by),
+            None => Affine::constant(1).plus(Var::X, 1),
+        };
+        let repeat = |row, op| Stmt::Loop { count: passes(row), body: vec![op] };
         let mut body = Vec::new();
         if !bottom && at.y % self.group + 1 < self.group {
             class.routes.insert(Colour(own), Route::fixed(Port::Ramp, &[Port::South]));
-            body.push(repeat(op(OpKind::Mov, out(own), vec![from(Affine::constant(1))], words.into())));
+            body.push(repeat(0, op(OpKind::Mov, out(own), vec![from(Affine::constant(1))], words.into())));
         }
         if !at.y.is_multiple_of(self.group) {
             class.routes.insert(Colour(other), Route::fixed(Port::North, &[Port::Ramp]));
-            let at = Affine::term(Var::Loop(0), words);
-            body.push(repeat(op(OpKind::Mov, memory(at), vec![input(other)], words.into())));
+            let at =
+                if self.grows.is_some() { Affine::constant(0) } else { Affine::term(Var::Loop(0), words) };
+            body.push(repeat(-1, op(OpKind::Mov, memory(at), vec![input(other)], words.into())));
         }
         body
     }
