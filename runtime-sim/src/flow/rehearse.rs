@@ -245,8 +245,9 @@ impl Run {
                 return false;
             }
         }
-        let read = |stream: &Stream| {
-            stream.of_host || stream.ends.iter().all(|end| self.ends[*end].taken == stream.sent)
+        let read = |stream: &Stream| match stream.ends[..] {
+            [] => stream.sent == 0,
+            _ => stream.ends.iter().all(|end| self.ends[*end].taken == stream.sent),
         };
         self.actors.iter().all(|actor| actor.at == actor.code.len()) && self.streams.iter().all(read)
     }

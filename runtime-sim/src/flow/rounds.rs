@@ -24,6 +24,8 @@ pub struct Rounds<'a> {
     piece: &'a Piece,
     /// By actor and part: what a turn of it is.
     turns: Vec<Vec<Turn>>,
+    /// By stream: how many actors read it at all.
+    readers: Vec<u32>,
     /// By actor: its part, and the turns of it that are left.
     at: Vec<(usize, u64)>,
 }
@@ -56,7 +58,7 @@ impl<'a> Rounds<'a> {
         };
         let turns = piece.actors.iter().map(|parts| parts.iter().map(turn).collect()).collect();
         let first = |parts: &Vec<Part>| (0, parts.first().map_or(0, |part| part.times));
-        Rounds { piece, turns, at: piece.actors.iter().map(first).collect() }
+        Rounds { piece, turns, readers: readers.clone(), at: piece.actors.iter().map(first).collect() }
     }
 
     /// Whether all rounds come to their end.
@@ -92,6 +94,21 @@ impl<'a> Rounds<'a> {
                 Some(Turn::Else) => code.push(vec![Part { times: 1, unit: parts[at.0].unit.clone() }]),
             }
         }
+        // What is sent to several is read by all of them in the same round.
+        let (mut hear, mut used) = (BTreeMap::<u32, u32>::new(), Vec::new());
+        for parts in &code {
+            let mut read = Vec::new();
+            parts.iter().for_each(|part| reads(&part.unit, &mut read));
+            read.sort_unstable();
+            read.dedup();
+            read.iter().for_each(|wire| *hear.entry(*wire).or_default() += 1);
+            used.extend(read);
+            parts.iter().for_each(|part| writes(&part.unit, &mut used));
+        }
+        passed.values().for_each(|(from, _)| *hear.entry(*from).or_default() += 1);
+        if used.iter().any(|wire| hear.get(wire) != Some(&self.readers[*wire as usize])) {
+            return None;
+        }
         let mut wires: Vec<Wire> = Vec::new();
         let mut number: BTreeMap<u32, u32> = BTreeMap::new();
         let (mut handed, mut kept) = (0, BTreeMap::new());
@@ -125,6 +142,13 @@ fn reads(unit: &Unit, wires: &mut Vec<u32>) {
     }
 }
 
+fn writes(unit: &Unit, wires: &mut Vec<u32>) {
+    match unit {
+        Unit::Ops(ops) => wires.extend(ops.iter().flat_map(|op| &op.writes).map(|(wire, _)| *wire)),
+        Unit::Parts(parts) => parts.iter().for_each(|part| writes(&part.unit, wires)),
+    }
+}
+
 /// By stream: words that one actor reads; of many actors, those of the last.
 fn words(parts: &[Part], times: u64, read: &mut BTreeMap<u32, u64>) {
     let mut own = BTreeMap::new();
@@ -153,7 +177,6 @@ fn renumber(parts: &mut [Part], number: &mut BTreeMap<u32, u32>, wires: &mut Vec
             Unit::Parts(parts) => renumber(parts, number, wires),
             Unit::Ops(ops) => {
                 for (wire, _) in ops.iter_mut().flat_map(|op| op.reads.iter_mut().chain(&mut op.writes)) {
-                    // Words that nobody reads in this round are left over at its end.
                     *wire = *number.entry(*wire).or_insert_with(|| {
                         wires.push(Wire { depth: u64::MAX / 2, of_host: false });
                         wires.len() as u32 - 1
@@ -161,5 +184,50 @@ fn renumber(parts: &mut [Part], number: &mut BTreeMap<u32, u32>, wires: &mut Vec
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(times: u64, reads: &[u32], writes: &[u32]) -> Part {
+        let words = |wires: &[u32]| wires.iter().map(|wire| (*wire, 1)).collect();
+        Part { times, unit: Unit::Ops(vec![Op { steps: 4, reads: words(reads), writes: words(writes) }]) }
+    }
+
+    fn end(actors: Vec<Vec<Part>>, depth: u64, of_host: bool) -> (bool, bool) {
+        let piece = Piece { actors, wires: vec![Wire { depth, of_host }, Wire { depth, of_host: false }] };
+        (Rounds::of(&piece).end(&mut 10_000), piece.ends(&mut 10_000))
+    }
+
+    /// What is left between two rounds may be more than there is room for.
+    #[test]
+    fn a_round_in_which_words_are_left_proves_nothing() {
+        let late = |depth| {
+            end(
+                vec![
+                    vec![part(9, &[], &[0]), part(9, &[], &[1])],
+                    vec![part(9, &[1], &[]), part(9, &[0], &[])],
+                ],
+                depth,
+                false,
+            )
+        };
+        assert_eq!((late(12), late(36)), ((false, false), (false, true)));
+        let of_host = |depth| {
+            end(
+                vec![
+                    vec![part(9, &[0], &[]), part(9, &[], &[1])],
+                    vec![part(9, &[1], &[]), part(9, &[0], &[])],
+                ],
+                depth,
+                true,
+            )
+        };
+        assert_eq!((of_host(12), of_host(36)), ((false, false), (false, true)));
+        let together =
+            vec![vec![part(9, &[], &[0]), part(9, &[1], &[])], vec![part(9, &[0], &[]), part(9, &[], &[1])]];
+        assert_eq!(end(together, 1, false), (true, true));
     }
 }
