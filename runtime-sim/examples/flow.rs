@@ -3,7 +3,7 @@
 //! ```text
 //! flow layer.wafer layer_backward.wafer ...
 //! ```
-//! Prints for each the PEs, its cycles, and the seconds that reading, checking and timing took.
+//! Prints for each the PEs, its cycles, the seconds that reading, checking and timing took, and what the report leaves out.
 
 use lapidary_runtime_sim::text::parse;
 use lapidary_runtime_sim::{FabricSpec, check_shared, flow};
@@ -35,6 +35,7 @@ fn main() -> Result<(), String> {
             (proven - read).as_secs_f64(),
             (timed - proven).as_secs_f64(),
         );
+        report.limits.iter().for_each(|limit| println!("  {limit}"));
     }
     Ok(())
 }

@@ -18,13 +18,16 @@
 //!
 //! A small program runs again with the room that queues had and the turns that words took on shared links, until both
 //! settle; a large one runs once, as if queues never filled, and its report says so. A program that does not settle, or is
-//! too large for it, is run without time to see whether all find room: if not, it is refused as level event refuses it; on
-//! grids too large to look at, and where PEs choose between tasks, the report says that it is not known. Routers with
-//! switch positions and control tasks are left out: programs with them are refused.
+//! too large for it, must find room for all its words: that is proven stretch by stretch where rows act in step and what is
+//! left has no circles but small ones. Where it is not, it is run without time, and refused as level event refuses it if
+//! nobody can go on; if there are too many PEs or turns for that, or PEs choose between tasks, the report says of which
+//! phases it is not known. Routers with switch positions and control tasks are left out: programs with them are refused.
 
 mod actor;
+mod bridges;
 mod bursts;
 mod chain;
+mod columns;
 mod critical;
 mod engine;
 mod exact;
@@ -32,14 +35,22 @@ mod follow;
 mod groups;
 mod held;
 mod links;
+mod lockstep;
 mod loops;
 mod outcome;
 mod pace;
 mod pe;
 mod profile;
+mod proof;
+#[cfg(test)]
+mod proof_tests;
+mod rehearse;
 mod room;
+mod rounds;
 mod rows;
 mod run;
+mod shorter;
+mod skeleton;
 mod skip;
 mod spans;
 mod standstill;

@@ -34,10 +34,36 @@ impl Rows {
         classes: &[LoweredClass],
         known: Option<u32>,
     ) -> Rows {
-        let as_to = Likeness::Time;
-        let Alike { shape_of, kinds, looks } = Alike::of(program, class_of, classes, as_to);
         let mut inputs = program.host.iter().filter(|h| h.direction == Direction::In);
         let both = inputs.any(|h| h.edge != Port::North);
+        Rows::pick_all(program, class_of, classes, (known, both))
+    }
+
+    /// All rows, each for itself.
+    pub fn all(program: &WaferProgram) -> Rows {
+        let weight = (0..program.height).map(|y| (y, (1, 1))).collect();
+        Rows { chosen: (0..program.height).collect(), weight, ..Rows::default() }
+    }
+
+    /// Chooses, for each kind of group, the one farthest from the north edge and the nearest one.
+    pub fn at_both_ends(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass]) -> Rows {
+        Rows::pick_all(program, class_of, classes, (None, true))
+    }
+
+    /// How many rows a chosen one stands for.
+    pub fn weight_of(&self, y: u32) -> f64 {
+        let (rows, chosen) = self.weight.get(&y).copied().unwrap_or((1, 1));
+        f64::from(rows) / f64::from(chosen.max(1))
+    }
+
+    fn pick_all(
+        program: &WaferProgram,
+        class_of: &[u16],
+        classes: &[LoweredClass],
+        (known, both): (Option<u32>, bool),
+    ) -> Rows {
+        let as_to = Likeness::Time;
+        let Alike { shape_of, kinds, looks } = Alike::of(program, class_of, classes, as_to);
         let mut rows = Rows { shape_of, ..Rows::default() };
         for groups in &kinds {
             let mut picked: Vec<&Vec<u32>> = groups.last().into_iter().collect();

@@ -71,8 +71,13 @@ struct Run<'a> {
     turns: u64,
 }
 
-/// Looks how far the PEs of the traced rows of a program come.
-pub fn ending(program: &WaferProgram, net: &Network, classes: &[LoweredClass]) -> Ending {
+/// Looks how far the PEs of the traced rows of a program come; each stands for so many.
+pub fn ending(
+    program: &WaferProgram,
+    net: &Network,
+    classes: &[LoweredClass],
+    weight: &dyn Fn(u32) -> f64,
+) -> Ending {
     let mut run = Run::new(program, net, classes);
     while let Some(pe) = run.queue.pop_front() {
         run.queued[pe as usize] = false;
@@ -93,7 +98,8 @@ pub fn ending(program: &WaferProgram, net: &Network, classes: &[LoweredClass]) -
         None => Ending::Reached,
         Some(_) if run.chose => Ending::Unknown,
         Some(first) => {
-            Ending::Stuck(FlowError::Standstill { stuck: stuck.len(), chain: run.explain(*first) })
+            let all: f64 = stuck.iter().map(|pe| weight(*pe)).sum();
+            Ending::Stuck(FlowError::Standstill { stuck: all.round() as usize, chain: run.explain(*first) })
         }
     }
 }

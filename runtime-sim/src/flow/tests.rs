@@ -271,6 +271,6 @@ fn a_program_without_a_word_comes_to_its_end() {
         "wafer 2 x 1 class a at (0, 0) 2 x 1 { buffer v: f32[4] @0 task t start { mov v <- 1.0 len 4 } }";
     let (program, spec) = (crate::text::parse(text, "silent").unwrap(), FabricSpec::wse2());
     let net = crate::network::Network::build(&program, &spec).unwrap();
-    let ending = super::standstill::ending(&program, &net, &crate::lower::lower(&program, &spec));
+    let ending = super::standstill::ending(&program, &net, &crate::lower::lower(&program, &spec), &|_| 1.0);
     assert!(matches!(ending, super::standstill::Ending::Reached));
 }

@@ -4,6 +4,7 @@
 use super::critical::path;
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
+use super::proof;
 use super::rows::Rows;
 use super::run::{Ran, Setting, Timed, Trust, finished, least_cycles, outcome, run};
 use super::standstill::{Ending, ending};
@@ -56,7 +57,7 @@ const ALIKE: f64 = 1e-4;
 /// Most runs of a program.
 const MOST_RUNS: usize = 64;
 
-/// Largest grid, in PEs, on which it is looked whether all find room for their words.
+/// Most PEs of which it is looked one by one whether all find room for their words.
 const LOOKED_AT: usize = 16_384;
 
 /// Most PEs whose critical path is followed unasked: keeping what held PEs up takes up to a fifth more time.
@@ -201,13 +202,52 @@ impl<'a> Job<'a> {
 
     /// Refuses a program whose PEs wait for room for ever; says so where that is not known.
     fn must_end(&self) -> Result<Option<String>, FlowError> {
-        let pes = self.program.width as usize * self.program.height as usize;
-        let net = (pes <= LOOKED_AT).then(|| Network::build(self.program, self.spec).ok()).flatten();
-        match net.map(|net| ending(self.program, &net, &self.classes)) {
-            Some(Ending::Reached) => Ok(None),
-            Some(Ending::Stuck(error)) => Err(error),
-            Some(Ending::Unknown) | None => Ok(Some(UNKNOWN.into())),
+        let unproven = self.unproven();
+        if unproven.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(None);
         }
+        let Some((net, rows)) = self.looked_at() else { return Ok(Some(self.unknown(unproven))) };
+        match ending(self.program, &net, &self.classes, &|pe| rows.weight_of(pe / net.width)) {
+            Ending::Reached => Ok(None),
+            Ending::Stuck(error) => Err(error),
+            Ending::Unknown => Ok(Some(self.unknown(unproven))),
+        }
+    }
+
+    /// The phases in which it is not proven that there is room for all to go on; none if nothing is known.
+    pub fn unproven(&self) -> Option<Vec<Option<usize>>> {
+        let (net, rows) = self.chosen(Some(2))?;
+        proof::unproven(self.spec, &net, &rows, &self.classes)
+    }
+
+    /// Says that it is not known whether a program ends, and in which phases.
+    fn unknown(&self, unproven: Option<Vec<Option<usize>>>) -> String {
+        let name = |phase: Option<usize>| Some(format!("`{}`", self.program.phases.get(phase?)?));
+        let names: Option<Vec<String>> = unproven.and_then(|phases| phases.into_iter().map(name).collect());
+        match names.filter(|names| !names.is_empty()) {
+            Some(names) => format!(
+                "whether queues have room for all to go on is not known of {}, but of all else: level event tells",
+                names.join(", ")
+            ),
+            None => UNKNOWN.into(),
+        }
+    }
+
+    /// The streams of the PEs that are looked at one by one, if they are not too many: of rows that do the same, those
+    /// nearest to the north edge and farthest from it, so that the least room for the words of the host is among theirs.
+    fn looked_at(&self) -> Option<(Network, Rows)> {
+        let class_of = cover(self.program).ok()?;
+        let all = class_of.len() <= LOOKED_AT;
+        let rows = if all {
+            Rows::all(self.program)
+        } else {
+            Rows::at_both_ends(self.program, &class_of, &self.classes)
+        };
+        if rows.chosen.len() * self.program.width as usize > LOOKED_AT {
+            return None;
+        }
+        let traced = (0..self.program.height).map(|y| rows.chosen.contains(&y)).collect();
+        Some((Network::of_rows(self.program, self.spec, class_of, traced, Links::Untold).ok()?, rows))
     }
 
     /// Whether the critical path is followed.
