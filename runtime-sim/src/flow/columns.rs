@@ -34,9 +34,10 @@ impl Columns<'_> {
     }
 
     fn pe(&self, pe: u32) -> Option<()> {
-        let (Some(template), Some(skeleton)) = (self.template(pe), self.skeleton(pe)) else {
+        let Some(template) = self.template(pe).filter(|template| !template.is_silent()) else {
             return Some(());
         };
+        let skeleton = self.skeleton(pe)?;
         let y = i64::from(pe / self.net.width);
         let grows = template.by_row.iter().all(|length| length.base() + length.part(false, y) >= 0);
         if !template.is_linear || !grows {

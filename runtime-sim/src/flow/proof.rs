@@ -34,15 +34,15 @@ use std::rc::Rc;
 const MOST_TURNS: u64 = 4_000_000;
 
 /// The stretches of which it is not proven that all PEs come to their end, each as its phase if it has one, where `net`
-/// has the streams of the rows that were chosen; none where nothing is known, as code is not cut into stretches.
+/// has the streams of the rows that were chosen.
 pub fn unproven(
     spec: &FabricSpec,
     net: &Network,
     chosen: &Chosen,
     classes: &[LoweredClass],
-) -> Option<Vec<Option<usize>>> {
-    let stretches = Stretches::of(net, classes)?;
-    let mut proof = Proof::new(spec, net, chosen, classes, &stretches);
+    stretches: &Stretches,
+) -> Vec<Option<usize>> {
+    let mut proof = Proof::new(spec, net, chosen, classes, stretches);
     let unproven = (0..stretches.count).filter(|stretch| proof.stretch(*stretch) != Some(true));
     let phase = |stretch: usize| {
         let begins = |class: usize| {
@@ -54,7 +54,7 @@ pub fn unproven(
         };
         (0..classes.len()).find_map(begins)
     };
-    Some(unproven.map(phase).collect())
+    unproven.map(phase).collect()
 }
 
 struct Proof<'a> {
@@ -152,6 +152,9 @@ impl<'a> Proof<'a> {
     /// Whether all end a stretch; none if there is no telling.
     fn stretch(&mut self, stretch: usize) -> Option<bool> {
         let templates = self.templates_of(stretch)?;
+        if templates.iter().flatten().all(|template| template.is_silent()) {
+            return Some(true);
+        }
         let net = self.net;
         let period = self.chosen.skips.iter().map(|skip| skip.foretold().len() as u32).min();
         let columns = Columns { net, templates: &templates, period };

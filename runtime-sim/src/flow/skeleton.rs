@@ -99,6 +99,11 @@ impl Template {
         template.finish()
     }
 
+    /// Whether it uses no stream.
+    pub fn is_silent(&self) -> bool {
+        self.operands.is_empty()
+    }
+
     /// Notes which lengths depend on the row; none if one depends on more than the place.
     fn finish(mut self) -> Option<Template> {
         self.is_linear = self.is_linear();

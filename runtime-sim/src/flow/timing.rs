@@ -18,6 +18,8 @@ use crate::program::{Class, Trigger, WaferProgram};
 use crate::report::Report;
 use crate::trace::Trace;
 use std::borrow::Cow;
+use std::sync::OnceLock;
+use std::thread;
 
 /// Times a checked program without computing its numbers.
 pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
@@ -31,14 +33,29 @@ pub fn time_traced(program: &Checked<WaferProgram>) -> Result<(Report, Trace), F
 
 fn timed(program: &Checked<WaferProgram>, traced: bool) -> Result<Timed, FlowError> {
     let job = Job { traced, ..Job::new(program)? };
-    let (steps, mut endless) = job.with_endless_queues(Sharing::Rows)?;
-    if steps <= SMALL
-        && let Some(settled) = job.settled()?
-    {
-        return Ok(settled);
+    if !job.is_large() {
+        let (steps, endless) = job.with_endless_queues(Sharing::Rows)?;
+        let settled = if steps <= SMALL { job.settled()? } else { None };
+        return settled.map_or_else(|| unsettled(endless, job.must_end()), Ok);
     }
+    // When everybody ends, and whether there is room for that, are two questions.
+    thread::scope(|scope| {
+        let room = scope.spawn(|| job.must_end());
+        let (steps, endless) = job.with_endless_queues(Sharing::Rows)?;
+        if steps <= SMALL
+            && let Some(settled) = job.settled()?
+        {
+            return Ok(settled);
+        }
+        let room = room.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        unsettled(endless, room)
+    })
+}
+
+/// Times as if queues never filled, with what is known of the room in them.
+fn unsettled(mut endless: Timed, room: Result<Option<String>, FlowError>) -> Result<Timed, FlowError> {
     endless.0.limits.push(ENDLESS.into());
-    endless.0.limits.extend(job.must_end()?);
+    endless.0.limits.extend(room?);
     Ok(endless)
 }
 
@@ -87,20 +104,33 @@ pub(super) struct Job<'a> {
     classes: Cow<'a, [LoweredClass]>,
     /// Whether what happened when is wanted.
     traced: bool,
+    first: OnceLock<Option<Seen>>,
 }
+
+/// Rows that stand for all, and the code of their PEs.
+struct Seen {
+    net: Network,
+    rows: Rows,
+    stretches: Option<Stretches>,
+}
+
+/// Periods of rows in a line that are looked at first.
+const KNOWN: u32 = 2;
 
 impl<'a> Job<'a> {
     /// A program, unless it has something that this level leaves out.
     pub fn new(checked: &'a Checked<WaferProgram>) -> Result<Self, FlowError> {
         let (program, spec) = (checked.get(), checked.fabric());
         supported(program)?;
-        Ok(Job { program, spec, classes: Cow::Borrowed(checked.classes()), traced: false })
+        let classes = Cow::Borrowed(checked.classes());
+        Ok(Job { program, spec, classes, traced: false, first: OnceLock::new() })
     }
 
     /// A program that the checker has not seen.
     #[cfg(test)]
     pub fn unchecked(program: &'a WaferProgram, spec: &'a FabricSpec) -> Self {
-        Job { program, spec, classes: Cow::Owned(crate::lower::lower(program, spec)), traced: false }
+        let classes = Cow::Owned(crate::lower::lower(program, spec));
+        Job { program, spec, classes, traced: false, first: OnceLock::new() }
     }
 
     /// Times with all PEs alone, as if queues never filled, words read on credit from the start.
@@ -134,19 +164,22 @@ impl<'a> Job<'a> {
 
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
-        let known = (sharing == Sharing::Rows).then_some(2);
+        let known = (sharing == Sharing::Rows).then_some(KNOWN);
         let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING, explains: self.explains() };
         loop {
-            let Some((net, rows)) = self.chosen(trust.known) else { return Ok(Default::default()) };
-            let stretches = match sharing {
-                Sharing::Rows => Stretches::of(&net, &self.classes),
-                #[cfg(test)]
-                Sharing::Nothing => None,
+            let later;
+            let seen = match trust.known {
+                Some(KNOWN) => self.first(),
+                known => {
+                    later = self.seen(known);
+                    &later
+                }
             };
+            let Some(Seen { net, rows, stretches }) = seen else { return Ok(Default::default()) };
             let works = works(&self.classes);
-            let most = (ALIKE * least_cycles(&net, &self.classes)).floor();
+            let most = (ALIKE * least_cycles(net, &self.classes)).floor();
             let likeness = stretches.as_ref().map(|stretches| (stretches, most));
-            let setting = Setting { net: &net, classes: &self.classes, works: &works, rows: &rows, likeness };
+            let setting = Setting { net, classes: &self.classes, works: &works, rows, likeness };
             let at_once = stretches.as_ref().map_or(0, |all| (net.traced_pes().count() * all.count) as u64);
             if at_once > UNTRUSTING {
                 (trust.credit, trust.most_steps) = (true, u64::MAX);
@@ -216,8 +249,8 @@ impl<'a> Job<'a> {
 
     /// The phases in which it is not proven that there is room for all to go on; none if nothing is known.
     pub fn unproven(&self) -> Option<Vec<Option<usize>>> {
-        let (net, rows) = self.chosen(Some(2))?;
-        proof::unproven(self.spec, &net, &rows, &self.classes)
+        let Seen { net, rows, stretches } = self.first().as_ref()?;
+        Some(proof::unproven(self.spec, net, rows, &self.classes, stretches.as_ref()?))
     }
 
     /// Says that it is not known whether a program ends, and in which phases.
@@ -248,6 +281,23 @@ impl<'a> Job<'a> {
         }
         let traced = (0..self.program.height).map(|y| rows.chosen.contains(&y)).collect();
         Some((Network::of_rows(self.program, self.spec, class_of, traced, Links::Untold).ok()?, rows))
+    }
+
+    /// The rows that are looked at first.
+    fn first(&self) -> &Option<Seen> {
+        self.first.get_or_init(|| self.seen(Some(KNOWN)))
+    }
+
+    /// The rows that stand for all, and their code in stretches where of rows that do the same only some are looked at.
+    fn seen(&self, known: Option<u32>) -> Option<Seen> {
+        let (net, rows) = self.chosen(known)?;
+        let stretches = known.and_then(|_| Stretches::of(&net, &self.classes));
+        Some(Seen { net, rows, stretches })
+    }
+
+    /// Whether it is worth a second thread.
+    fn is_large(&self) -> bool {
+        self.program.width as usize * self.program.height as usize > LOOKED_AT
     }
 
     /// Whether the critical path is followed.
