@@ -24,10 +24,8 @@
 //! phases it is not known. Routers with switch positions and control tasks are left out: programs with them are refused.
 
 mod actor;
-mod bridges;
 mod bursts;
 mod chain;
-mod columns;
 mod critical;
 mod engine;
 mod exact;
@@ -35,22 +33,15 @@ mod follow;
 mod groups;
 mod held;
 mod links;
-mod lockstep;
 mod loops;
 mod outcome;
 mod pace;
 mod pe;
 mod profile;
 mod proof;
-#[cfg(test)]
-mod proof_tests;
-mod rehearse;
 mod room;
-mod rounds;
 mod rows;
 mod run;
-mod shorter;
-mod skeleton;
 mod skip;
 mod spans;
 mod standstill;

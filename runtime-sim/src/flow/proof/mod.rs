@@ -6,7 +6,7 @@
 //!
 //! - Stretch by stretch: all end one before any begins the next. Within a stretch as many words are read from each stream as
 //!   are sent, so none is left between two.
-//! - Rows act in step, where they can: the PEs of a column become one actor ([`super::lockstep`]). Rows that look like those
+//! - Rows act in step, where they can: the PEs of a column become one actor ([`lockstep`]). Rows that look like those
 //!   that are looked at act with them, and so do those that rows in a line leave out, as long as all periods are the same.
 //!
 //! What is left are actors and streams. If nobody could go on, each would wait for the next on a stream, in a circle: for a word from
@@ -14,19 +14,29 @@
 //! room at one reader while another has read all: the circle may leave that sender out. So it crosses no edge between an actor and a stream in both
 //! directions, and an edge that is a bridge of the graph of actors and streams is in no circle. Without the bridges the
 //! graph falls into pieces, and a circle would be within one. A piece alone, with its actors doing all that is not on its
-//! streams whenever they like, is run to its end without time ([`super::rehearse`]): then no circle is possible in it,
+//! streams whenever they like, is run to its end without time ([`rehearse`]): then no circle is possible in it,
 //! whoever goes first. Chains and trees of PEs, and the host's words, are bridges all; rings, and sums that come back, are pieces.
 
-use super::bridges::on_cycles;
-use super::columns::Columns;
-use super::lockstep::{Folded, Rows};
-use super::rehearse::Piece;
+mod bridges;
+mod columns;
+mod lockstep;
+mod rehearse;
+mod rounds;
+mod shorter;
+mod skeleton;
+#[cfg(test)]
+mod tests;
+
 use super::rows::Rows as Chosen;
-use super::skeleton::{Skeleton, Template};
 use super::stretches::{Piece as Code, Stretches};
 use crate::fabric::FabricSpec;
 use crate::lower::{Instr, LoweredClass};
 use crate::network::{NOBODY, NONE, Network};
+use bridges::on_cycles;
+use columns::Columns;
+use lockstep::{Folded, Rows};
+use rehearse::Piece;
+use skeleton::{Skeleton, Template};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -65,6 +75,8 @@ struct Proof<'a> {
     stretches: &'a Stretches,
     /// Rows whose streams are looked at.
     rows: Vec<u32>,
+    /// Classes of traced rows.
+    traced: BTreeSet<u16>,
     /// By row: rows of one number have the same classes but for their names.
     kind: Vec<u32>,
     /// By such a number: one class of each shape, from the first row.
@@ -93,6 +105,7 @@ impl<'a> Proof<'a> {
             classes,
             stretches,
             rows,
+            traced: net.traced_pes().map(|(_, class)| class).collect(),
             kind: vec![NONE; net.height as usize],
             used: Vec::new(),
             templates: BTreeMap::new(),
@@ -179,8 +192,7 @@ impl<'a> Proof<'a> {
     /// By class: its skeleton in a stretch.
     fn templates_of(&mut self, stretch: usize) -> Option<Vec<Option<Rc<Template>>>> {
         let mut templates = vec![None; self.classes.len()];
-        let used: BTreeSet<u16> = self.net.traced_pes().map(|(_, class)| class).collect();
-        for class in used {
+        for class in self.traced.clone() {
             templates[usize::from(class)] = self.template(class, stretch)?;
         }
         Some(templates)

@@ -1,8 +1,8 @@
 //! What is proven of the end of a program is what looking at all PEs says, and what level event does.
 
-use super::FlowError;
-use super::standstill::{Ending, ending};
-use super::timing::Job;
+use crate::flow::FlowError;
+use crate::flow::standstill::{Ending, ending};
+use crate::flow::timing::Job;
 use crate::network::Network;
 use crate::text::parse;
 use crate::{FabricSpec, check, event};
