@@ -1,7 +1,7 @@
 //! The command `lapidary`.
 
-/// Plans, proofs and simulations make many small things on all threads: a quarter of a simulation's time was the C library's
-/// allocator.
+/// Plans, proofs and simulations make many small things on all threads, which the C library's allocator makes wait for each
+/// other.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
