@@ -34,7 +34,7 @@ impl Rows {
             return None;
         }
         let rows = Rows::of_groups(program, class_of, classes, |looks, group| {
-            Line::in_group(program, class_of, (looks, Likeness::Proof), group).and_then(Periods::of)
+            Line::in_group(program, class_of, (looks, Likeness::Proof), group, &|_| 0.0).and_then(Periods::of)
         });
         (!rows.lines.is_empty()).then_some(rows)
     }

@@ -5,9 +5,8 @@
 
 use super::bursts::SAME;
 use super::engine::Engine;
-use super::follow::{Before, HostRead, LEADERS, Led};
+use super::follow::{Before, HostRead, LEADERS, Led, since};
 use super::groups::{Group, Row};
-use super::pe::Pe;
 use super::streams::Sender;
 use super::stretches::Stretches;
 use super::words::later_than;
@@ -17,13 +16,11 @@ use crate::network::Origin;
 const ALIKE: f64 = 1.0;
 
 /// A row that was timed.
-struct Timed {
+pub(super) struct Timed {
     look: Vec<i64>,
     led: Led,
     /// Where it read words of rows above.
     above: Vec<Above>,
-    /// Where it read words of the host; none if somebody else sent it words.
-    hosts: Option<Vec<HostRead>>,
 }
 
 /// An input for words of rows above.
@@ -37,7 +34,14 @@ struct Above {
 
 impl Engine<'_> {
     /// Runs the rows of a chain one after the other.
-    pub(super) fn run_chain(&mut self, stretches: &Stretches, stretch: usize, chain: Vec<Row>, most: f64) {
+    pub(super) fn run_chain(
+        &mut self,
+        stretches: &Stretches,
+        stretch: usize,
+        chain: Vec<Row>,
+        timed: &mut Vec<Timed>,
+        most: f64,
+    ) {
         let most = most.min(ALIKE);
         let mut rows = chain.into_iter();
         if !rows.as_slice().iter().all(|row| self.has_begun(stretches, stretch, &row.pes)) {
@@ -46,9 +50,8 @@ impl Engine<'_> {
         for row in rows.as_slice() {
             row.pes.iter().for_each(|pe| self.seal(stretches, stretch, *pe));
         }
-        let mut timed: Vec<Timed> = Vec::new();
         while let Some(row) = rows.next() {
-            if self.follows(stretches, stretch, &timed, &row, most) {
+            if self.follows(stretches, stretch, timed, &row, most) {
                 continue;
             }
             let Some(row) = self.time_row(stretches, stretch, row) else { return self.run_all_of(rows) };
@@ -77,8 +80,9 @@ impl Engine<'_> {
         self.lead(&row.pes);
         self.run();
         let ended = self.has_ended(stretches, stretch, &row.pes);
-        let led = Led { leader: row.pes, followers: Vec::new(), before };
-        ended.then(|| Timed { look: row.look, hosts: self.host_reads(stretches, stretch, &led), led, above })
+        let mut led = Led { leader: row.pes, before, ..Led::default() };
+        led.hosts = self.host_reads(stretches, stretch, &led);
+        ended.then_some(Timed { look: row.look, led, above })
     }
 
     /// Lets a row do what one before it did, if it may.
@@ -92,10 +96,10 @@ impl Engine<'_> {
     ) -> bool {
         for known in timed.iter().rev().take(LEADERS).filter(|known| known.look == row.look) {
             let Some((delay, off)) = self.after(stretches, stretch, known, &row.pes, most) else { continue };
-            let hosts = known.hosts.as_deref();
-            let host =
-                hosts.and_then(|hosts| self.host_apart(stretches, stretch, hosts, (&row.pes, delay), most));
-            if let Some(host) = host {
+            let hosts = known.led.hosts.as_deref();
+            let apart =
+                |hosts: &[HostRead]| self.host_apart(stretches, stretch, hosts, (&row.pes, delay), most);
+            if let Some(host) = hosts.and_then(apart) {
                 self.strayed += off.max(host);
                 self.take_over(stretches, stretch, &known.led, &(row.pes.clone(), delay));
                 return true;
@@ -206,11 +210,4 @@ impl Engine<'_> {
         let by = other_way - way;
         Some((least + by, most + by))
     }
-}
-
-/// Least and most by which PEs of a row begin later than their counterparts did.
-fn since(pes: &[Option<Box<Pe>>], before: &[Before], row: &Group) -> (f64, f64) {
-    let time = |pe: u32| pes[pe as usize].as_ref().map_or(0.0, |pe| pe.time);
-    let later = before.iter().zip(row).map(|(a, b)| time(*b) - a.time);
-    later.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), t| (least.min(t), most.max(t)))
 }

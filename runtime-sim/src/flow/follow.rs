@@ -8,28 +8,24 @@
 
 use super::bursts::SAME;
 use super::engine::Engine;
-use super::groups::{Finder, Group, Groups, Outline};
+use super::groups::Group;
 use super::held::{Entry, Like};
 use super::pe::Pe;
 use super::streams::Mark;
 use super::stretches::{Piece, Stretches};
 use crate::network::{NONE, Origin};
-use std::sync::mpsc;
-use std::thread;
-
-/// Fewest PEs that are worth a second thread, and by how many stretches it may be ahead.
-const MANY: usize = 4096;
-const AHEAD: usize = 4;
-
 /// Groups that are tried as leaders of a group.
 pub(super) const LEADERS: usize = 8;
 
 /// A group that is timed, and those that follow it by a delay each.
+#[derive(Default)]
 pub(super) struct Led {
     pub leader: Group,
     pub followers: Vec<(Group, f64)>,
     /// What the leader was before.
     pub before: Vec<Before>,
+    /// Where it read words of the host, once it has come to the end; none if somebody else sent it words.
+    pub hosts: Option<Vec<HostRead>>,
 }
 
 /// An input on which a group that was timed read words of the host.
@@ -58,119 +54,11 @@ pub(super) struct Before {
 }
 
 impl Engine<'_> {
-    /// Runs PEs, given ascending: stretch by stretch where beginnings within so many cycles are the same.
-    pub(super) fn run_members(&mut self, pes: &[u32], likeness: Option<(&Stretches, f64)>) {
-        match likeness {
-            Some((stretches, most)) => self.run_stretches(stretches, pes, most),
-            None => {
-                self.queue.extend(pes);
-                self.run();
-            }
-        }
-    }
-
-    fn run_stretches(&mut self, stretches: &Stretches, pes: &[u32], most: f64) {
-        let mut finder = Finder::new(self.net, stretches, pes);
-        if pes.len() < MANY {
-            let outlines = (0..stretches.count).map(|stretch| finder.outline(stretch));
-            return self.run_outlined(stretches, pes, outlines, most);
-        }
-        // Who belongs together is found by another thread, some stretches ahead.
-        thread::scope(|scope| {
-            let (send, outlines) = mpsc::sync_channel(AHEAD);
-            scope.spawn(move || {
-                (0..stretches.count).all(|stretch| send.send(finder.outline(stretch)).is_ok())
-            });
-            self.run_outlined(stretches, pes, outlines.into_iter(), most);
-        });
-    }
-
-    fn run_outlined(
-        &mut self,
-        stretches: &Stretches,
-        pes: &[u32],
-        outlines: impl Iterator<Item = Outline>,
-        most: f64,
-    ) {
-        for (stretch, outline) in outlines.enumerate() {
-            let spent = |end: u32| self.streams.ahead(end) == 0;
-            let groups = Groups::of(outline, &spent);
-            let keeps = self.spans.keeps;
-            for &pe in pes {
-                let stop = self.piece(stretches, pe, stretch).map_or(usize::MAX, |piece| piece.stop);
-                let state = self.pe_mut(pe);
-                state.stop = stop;
-                if !keeps {
-                    state.phases.clear();
-                }
-            }
-            self.stretch(stretches, stretch, groups, most);
-            if self.steps > self.most_steps {
-                return;
-            }
-        }
-    }
-
-    fn stretch(&mut self, stretches: &Stretches, stretch: usize, groups: Groups, most: f64) {
-        self.queue.extend(groups.others);
-        let mut all = Vec::new();
-        for kind in groups.kinds {
-            all.extend(self.choose(stretches, stretch, kind, most));
-        }
-        self.run();
-        for chain in groups.chains {
-            self.run_chain(stretches, stretch, chain, most);
-        }
-        for led in all.into_iter().filter(|led| !led.followers.is_empty()) {
-            let ended = self.has_ended(stretches, stretch, &led.leader);
-            let hosts = ended.then(|| self.host_reads(stretches, stretch, &led)).flatten();
-            let mut strayed: f64 = 0.0;
-            for follower in &led.followers {
-                let off = |hosts| self.off_by(stretches, stretch, &led, hosts, follower, most);
-                match hosts.as_deref().and_then(off) {
-                    Some(off) => {
-                        strayed = strayed.max(off);
-                        self.take_over(stretches, stretch, &led, follower);
-                    }
-                    None => self.queue.extend(&follower.0),
-                }
-            }
-            self.strayed += strayed;
-        }
-        self.run();
-    }
-
     /// By how much a PE of a group begins sooner than the delay of the group says, at most.
     pub(super) fn behind(&self, led: &Led, group: &Group, delay: f64) -> f64 {
         let sooner =
             group.iter().zip(&led.before).map(|(pe, before)| before.time + delay - self.pe(*pe).time);
         sooner.fold(0.0, f64::max)
-    }
-
-    /// Sorts groups of one kind into leaders, which begin to run, and followers.
-    fn choose(&mut self, stretches: &Stretches, stretch: usize, kind: Vec<Group>, most: f64) -> Vec<Led> {
-        let mut leading: Vec<Led> = Vec::new();
-        for group in kind {
-            if !self.has_begun(stretches, stretch, &group) {
-                self.queue.extend(group);
-                continue;
-            }
-            let near = leading.iter_mut().take(LEADERS).find_map(|led| {
-                let (least, delay) = apart(&self.pes, &led.leader, &group);
-                (delay - least <= most).then_some((led, delay))
-            });
-            match near {
-                Some((led, delay)) => led.followers.push((group, delay)),
-                None => leading.push(Led { leader: group, followers: Vec::new(), before: Vec::new() }),
-            }
-        }
-        for led in &mut leading {
-            if !led.followers.is_empty() {
-                led.before = led.leader.iter().map(|pe| self.before(stretches, stretch, *pe)).collect();
-            }
-            self.lead(&led.leader);
-        }
-        leading
     }
 
     /// Lets a group begin of which it matters how far it depends on the words of others.
@@ -259,7 +147,7 @@ impl Engine<'_> {
     }
 
     /// By how much a group that follows may be off; none if words of the host may make it do something else.
-    fn off_by(
+    pub(super) fn off_by(
         &self,
         stretches: &Stretches,
         stretch: usize,
@@ -381,5 +269,12 @@ impl Engine<'_> {
 pub(super) fn apart(pes: &[Option<Box<Pe>>], leader: &Group, group: &Group) -> (f64, f64) {
     let time = |pe: u32| pes[pe as usize].as_ref().map_or(0.0, |pe| pe.time);
     let later = leader.iter().zip(group).map(|(a, b)| time(*b) - time(*a));
+    later.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), t| (least.min(t), most.max(t)))
+}
+
+/// Least and most by which PEs of a group begin later than their counterparts did.
+pub(super) fn since(pes: &[Option<Box<Pe>>], before: &[Before], group: &Group) -> (f64, f64) {
+    let time = |pe: u32| pes[pe as usize].as_ref().map_or(0.0, |pe| pe.time);
+    let later = before.iter().zip(group).map(|(a, b)| time(*b) - a.time);
     later.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), t| (least.min(t), most.max(t)))
 }

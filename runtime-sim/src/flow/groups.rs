@@ -12,8 +12,8 @@ pub type Group = Vec<u32>;
 /// The groups of a stretch.
 #[derive(Debug, Default)]
 pub struct Groups {
-    /// Groups of one kind, of which there is more than one.
-    pub kinds: Vec<Vec<Group>>,
+    /// By what they do: groups of one kind, of which there is more than one, or of which somebody knows.
+    pub kinds: Vec<(Vec<i64>, Vec<Group>)>,
     /// Groups like no other whose words never go to a row further north, row by row.
     pub chains: Vec<Vec<Row>>,
     /// PEs that run alone, or in a group like no other, or in one that exchanges words with somebody else.
@@ -44,9 +44,10 @@ enum Link {
     Host(u32),
     /// How many rows further north the sender is, its place in the group or its row of a chain, its output in order of first
     /// use, and the way in cycles.
-    Inside(i64, u32, u32, u32),
-    /// Of somebody who is not in the group: how many rows further north, its output, and the way.
-    Outside(i64, i64, i64),
+    Inside([i64; 4]),
+    /// Of somebody who is not in the group, or in another row: how many rows further north and how many columns further
+    /// west, its output, and the way.
+    Outside([i64; 4]),
 }
 
 /// What a group does, as far as that is known before its stretch begins.
@@ -101,8 +102,9 @@ pub struct Finder<'a> {
 }
 
 impl Groups {
-    /// Those of an outline; `spent` tells whether all words that the host sends to an end have been read.
-    pub fn of(outline: Outline, spent: &dyn Fn(u32) -> bool) -> Groups {
+    /// Those of an outline; `spent` tells whether all words that the host sends to an end have been read, `known` whether
+    /// somebody has done what a group does.
+    pub fn of(outline: Outline, spent: &dyn Fn(u32) -> bool, known: &dyn Fn(&[i64]) -> bool) -> Groups {
         let mut kinds: BTreeMap<Vec<i64>, Vec<(Group, Option<Rows>)>> = BTreeMap::new();
         let mut single = Vec::new();
         for Sketch { group, look, rows } in outline.0 {
@@ -111,16 +113,18 @@ impl Groups {
                 None => single.push((group, rows)),
             }
         }
-        let (kinds, alone): (Vec<_>, Vec<_>) = kinds.into_values().partition(|kind| kind.len() > 1);
+        let (kinds, alone): (Vec<_>, Vec<_>) =
+            kinds.into_iter().partition(|(look, kind)| kind.len() > 1 || known(look));
         let (mut chains, mut others) = (Vec::new(), Vec::new());
-        for (group, rows) in alone.into_iter().flatten().chain(single) {
+        for (group, rows) in alone.into_iter().flat_map(|(_, kind)| kind).chain(single) {
             match rows.and_then(|rows| chain(rows, spent)) {
                 Some(chain) => chains.push(chain),
                 None => others.extend(group),
             }
         }
         others.sort_unstable();
-        let groups = |kind: Vec<(Group, _)>| kind.into_iter().map(|(group, _)| group).collect();
+        let groups =
+            |(look, kind): (_, Vec<(Group, _)>)| (look, kind.into_iter().map(|(group, _)| group).collect());
         Groups { kinds: kinds.into_iter().map(groups).collect(), chains, others }
     }
 }
@@ -220,17 +224,18 @@ impl<'a> Finder<'a> {
                 }
             }
             for &slot in &piece.inputs {
-                match self.link(pe, slot) {
+                match self.link(pe, slot, in_chain) {
                     Link::Nowhere => look.extend(NOTHING),
                     Link::Host(end) => {
                         hosts.push((look.len(), end));
                         look.extend([-2, i64::from(self.net.ends[end as usize].stream)]);
                     }
-                    Link::Inside(rows, place, rank, way) => {
-                        look.extend([rows, place.into(), rank.into(), way.into()]);
+                    Link::Inside(link) => look.extend(link),
+                    Link::Outside(link) if in_chain => {
+                        look.push(-3);
+                        look.extend(link);
                     }
-                    Link::Outside(rows, rank, way) if in_chain => look.extend([-3, rows, rank, way]),
-                    Link::Outside(..) => return None,
+                    Link::Outside(_) => return None,
                 }
             }
         }
@@ -268,19 +273,19 @@ impl<'a> Finder<'a> {
         Some((from, rank as u32))
     }
 
-    fn link(&self, pe: u32, slot: usize) -> Link {
-        let index = self.net.input(pe as usize, slot);
+    fn link(&self, pe: u32, slot: usize, in_chain: bool) -> Link {
+        let (width, index) = (self.net.width, self.net.input(pe as usize, slot));
         let Some(end) = self.net.ends.get(index as usize) else { return Link::Nowhere };
         if let Origin::Host(_) = self.net.streams[end.stream as usize].origin {
             return Link::Host(index);
         }
-        let rows = |from: u32| i64::from(pe / self.net.width) - i64::from(from / self.net.width);
-        match self.sender(pe, slot) {
-            Some((from, rank)) if self.place[from as usize] != NONE => {
-                Link::Inside(rows(from), self.place[from as usize], rank, end.latency)
-            }
-            Some((from, rank)) => Link::Outside(rows(from), rank.into(), end.latency.into()),
-            None => Link::Nowhere,
+        let Some((from, rank)) = self.sender(pe, slot) else { return Link::Nowhere };
+        let away = |of: fn(u32, u32) -> u32| i64::from(of(pe, width)) - i64::from(of(from, width));
+        let (rows, columns) = (away(|pe, width| pe / width), away(|pe, width| pe % width));
+        let (place, rank, way) = (self.place[from as usize], i64::from(rank), i64::from(end.latency));
+        if place == NONE || (in_chain && rows != 0) {
+            return Link::Outside([rows, columns, rank, way]);
         }
+        Link::Inside([rows, place.into(), rank, way])
     }
 }

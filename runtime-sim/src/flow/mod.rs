@@ -36,6 +36,7 @@ mod links;
 mod loops;
 mod outcome;
 mod pace;
+mod passes;
 mod pe;
 mod profile;
 mod proof;

@@ -1,11 +1,13 @@
 //! Which rows stand for all: rows joined by traffic between their PEs form a group, and groups that look the same take
 //! the same time, except for how far the host is.
 
+use super::profile::Profile;
 use super::skip::Skip;
-use crate::lower::LoweredClass;
+use crate::lower::{Code, Env, LoweredClass, Segment};
 use crate::network::{Alike, Likeness, Line};
 use crate::program::{Direction, Port, WaferProgram};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Rows to be timed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,13 +66,15 @@ impl Rows {
     ) -> Rows {
         let as_to = Likeness::Time;
         let Alike { shape_of, kinds, looks } = Alike::of(program, class_of, classes, as_to);
+        let entering = |y: u32| from_north(program, class_of, classes, y);
         let mut rows = Rows { shape_of, ..Rows::default() };
         for groups in &kinds {
             let mut picked: Vec<&Vec<u32>> = groups.last().into_iter().collect();
             picked.extend(groups.first().filter(|_| both && groups.len() > 1));
             let weight = (groups.len() as u32, picked.len() as u32);
             for group in picked {
-                let line = known.and_then(|_| Line::in_group(program, class_of, (&looks, as_to), group));
+                let line =
+                    known.and_then(|_| Line::in_group(program, class_of, (&looks, as_to), group, &entering));
                 let skip = line.zip(known).and_then(|(line, known)| Skip::of(line, known));
                 rows.pick(group, weight, skip);
             }
@@ -108,6 +112,29 @@ impl Rows {
         }
         self.skips.extend(skip);
     }
+}
+
+/// Words that a PE in the middle of a row reads from the north, as far as their number depends on its place.
+fn from_north(program: &WaferProgram, class_of: &[u16], classes: &[LoweredClass], y: u32) -> f64 {
+    let x = program.width / 2;
+    let class = class_of[(y * program.width + x) as usize];
+    let (Some(routes), Some(lowered)) =
+        (program.classes.get(usize::from(class)).map(|class| &class.routes), classes.get(usize::from(class)))
+    else {
+        return 0.0;
+    };
+    let from_north = |slot: usize| {
+        let route = lowered.inputs.get(slot).and_then(|colour| routes.get(colour));
+        route.is_some_and(|route| route.positions.iter().any(|position| position.from == Port::North))
+    };
+    let parts = lowered.tasks.iter().flat_map(|task| task.code.parts());
+    let words = |segment: &Arc<Segment>| {
+        let (mut code, mut env) = (Code::default(), Env { x: x.into(), y: y.into(), ..Env::default() });
+        code.push(Arc::clone(segment));
+        let reads = Profile::of(&code, 0..code.len(), &mut env).reads;
+        reads.iter().filter(|read| from_north(read.slot)).map(|read| read.words as f64).sum::<f64>()
+    };
+    parts.map(|(_, segment)| segment).filter(|segment| !segment.placed().is_empty()).map(words).sum()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::critical::path;
 use super::engine::{Engine, FlowError};
+use super::passes::Members;
 use super::profile::Profile;
 use super::rows::Rows;
 use super::stretches::Stretches;
@@ -67,18 +68,13 @@ pub fn run(
     engine.most_steps = trust.most_steps;
     engine.streams.explains = trust.explains;
     engine.feed();
-    engine.run_members(&engine.members(&rows.skips, false), likeness);
+    let [first, behind] = [false, true].map(|behind| engine.members(&rows.skips, behind));
+    let told = engine.run_members(Members { first: &first, behind: &behind, skips: &rows.skips }, likeness);
     if engine.steps > engine.most_steps {
         return Ok(Ran::TooLong);
     }
-    for skip in &rows.skips {
-        if !engine.foretell(skip) {
-            return Ok(Ran::Otherwise);
-        }
-    }
-    engine.run_members(&engine.members(&rows.skips, true), likeness);
-    if engine.steps > engine.most_steps {
-        return Ok(Ran::TooLong);
+    if !told {
+        return Ok(Ran::Otherwise);
     }
     finished(&engine)?;
     if !rows.skips.iter().all(|skip| engine.came_true(skip)) {

@@ -4,9 +4,13 @@
 //! Times obey a max-plus recurrence, so what a row does is convex in the number of rows above it: if the last period is
 //! on the line through two neighbouring ones, all between them are.
 
+use super::bursts::Burst;
 use super::engine::Engine;
+use super::stretches::Stretches;
 use super::words::Words;
 use crate::network::{Line, NOBODY, Target};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 /// Periods of a line that are not timed.
@@ -15,6 +19,23 @@ pub struct Skip {
     line: Line,
     /// Periods timed at the beginning, two at least.
     known: u32,
+}
+
+/// The streams that tell what one of a row that is foretold carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// How many periods it comes behind the later one.
+    steps: u32,
+    later: Known,
+    earlier: Known,
+}
+
+/// A stream of a period that is timed, from a piece on.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    pe: u32,
+    stream: u32,
+    from: usize,
 }
 
 impl Skip {
@@ -62,30 +83,75 @@ impl Skip {
 }
 
 impl Engine<'_> {
-    /// Writes the words of rows that are foretold, as far as others read them; false if there is no telling.
-    pub(super) fn foretell(&mut self, skip: &Skip) -> bool {
+    /// Begins new pieces of the streams that tell what rows that are foretold send, as far as others read it: in a stretch, or
+    /// in all code. Streams that are listened to go on.
+    pub(super) fn listen(
+        &mut self,
+        skip: &Skip,
+        stretch: Option<(&Stretches, usize)>,
+        told: &mut BTreeMap<u32, Told>,
+    ) {
         let net = self.net;
         let period = skip.line.rows * net.width;
         let steps = skip.line.periods - 1 - skip.known;
-        for y in skip.foretold() {
-            for pe in (y * net.width..(y + 1) * net.width).filter(|pe| net.class_of[*pe as usize] != NOBODY) {
-                let class = usize::from(net.class_of[pe as usize]);
-                for slot in 0..self.classes[class].outputs.len() {
-                    let stream = net.output(pe as usize, slot);
-                    let behind =
-                        |target: Target| matches!(target, Target::Pe(to) if skip.is_behind(to / net.width));
-                    if !net.ends_of(stream).iter().any(|end| behind(end.target)) {
-                        continue;
-                    }
-                    let known = |back: u32| net.output((pe - back * period) as usize, slot);
-                    let (later, earlier) =
-                        (self.streams.words(known(steps)), self.streams.words(known(steps + 1)));
-                    let Some(words) = foretold(earlier, later, u64::from(steps)) else { return false };
-                    self.streams.fill(stream, words);
+        let behind = |target: Target| matches!(target, Target::Pe(to) if skip.is_behind(to / net.width));
+        for pe in skip.foretold().flat_map(|y| y * net.width..(y + 1) * net.width) {
+            let class = net.class_of[pe as usize];
+            if class == NOBODY {
+                continue;
+            }
+            let all: Vec<usize>;
+            let slots = match stretch {
+                Some((stretches, stretch)) => {
+                    stretches.piece(class, stretch).map_or(&[][..], |piece| &piece.outputs)
+                }
+                None => {
+                    all = (0..self.classes[usize::from(class)].outputs.len()).collect();
+                    &all
+                }
+            };
+            for &slot in slots {
+                let stream = net.output(pe as usize, slot);
+                let read = net.ends_of(stream).iter().any(|end| behind(end.target));
+                if read && let Entry::Vacant(place) = told.entry(stream) {
+                    let mut known = |back: u32| {
+                        let (pe, stretch) = (pe - back * period, stretch.map(|_| ()));
+                        let stream = net.output(pe as usize, slot);
+                        let from = stretch.map_or(0, |()| self.streams.mark(stream).pieces());
+                        Known { pe, stream, from }
+                    };
+                    let (later, earlier) = (known(steps), known(steps + 1));
+                    place.insert(Told { steps, later, earlier });
                 }
             }
         }
-        true
+    }
+
+    /// Whether all whose words tell of others have come to the end of a stretch.
+    pub(super) fn has_told(
+        &self,
+        told: &BTreeMap<u32, Told>,
+        (stretches, stretch): (&Stretches, usize),
+    ) -> bool {
+        let ended = |known: &Known| {
+            let stop = self.piece(stretches, known.pe, stretch).map(|piece| piece.stop);
+            self.pes[known.pe as usize]
+                .as_deref()
+                .is_some_and(|pe| (pe.finished || Some(pe.pc) == stop) && pe.credit.is_empty())
+        };
+        told.values().all(|told| ended(&told.later) && ended(&told.earlier))
+    }
+
+    /// Writes the words that are foretold since they were listened to; false if there is no telling.
+    pub(super) fn tell(&mut self, told: &mut BTreeMap<u32, Told>) -> bool {
+        std::mem::take(told).into_iter().all(|(stream, Told { steps, later, earlier })| {
+            let pieces = |known: &Known| self.streams.words(known.stream).pieces().get(known.from..);
+            let (Some(earlier), Some(later)) = (pieces(&earlier), pieces(&later)) else { return false };
+            let Some(words) = foretold(earlier, later, u64::from(steps)) else { return false };
+            self.streams.mark(stream);
+            words.pieces().iter().for_each(|burst| self.streams.write(stream, burst.clone()));
+            true
+        })
     }
 
     /// Whether the last period of a line ended when the first ones said.
@@ -114,10 +180,9 @@ const SHARE: f64 = 1e-4;
 
 /// What a stream carries `steps` periods after `later`, which is one after `earlier`. Rows keep the first words of what they
 /// pass on, so where a piece runs out the next one loses what it is short of.
-fn foretold(earlier: &Words, later: &Words, steps: u64) -> Option<Words> {
+fn foretold(earlier: &[Burst], later: &[Burst], steps: u64) -> Option<Words> {
     let (mut words, mut missing) = (Words::default(), 0);
-    let pairs = earlier.pieces().iter().zip(later.pieces());
-    for (a, b) in pairs {
+    for (a, b) in earlier.iter().zip(later) {
         let (next, short) = b.ahead_of(a, steps)?;
         missing += short;
         let gone = missing.min(next.total());
@@ -126,5 +191,5 @@ fn foretold(earlier: &Words, later: &Words, steps: u64) -> Option<Words> {
             words.push(next.without(gone)?);
         }
     }
-    (missing == 0 && earlier.pieces().len() == later.pieces().len()).then_some(words)
+    (missing == 0 && earlier.len() == later.len()).then_some(words)
 }

@@ -13,6 +13,13 @@ pub struct Mark {
     pieces: usize,
 }
 
+impl Mark {
+    /// Pieces sent.
+    pub fn pieces(&self) -> usize {
+        self.pieces
+    }
+}
+
 /// Who sends what arrives at an end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sender {
@@ -138,11 +145,6 @@ impl<'a> Streams<'a> {
     /// What a stream carries.
     pub fn words(&self, stream: u32) -> &Words {
         &self.words[stream as usize]
-    }
-
-    /// Lets a stream carry these words, before anybody reads it.
-    pub fn fill(&mut self, stream: u32, words: Words) {
-        self.words[stream as usize] = words;
     }
 
     /// Whether the host sends what arrives at an end.

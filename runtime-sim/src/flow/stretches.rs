@@ -2,7 +2,7 @@
 
 use crate::canonical::Canonical;
 use crate::lower::{Code, Instr, LoweredClass};
-use crate::network::Network;
+use crate::network::{Network, Target};
 use crate::program::Trigger;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, Range};
@@ -73,6 +73,44 @@ impl Stretches {
         };
         let pieces = (0..classes.len()).map(&mut cut_class).collect();
         Some(Stretches { count, pieces })
+    }
+
+    /// The same code in fewer stretches: one in which no PE reads words or sends any to another belongs to the one before.
+    pub fn joined(&self, net: &Network, classes: &[LoweredClass]) -> Self {
+        let silent = self.silent(net);
+        let starts: Vec<usize> = (0..self.count).filter(|n| *n == 0 || !silent[*n]).collect();
+        let mut codes = Codes::default();
+        let mut join = |(pieces, class): (&Vec<Piece>, &LoweredClass)| {
+            let Some(task) = class.tasks.first().filter(|_| !pieces.is_empty()) else { return Vec::new() };
+            let piece = |n: usize| {
+                let behind = starts.get(n + 1).copied().unwrap_or(self.count);
+                let (start, stop) = (pieces[starts[n]].start, pieces[behind - 1].stop);
+                let (number, code) = codes.of(&task.code, start..stop.min(task.code.len()));
+                Piece { start, stop, number, code }
+            };
+            (0..starts.len()).map(piece).collect()
+        };
+        let pieces = self.pieces.iter().zip(classes).map(&mut join).collect();
+        Stretches { count: starts.len(), pieces }
+    }
+
+    /// By stretch: whether PEs neither read nor send words to each other in it, as far as the first one of each class tells.
+    fn silent(&self, net: &Network) -> Vec<bool> {
+        let mut seen = vec![false; self.pieces.len()];
+        let mut silent = vec![true; self.count];
+        for (pe, class) in net.traced_pes() {
+            if std::mem::replace(&mut seen[usize::from(class)], true) {
+                continue;
+            }
+            for (silent, piece) in silent.iter_mut().zip(&self.pieces[usize::from(class)]) {
+                let hears = |slot: &usize| {
+                    let ends = net.ends_of(net.output(pe as usize, *slot));
+                    ends.iter().any(|end| !matches!(end.target, Target::Host(_)))
+                };
+                *silent &= piece.inputs.is_empty() && !piece.outputs.iter().any(hears);
+            }
+        }
+        silent
     }
 
     /// What a class does in a stretch; none if it does nothing at all.

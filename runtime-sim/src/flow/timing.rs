@@ -4,6 +4,8 @@
 use super::critical::path;
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
+#[cfg(test)]
+use super::passes::Members;
 use super::proof;
 use super::rows::Rows;
 use super::run::{Ran, Setting, Timed, Trust, finished, least_cycles, outcome, run};
@@ -111,7 +113,8 @@ pub(super) struct Job<'a> {
 struct Seen {
     net: Network,
     rows: Rows,
-    stretches: Option<Stretches>,
+    /// As phases cut them, and joined where that makes no larger groups.
+    stretches: Option<[Stretches; 2]>,
 }
 
 /// Periods of rows in a line that are looked at first.
@@ -156,7 +159,9 @@ impl<'a> Job<'a> {
         let mut engine = Engine::new(self.program, self.spec, net, &self.classes, &works, &[]);
         engine.streams.credit = false;
         engine.feed();
-        engine.run_members(&engine.members(&[], false), most.map(|most| (&stretches, most)));
+        let first = engine.members(&[], false);
+        let members = Members { first: &first, behind: &[], skips: &[] };
+        engine.run_members(members, most.map(|most| (&stretches, most)));
         finished(&engine).unwrap();
         let last = engine.pes.iter().flatten().map(|pe| pe.time).fold(0.0, f64::max);
         (engine.steps, last, engine.strayed)
@@ -178,9 +183,10 @@ impl<'a> Job<'a> {
             let Some(Seen { net, rows, stretches }) = seen else { return Ok(Default::default()) };
             let works = works(&self.classes);
             let most = (ALIKE * least_cycles(net, &self.classes)).floor();
-            let likeness = stretches.as_ref().map(|stretches| (stretches, most));
+            let likeness = stretches.as_ref().map(|[_, joined]| (joined, most));
             let setting = Setting { net, classes: &self.classes, works: &works, rows, likeness };
-            let at_once = stretches.as_ref().map_or(0, |all| (net.traced_pes().count() * all.count) as u64);
+            let at_once =
+                stretches.as_ref().map_or(0, |[all, _]| (net.traced_pes().count() * all.count) as u64);
             if at_once > UNTRUSTING {
                 (trust.credit, trust.most_steps) = (true, u64::MAX);
             }
@@ -250,7 +256,7 @@ impl<'a> Job<'a> {
     /// The phases in which it is not proven that there is room for all to go on; none if nothing is known.
     pub fn unproven(&self) -> Option<Vec<Option<usize>>> {
         let Seen { net, rows, stretches } = self.first().as_ref()?;
-        Some(proof::unproven(self.spec, net, rows, &self.classes, stretches.as_ref()?))
+        Some(proof::unproven(self.spec, net, rows, &self.classes, &stretches.as_ref()?[0]))
     }
 
     /// Says that it is not known whether a program ends, and in which phases.
@@ -291,7 +297,11 @@ impl<'a> Job<'a> {
     /// The rows that stand for all, and their code in stretches where of rows that do the same only some are looked at.
     fn seen(&self, known: Option<u32>) -> Option<Seen> {
         let (net, rows) = self.chosen(known)?;
-        let stretches = known.and_then(|_| Stretches::of(&net, &self.classes));
+        let stretches = known.and_then(|_| {
+            let stretches = Stretches::of(&net, &self.classes)?;
+            let joined = stretches.joined(&net, &self.classes);
+            Some([stretches, joined])
+        });
         Some(Seen { net, rows, stretches })
     }
 
@@ -353,7 +363,7 @@ pub fn finishes(
     supported(program)?;
     let shape_of = (0..classes.len() as u16).collect();
     let rows = Rows { shape_of, ..Rows::default() };
-    let stretches = Stretches::of(net, classes);
+    let stretches = Stretches::of(net, classes).map(|stretches| stretches.joined(net, classes));
     // Whether they finish is no matter of time.
     let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
     let trust = Trust { known: None, credit: false, most_steps: u64::MAX, explains: false };

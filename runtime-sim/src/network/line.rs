@@ -6,6 +6,7 @@
 use super::alike::{Likeness, Looks};
 use super::groups::northward;
 use crate::program::WaferProgram;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// Periods of rows, one after the other.
@@ -38,12 +39,14 @@ impl Line {
         self.row(n)..self.row(n + 1)
     }
 
-    /// The longest line in a group of neighbouring rows, if there is one.
+    /// The longest line in a group of neighbouring rows, if there is one. Where it may begin in several rows, it begins in
+    /// one that few words enter from the row above, but for what grows from row to row; `entering` tells how many.
     pub fn in_group(
         program: &WaferProgram,
         class_of: &[u16],
         (looks, as_to): (&Looks, Likeness),
         group: &[u32],
+        entering: &dyn Fn(u32) -> f64,
     ) -> Option<Line> {
         if group.len() <= FEWEST {
             return None;
@@ -60,7 +63,17 @@ impl Line {
         let found = (1..=LONGEST).filter_map(|period| longest(&seen, period).map(|run| (period, run)));
         let skips =
             |(period, (_, periods)): &(usize, (usize, usize))| period * periods.saturating_sub(FEWEST);
-        let (period, (from, periods)) = found.max_by_key(|found| (skips(found), LONGEST - found.0))?;
+        let (period, (_, most)) = found.max_by_key(|found| (skips(found), LONGEST - found.0))?;
+        let words = |part: usize| entering(parts[part][0]);
+        let (from, periods) = runs(&seen, period)
+            .into_iter()
+            .filter(|(_, periods)| periods + 1 >= most)
+            .map(|(from, periods)| {
+                let each = (words(from + period) - words(from)) / period as f64;
+                (words(from) - from as f64 * each, from, periods)
+            })
+            .min_by(|a, b| a.0.total_cmp(&b.0).then(b.2.cmp(&a.2)).then(a.1.cmp(&b.1)))
+            .map(|(_, from, periods)| (from, periods))?;
         let rows: usize = parts[from..from + period].iter().map(Vec::len).sum();
         (periods > FEWEST).then(|| Line { first: parts[from][0], rows: rows as u32, periods: periods as u32 })
     }
@@ -99,9 +112,15 @@ impl Seen {
 
 /// The longest run of periods of `period` parts: where it begins, and how many there are.
 fn longest(seen: &[Seen], period: usize) -> Option<(usize, usize)> {
-    let growth: Vec<Option<Vec<i64>>> =
-        seen.iter().zip(seen.get(period..)?).map(|(a, b)| a.growth(b)).collect();
-    let mut best: Option<(usize, usize)> = None;
+    let first_of_most = |(from, periods): &(usize, usize)| (*periods, Reverse(*from));
+    runs(seen, period).into_iter().max_by_key(first_of_most)
+}
+
+/// All runs of periods of `period` parts.
+fn runs(seen: &[Seen], period: usize) -> Vec<(usize, usize)> {
+    let Some(later) = seen.get(period..) else { return Vec::new() };
+    let growth: Vec<Option<Vec<i64>>> = seen.iter().zip(later).map(|(a, b)| a.growth(b)).collect();
+    let mut runs: Vec<(usize, usize)> = Vec::new();
     // From the end: how far parts have grown at all, and how far each has as the one a period before.
     let (mut grown, mut evenly) =
         (vec![growth.len(); growth.len() + 1], vec![growth.len(); growth.len() + 1]);
@@ -111,10 +130,9 @@ fn longest(seen: &[Seen], period: usize) -> Option<(usize, usize)> {
     }
     for from in 0..growth.len() {
         let run = grown[from].min(evenly[(from + period).min(growth.len())]) - from;
-        let periods = run / period + 1;
-        if run >= period && best.is_none_or(|(_, most)| periods > most) {
-            best = Some((from, periods));
+        if run >= period {
+            runs.push((from, run / period + 1));
         }
     }
-    best
+    runs
 }
