@@ -173,14 +173,14 @@ fn groups_that_begin_alike_take_one_run_and_are_off_by_no_more_than_they_say() {
     }
 }
 
-/// 24 rows of 10 PEs: a block travels eastwards, every PE adds to the sums that come from the row above. Rows begin after
+/// Rows of 10 PEs: a block travels eastwards, every PE adds to the sums that come from the row above. Rows begin after
 /// `begin` cycles; the first works `top` times as much.
-fn outer(begin: &str, top: usize) -> String {
-    let mut text = String::from(
-        "wafer 10 x 24 tensor s[3600] phase wait phase work
+fn outer(begin: &str, top: usize, rows: usize) -> String {
+    let mut text = format!(
+        "wafer 10 x {rows} tensor s[3600] phase wait phase work
 host s out south lanes 0 .. 10 colour 3 tensor s dims 360 at d0 + 360*x\n",
     );
-    for (row, y, rows) in [(0, 0, "1 step 2 x 1"), (1, 1, "12 step 2 x 2"), (2, 2, "11 step 2 x 2")] {
+    for (row, y, rows) in [(0, 0, 1), (1, 1, rows / 2), (2, 2, (rows - 1) / 2)] {
         for (x, columns) in [(0, 1), (1, 4), (2, 4), (9, 1)] {
             let (east, west) = (x % 2, (x + 1) % 2);
             let (south, north) = (2 + y % 2, 2 + (y + 1) % 2);
@@ -201,7 +201,7 @@ host s out south lanes 0 .. 10 colour 3 tensor s dims 360 at d0 + 360*x\n",
                 code += &format!("mov out({south}) <- v len 6");
             }
             text += &format!(
-                "class c{x}r{row} at ({x}, {y}) {columns} x {rows} {{ buffer v: f32[40] @0 {routes}\n  task t start {{ phase wait code {begin} phase work loop 60 {{ {code} }} }} }}\n"
+                "class c{x}r{row} at ({x}, {y}) {columns} x {rows} step 2 x 2 {{ buffer v: f32[40] @0 {routes}\n  task t start {{ phase wait code {begin} phase work loop 60 {{ {code} }} }} }}\n"
             );
         }
     }
@@ -213,7 +213,7 @@ fn rows_of_a_chain_follow_rows_that_were_fed_alike() {
     let spec = FabricSpec::wse2();
     // Rows side by side; each behind the one above; each before it, held up by its words; and by those of a slow row.
     for (begin, top) in [("0", 1), ("90*y", 1), ("9000 - 90*y", 1), ("0", 3), ("50*y", 3), ("y - 7*y/7", 3)] {
-        let program = crate::text::parse(&outer(begin, top), "outer").unwrap();
+        let program = crate::text::parse(&outer(begin, top, 24), "outer").unwrap();
         let checked = check(&program, &spec).unwrap_or_else(|faults| panic!("{}", faults[0]));
         let job = Job::new(&checked).unwrap();
         let net = crate::network::Network::build(&program, &spec).unwrap();
@@ -226,6 +226,32 @@ fn rows_of_a_chain_follow_rows_that_were_fed_alike() {
         assert!((last - alone.1).abs() < 1e-6 && said == 0.0, "{begin} {top}: {last} {} {said}", alone.1);
         let event = event::simulate(&checked, Default::default()).unwrap().report.cycles as f64;
         assert!((last / event - 1.0).abs() < 0.05, "{begin} {top}: {last} {event}");
+    }
+}
+
+#[test]
+fn rows_behind_skipped_ones_follow_those_before() {
+    // Every seventh row begins seven cycles before the one above it.
+    for begin in ["y - 7*y/7", "300*y - 7*y/7", "30000 - 300*y + y - 7*y/7"] {
+        let program = crate::text::parse(&outer(begin, 1, 100), "outer").unwrap();
+        let spec = FabricSpec { queue_in: 4096, ..FabricSpec::wse2() };
+        let checked = check(&program, &spec).unwrap_or_else(|faults| panic!("{}", faults[0]));
+        let job = Job::new(&checked).unwrap();
+        let (net, rows) = job.chosen(Some(2)).unwrap();
+        let [skip] = rows.skips[..] else { panic!("{begin}: {:?}", rows.chosen) };
+        let behind = rows.chosen.iter().filter(|y| skip.is_behind(**y)).count();
+        assert!(behind >= 4, "{begin}: {behind} rows are not worth a chain");
+        // The rows behind run the two instructions of the first phase; in the second one, of eight a PE, one row at most is timed.
+        let [before, all] = job.instructions(&net, &rows);
+        assert!(
+            all - before <= 10 * (2 * behind as u64 + 8),
+            "{begin}: {before} {all}, {behind} rows behind"
+        );
+        let whole = crate::network::Network::build(&program, &spec).unwrap();
+        let alone = job.followed(&whole, None).1;
+        let report = job.with_endless_queues(Sharing::Rows).unwrap().1.0;
+        let egress = report.terms["egress"] as f64;
+        assert!((report.cycles as f64 - egress - alone).abs() < 1.0, "{begin}: {} {alone}", report.cycles);
     }
 }
 

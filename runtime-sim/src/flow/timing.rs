@@ -167,6 +167,21 @@ impl<'a> Job<'a> {
         (engine.steps, last, engine.strayed)
     }
 
+    /// Instructions executed by the rows before those that are skipped, and by all.
+    #[cfg(test)]
+    pub fn instructions(&self, net: &Network, rows: &Rows) -> [u64; 2] {
+        let (works, stretches) = (works(&self.classes), Stretches::of(net, &self.classes).unwrap());
+        [false, true].map(|all| {
+            let mut engine = Engine::new(self.program, self.spec, net, &self.classes, &works, &rows.skips);
+            engine.feed();
+            let [first, behind] = [false, true].map(|behind| engine.members(&rows.skips, behind));
+            let behind: &[u32] = if all { &behind } else { &[] };
+            engine
+                .run_members(Members { first: &first, behind, skips: &rows.skips }, Some((&stretches, 0.0)));
+            engine.steps
+        })
+    }
+
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
         let known = (sharing == Sharing::Rows).then_some(KNOWN);
