@@ -6,7 +6,8 @@
 //! is read from it, its words are some of those of the actor's stream, and never find less room.
 
 use super::looks::Looks;
-use super::rehearse::{Op, Part, Unit, Wire, append, repeat};
+use super::pieces::{Folded, Use};
+use super::rehearse::Wire;
 use super::shorter::runs;
 use super::skeleton::{Item, Items, Skeleton};
 use super::templates::Interned;
@@ -24,18 +25,6 @@ pub struct Rows<'a> {
     pub period: Option<u32>,
     /// Words that the queue of the host has room for, at least.
     pub host_depth: u64,
-}
-
-/// What an actor does at an item: a stream, whether words are sent, and the words of each step.
-pub type Use = (usize, bool, u32, u64);
-
-/// Actors: by class of rows and column.
-#[derive(Default)]
-pub struct Folded {
-    pub items: Vec<Option<Rc<Items>>>,
-    /// By stream.
-    pub uses: Vec<Vec<Use>>,
-    pub wires: Vec<Wire>,
 }
 
 /// What arrives at an input.
@@ -376,48 +365,4 @@ fn in_step((sender, output): (&Skeleton, usize), (reader, input): (&Skeleton, us
     };
     let sent = sender.uses(output).map(|(at, words)| (at, words, steps(sender, at)));
     sent.eq(reader.uses(input).map(|(at, words)| (at, words, steps(reader, at))))
-}
-
-impl Folded {
-    /// What an actor does with some of its streams, by their new number.
-    pub fn parts(&self, actor: usize, number: &dyn Fn(u32) -> Option<u32>) -> Vec<Part> {
-        let Some(items) = &self.items[actor] else { return Vec::new() };
-        let items = &items.all;
-        let mut ops: Vec<Option<Op>> = vec![None; items.len()];
-        for (item, out, wire, words) in &self.uses[actor] {
-            let Item::Op(steps) = items[*item] else { continue };
-            if let Some(wire) = number(*wire).filter(|_| steps > 0) {
-                let new = Op { steps, reads: Vec::new(), writes: Vec::new() };
-                let op = ops[*item].get_or_insert(new);
-                if *out { op.writes.push((wire, *words)) } else { op.reads.push((wire, *words)) }
-            }
-        }
-        let mut open: Vec<(u64, Vec<Part>)> = vec![(1, Vec::new())];
-        let mut beside = 0;
-        let mut side = Vec::new();
-        for (at, item) in items.iter().enumerate() {
-            match item {
-                Item::Loop(times) => open.push((*times, Vec::new())),
-                Item::Next => {
-                    if let Some((times, body)) = open.pop()
-                        && times > 0
-                        && let Some((_, outer)) = open.last_mut()
-                    {
-                        repeat(outer, times, body);
-                    }
-                }
-                Item::Side(count) => beside = *count,
-                Item::Op(_) => {
-                    side.extend(ops[at].take());
-                    beside = beside.saturating_sub(1);
-                    if beside == 0
-                        && let Some((_, parts)) = open.last_mut()
-                    {
-                        append(parts, Part { times: 1, unit: Unit::Ops(std::mem::take(&mut side)) });
-                    }
-                }
-            }
-        }
-        open.pop().map(|(_, parts)| parts).unwrap_or_default()
-    }
 }

@@ -16,13 +16,19 @@
 //! graph falls into pieces, and a circle would be within one. A piece alone, with its actors doing all that is not on its
 //! streams whenever they like, is run to its end without time ([`rehearse`]): then no circle is possible in it,
 //! whoever goes first. Chains and trees of PEs, and the host's words, are bridges all; rings, and sums that come back, are pieces.
+//!
+//! Nothing but the network and what classes do with their streams matters. So what code does with streams is read once for
+//! all code that does the same ([`templates`]), a stretch in which all classes do what they did in one before ends as that
+//! one did, and so does a piece of the same actors ([`pieces`]).
 
 mod bridges;
 mod columns;
 mod lockstep;
 mod looks;
+mod pieces;
 mod rehearse;
 mod rounds;
+mod shape;
 mod shorter;
 mod skeleton;
 mod templates;
@@ -35,11 +41,10 @@ use super::stretches::{Piece as Code, Stretches};
 use crate::fabric::FabricSpec;
 use crate::lower::{Instr, LoweredClass};
 use crate::network::{NONE, Network};
-use bridges::on_cycles;
 use columns::Columns;
-use lockstep::{Folded, Rows};
+use lockstep::Rows;
 use looks::{Kinds, Looks};
-use rehearse::Piece;
+use pieces::Known;
 use skeleton::Template;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -92,9 +97,7 @@ struct Proof<'a> {
     known_code: BTreeMap<Vec<u32>, Option<u32>>,
     /// By templates of all classes: whether all end a stretch.
     known_stretches: BTreeMap<Vec<u32>, Option<bool>>,
-    /// Pieces that come to their end.
-    known: BTreeSet<Vec<u64>>,
-    left: u64,
+    known_pieces: Known,
 }
 
 impl<'a> Proof<'a> {
@@ -125,8 +128,7 @@ impl<'a> Proof<'a> {
             templates: Templates::default(),
             known_code: BTreeMap::new(),
             known_stretches: BTreeMap::new(),
-            known: BTreeSet::new(),
-            left: MOST_TURNS,
+            known_pieces: Known::nothing(MOST_TURNS),
         }
     }
 
@@ -186,73 +188,6 @@ impl<'a> Proof<'a> {
         let rows = Rows { net, rows: &self.rows, looks: &looks, period, host_depth };
         let items = &mut self.templates.items;
         let folded = rows.classes().into_iter().find_map(|class| rows.fold(&class, items))?;
-        Some(self.pieces(&folded))
+        Some(folded.all_end(&mut self.known_pieces))
     }
-
-    /// Whether all pieces of a graph of actors and streams come to their end.
-    fn pieces(&mut self, folded: &Folded) -> bool {
-        let actors = folded.uses.len() as u32;
-        let mut edges: Vec<(u32, u32)> = Vec::new();
-        for (actor, uses) in (0..actors).zip(&folded.uses) {
-            let same = |a: &(usize, bool, u32, u64), b: &(usize, bool, u32, u64)| (a.2, a.1) == (b.2, b.1);
-            let mut uses = uses.clone();
-            uses.sort_unstable_by_key(|used| (used.2, used.1));
-            edges.extend(uses.chunk_by(same).map(|used| (actor, actors + used[0].2)));
-        }
-        let nodes = folded.uses.len() + folded.wires.len();
-        let cyclic = on_cycles(nodes, &edges);
-        edges = edges.into_iter().zip(cyclic).filter(|(_, cyclic)| *cyclic).map(|(edge, _)| edge).collect();
-        edges.sort_unstable();
-        edges.dedup();
-        let kept: BTreeSet<(u32, u32)> = edges.iter().copied().collect();
-        let mut pieces: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        let mut parent: Vec<u32> = (0..nodes as u32).collect();
-        for (a, b) in &edges {
-            let (a, b) = (root(&mut parent, *a), root(&mut parent, *b));
-            parent[a.max(b) as usize] = a.min(b);
-        }
-        let mut members: Vec<u32> = edges.iter().map(|(actor, _)| *actor).collect();
-        members.dedup();
-        for actor in members {
-            pieces.entry(root(&mut parent, actor)).or_default().push(actor);
-        }
-        pieces
-            .values()
-            .all(|members| self.piece(folded, members, &|actor, wire| kept.contains(&(actor, actors + wire))))
-    }
-
-    /// Whether some actors come to their end, with the streams that are theirs.
-    fn piece(&mut self, folded: &Folded, members: &[u32], kept: &dyn Fn(u32, u32) -> bool) -> bool {
-        let mut number: BTreeMap<u32, u32> = BTreeMap::new();
-        let mut piece = Piece::default();
-        for &actor in members {
-            for (_, _, wire, _) in folded.uses[actor as usize].iter().filter(|used| kept(actor, used.2)) {
-                number.entry(*wire).or_insert_with(|| {
-                    piece.wires.push(folded.wires[*wire as usize]);
-                    piece.wires.len() as u32 - 1
-                });
-            }
-        }
-        for &actor in members {
-            let own = |wire: u32| number.get(&wire).copied().filter(|_| kept(actor, wire));
-            piece.actors.push(folded.parts(actor as usize, &own));
-        }
-        let look = piece.look();
-        if self.known.contains(&look) {
-            return true;
-        }
-        let ends = piece.ends(&mut self.left);
-        if ends {
-            self.known.insert(look);
-        }
-        ends
-    }
-}
-
-fn root(parent: &mut [u32], mut node: u32) -> u32 {
-    while parent[node as usize] != node {
-        parent[node as usize] = parent[parent[node as usize] as usize];
-        node = parent[node as usize];
-    }
-    node
 }
