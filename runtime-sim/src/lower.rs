@@ -28,7 +28,7 @@ pub struct Env {
 }
 
 /// An [`Affine`] of code: without the dimensions of tensors.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Linear {
     base: i64,
     terms: Box<[(Var, i64)]>,

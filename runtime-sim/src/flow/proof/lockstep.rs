@@ -5,36 +5,26 @@
 //! row whose ops take fewer steps leaves out the last ones; where what is sent on a stream is short in the same places as what
 //! is read from it, its words are some of those of the actor's stream, and never find less room.
 
-use super::rehearse::{Op, Part, Unit, Wire, append, repeat};
+use super::looks::Looks;
+use super::pieces::{Folded, Use};
+use super::rehearse::Wire;
 use super::shorter::runs;
-use super::skeleton::{Item, Operand, Skeleton, totals};
-use crate::network::{End, Network, Origin, Target};
+use super::skeleton::{Item, Items, Skeleton};
+use super::templates::Interned;
+use crate::network::{End, NONE, Network, Origin, Target};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// What rows do in a stretch.
 pub struct Rows<'a> {
     pub net: &'a Network,
     /// Rows whose streams are looked at; of rows in a line, they stand for those that are left out.
     pub rows: &'a [u32],
-    /// By row: what it looks like, or [`NONE`].
-    pub look: Vec<u32>,
-    /// By look and column.
-    pub skeletons: Vec<Vec<Option<Skeleton>>>,
+    pub looks: &'a Looks,
     /// Rows of a period, if rows are left out: no word may come from further away.
     pub period: Option<u32>,
     /// Words that the queue of the host has room for, at least.
     pub host_depth: u64,
-}
-
-/// What an actor does at an item: a stream, whether words are sent, and the words of each step.
-type Use = (usize, bool, u32, u64);
-
-/// Actors: by class of rows and column.
-#[derive(Default)]
-pub struct Folded {
-    pub items: Vec<Vec<Item>>,
-    pub uses: Vec<Vec<Use>>,
-    pub wires: Vec<Wire>,
 }
 
 /// What arrives at an input.
@@ -54,8 +44,12 @@ struct Folding<'a> {
     folded: Folded,
     /// By actor: streams that it sends, by the item where it first does.
     sent: Vec<Vec<(usize, u32)>>,
-    /// By stream of the network: the number of one of the host.
-    of_host: BTreeMap<u32, u32>,
+    /// By stream of the network: the number of one of the host, or [`NONE`].
+    of_host: Vec<u32>,
+    /// By port of the PE that is looked at: its stream, if it is noted.
+    numbers: Vec<Option<u32>>,
+    /// What that PE does.
+    uses: Vec<Use>,
     /// Whether words go to rows of the same actor further south, further north.
     south: bool,
     north: bool,
@@ -68,69 +62,65 @@ struct Folding<'a> {
 impl Rows<'_> {
     /// Classes of looks, coarse at first: rows with the same loops, and as many ops; then rows that look the same.
     pub fn classes(&self) -> [Vec<u32>; 2] {
-        let mut known: BTreeMap<Vec<Vec<Item>>, u32> = BTreeMap::new();
-        let coarse = |row: &Vec<Option<Skeleton>>| {
-            let bare = |skeleton: &Option<Skeleton>| {
-                let items = skeleton.iter().flat_map(|skeleton| &skeleton.items);
-                items.map(|item| if let Item::Op(_) = item { Item::Op(0) } else { *item }).collect()
+        let looks = &self.looks.skeletons;
+        let mut known: BTreeMap<Vec<u32>, u32> = BTreeMap::new();
+        let coarse = |row: &Vec<Option<Rc<Skeleton>>>| {
+            let bare = |skeleton: &Option<Rc<Skeleton>>| {
+                let items = skeleton.as_ref().map(|skeleton| &skeleton.items);
+                items.filter(|items| !items.all.is_empty()).map_or(NONE, |items| items.bare)
             };
             let next = known.len() as u32;
             *known.entry(row.iter().map(bare).collect()).or_insert(next)
         };
-        let coarse = self.skeletons.iter().map(coarse).collect();
-        [coarse, (0..self.skeletons.len() as u32).collect()]
+        [looks.iter().map(coarse).collect(), (0..looks.len() as u32).collect()]
     }
 
-    fn skeleton(&self, pe: u32) -> Option<&Skeleton> {
-        let look = self.look[(pe / self.net.width) as usize];
-        self.skeletons.get(look as usize)?[(pe % self.net.width) as usize].as_ref()
-    }
-
-    /// The output of a PE that sends a stream.
+    /// The output of a PE that sends a stream, by port.
     fn output(&self, pe: u32, skeleton: &Skeleton, stream: u32) -> Option<usize> {
-        let own = |o: &Operand| o.out && self.net.output(pe as usize, o.slot) == stream;
-        skeleton.operands.iter().find(|(_, operand)| own(operand)).map(|(_, operand)| operand.slot)
+        let mut ports = skeleton.ports.iter();
+        ports.position(|port| port.out && self.net.output(pe as usize, port.slot) == stream)
     }
 
     /// The actors that rows of the classes make; none if they do not act in step, or if words are left at the end.
-    pub fn fold(&self, class: &[u32]) -> Option<Folded> {
+    pub fn fold(&self, class: &[u32], items: &mut Interned) -> Option<Folded> {
         let width = self.net.width as usize;
         let count = class.iter().max().map_or(0, |most| *most as usize + 1) * width;
-        let folded =
-            Folded { items: vec![Vec::new(); count], uses: vec![Vec::new(); count], wires: Vec::new() };
-        let (sent, of_host) = (vec![Vec::new(); count], BTreeMap::new());
+        let folded = Folded { items: vec![None; count], uses: vec![Vec::new(); count], wires: Vec::new() };
         let mut folding = Folding {
             given: self,
             class,
             width,
             folded,
-            sent,
-            of_host,
+            sent: vec![Vec::new(); count],
+            of_host: vec![NONE; self.net.streams.len()],
+            numbers: Vec::new(),
+            uses: Vec::new(),
             south: false,
             north: false,
             crosses: false,
             outside: false,
         };
-        folding.items();
+        folding.items(items);
         // Within rows that look the same, the same goes the same ways: of all but the first, only PEs that exchange words with
         // other rows, or have a lane of their own, are looked at.
-        let mut known: Vec<Option<Vec<u32>>> = vec![None; self.skeletons.len()];
+        let (looks, all) = (self.looks.skeletons.len(), Vec::from_iter(0..self.net.width));
+        let mut known: Vec<Option<Vec<u32>>> = vec![None; looks];
         for &y in self.rows {
-            let look = self.look[y as usize] as usize;
-            let columns = known[look].clone();
+            let look = self.looks.of_row(y);
+            let columns = known[look].take();
             let first = columns.is_none();
             let mut outside = Vec::new();
-            for x in columns.unwrap_or_else(|| (0..self.net.width).collect()) {
+            for &x in columns.as_ref().unwrap_or(&all) {
                 let pe = y * self.net.width + x;
-                if let Some(skeleton) = self.skeleton(pe) {
+                if let Some(skeleton) = self.looks.skeleton(pe) {
                     folding.outside = false;
                     folding.pe(pe, skeleton, first)?;
                     outside.extend(folding.outside.then_some(x));
                 }
             }
-            known[look].get_or_insert(outside);
+            known[look] = columns.or(Some(outside));
         }
-        let alike = (0..self.skeletons.len()).all(|look| folding.is_long(look));
+        let alike = (0..looks).all(|look| folding.is_long(look));
         let apart = folding.north && folding.south;
         (!apart && (alike || folding.shortens()) && folding.balanced()).then_some(folding.folded)
     }
@@ -138,20 +128,25 @@ impl Rows<'_> {
 
 impl Folding<'_> {
     fn actor(&self, pe: u32) -> usize {
-        let look = self.given.look[pe as usize / self.width];
-        self.class[look as usize] as usize * self.width + pe as usize % self.width
+        let look = self.given.looks.of_row(pe / self.width as u32);
+        self.class[look] as usize * self.width + pe as usize % self.width
+    }
+
+    /// What an actor does, if its PEs do anything.
+    fn most(&self, actor: usize) -> &[Item] {
+        self.folded.items[actor].as_ref().map_or(&[], |items| &items.all)
     }
 
     /// Every op takes as many steps as the row takes that takes most.
-    fn items(&mut self) {
-        for (row, class) in self.given.skeletons.iter().zip(self.class) {
+    fn items(&mut self, interned: &mut Interned) {
+        for (row, class) in self.given.looks.skeletons.iter().zip(self.class) {
             for (x, skeleton) in row.iter().enumerate() {
                 let Some(skeleton) = skeleton else { continue };
                 let items = &mut self.folded.items[*class as usize * self.width + x];
-                if items.is_empty() {
-                    items.clone_from(&skeleton.items);
-                }
-                items.iter_mut().zip(&skeleton.items).for_each(|(most, item)| *most = (*most).max(*item));
+                *items = Some(match items {
+                    Some(most) => interned.longer(most, &skeleton.items),
+                    None => Rc::clone(&skeleton.items),
+                });
             }
         }
     }
@@ -159,26 +154,27 @@ impl Folding<'_> {
     /// Notes what a PE does; of a row whose look is known, only what is exchanged with other rows.
     fn pe(&mut self, pe: u32, skeleton: &Skeleton, first: bool) -> Option<()> {
         let (net, actor) = (self.given.net, self.actor(pe));
-        let mut uses: Vec<Use> = Vec::new();
-        for (item, operand) in &skeleton.operands {
-            if operand.out {
-                let begins = skeleton.uses(operand.slot, true).next()?.0;
-                let number = self.sent(actor, begins);
-                if first {
-                    uses.push((*item, true, number, operand.words));
-                }
-                if *item == begins {
-                    self.ends(pe, net.output(pe as usize, operand.slot), number, first)?;
-                }
+        self.numbers.clear();
+        for port in &skeleton.ports {
+            let number = if port.out {
+                let number = self.sent(actor, port.first);
+                self.ends(pe, net.output(pe as usize, port.slot), number, first)?;
+                first.then_some(number)
             } else {
-                let number = match self.read(pe, skeleton, operand.slot, first)? {
-                    Read::Nothing => continue,
-                    Read::Stream(number) => number,
-                };
-                uses.push((*item, false, number, operand.words));
+                match self.read(pe, skeleton, port.slot, first)? {
+                    Read::Nothing => None,
+                    Read::Stream(number) => Some(number),
+                }
+            };
+            self.numbers.push(number);
+        }
+        self.uses.clear();
+        for used in &skeleton.uses {
+            if let Some(number) = self.numbers[used.port] {
+                self.uses.push((used.item, skeleton.ports[used.port].out, number, used.words));
             }
         }
-        self.note(actor, uses)
+        self.note(actor)
     }
 
     /// What a PE reads at an input.
@@ -195,7 +191,7 @@ impl Folding<'_> {
             Origin::Pe(from) if !first && from / net.width == row => return Some(Read::Nothing),
             Origin::Pe(from) => from,
         };
-        let (sender, away) = (self.given.skeleton(from)?, (from / net.width).abs_diff(row));
+        let (sender, away) = (self.given.looks.skeleton(from)?, (from / net.width).abs_diff(row));
         self.outside |= away > 0;
         if self.given.period.is_some_and(|period| away > period) {
             return None;
@@ -203,14 +199,12 @@ impl Folding<'_> {
         let output = self.given.output(from, sender, end.stream)?;
         if self.actor(from) != self.actor(pe) || from == pe {
             self.crosses |= away > 0;
-            let begins = sender.uses(output, true).next()?.0;
+            let begins = sender.ports[output].first;
             return Some(Read::Stream(self.sent(self.actor(from), begins)));
         }
-        let uses = |of: &Skeleton, slot, out| {
-            of.uses(slot, out).map(|(at, words)| (at, words, of.steps(at))).collect::<Vec<_>>()
-        };
         (self.south, self.north) = (self.south || from < pe, self.north || from > pe);
-        (uses(sender, output, true) == uses(skeleton, slot, false)).then_some(Read::Nothing)
+        let input = skeleton.port(slot, false)?;
+        in_step((sender, output), (skeleton, input)).then_some(Read::Nothing)
     }
 
     /// That all who hear a PE read it, and the least of their room.
@@ -233,9 +227,9 @@ impl Folding<'_> {
     }
 
     fn is_read(&self, pe: u32, end: u32) -> Option<()> {
-        let operands = &self.given.skeleton(pe)?.operands;
+        let ports = &self.given.looks.skeleton(pe)?.ports;
         let read = |slot: usize| self.given.net.input(pe as usize, slot) == end;
-        operands.iter().any(|(_, operand)| !operand.out && read(operand.slot)).then_some(())
+        ports.iter().any(|port| !port.out && read(port.slot)).then_some(())
     }
 
     fn sent(&mut self, actor: usize, item: usize) -> u32 {
@@ -250,8 +244,8 @@ impl Folding<'_> {
 
     /// The number of a stream of the host, which all who hear it read.
     fn host(&mut self, stream: u32) -> Option<u32> {
-        if let Some(number) = self.of_host.get(&stream) {
-            return Some(*number);
+        if self.of_host[stream as usize] != NONE {
+            return Some(self.of_host[stream as usize]);
         }
         let net = self.given.net;
         for (end, e) in (net.streams[stream as usize].first_end..).zip(net.ends_of(stream)) {
@@ -261,17 +255,21 @@ impl Folding<'_> {
         }
         let number = self.folded.wires.len() as u32;
         self.folded.wires.push(Wire { depth: self.given.host_depth, of_host: true });
-        self.of_host.insert(stream, number);
+        self.of_host[stream as usize] = number;
         Some(number)
     }
 
     /// Notes what a PE does with the streams of its actor: with each all that others do with it, or nothing.
-    fn note(&mut self, actor: usize, mut uses: Vec<Use>) -> Option<()> {
-        uses.sort_unstable_by_key(|used| (used.2, *used));
+    fn note(&mut self, actor: usize) -> Option<()> {
+        self.uses.sort_unstable_by_key(|used| (used.2, *used));
         let known = &mut self.folded.uses[actor];
-        for stream in uses.chunk_by(|a, b| a.2 == b.2) {
+        if known.is_empty() {
+            known.clone_from(&self.uses);
+            return Some(());
+        }
+        for stream in self.uses.chunk_by(|a, b| a.2 == b.2) {
             let begun = known.partition_point(|used| used.2 < stream[0].2);
-            let ended = known.partition_point(|used| used.2 <= stream[0].2);
+            let ended = begun + known[begun..].iter().take_while(|used| used.2 == stream[0].2).count();
             match begun == ended {
                 true => drop(known.splice(begun..begun, stream.iter().copied())),
                 false if known[begun..ended] == *stream => {}
@@ -284,10 +282,12 @@ impl Folding<'_> {
     /// Whether the ops of a look take as many steps as those of its actors.
     fn is_long(&self, look: usize) -> bool {
         let first = self.class[look] as usize * self.width;
-        let same = |(x, skeleton): (usize, &Option<Skeleton>)| {
-            skeleton.as_ref().is_none_or(|skeleton| skeleton.items == self.folded.items[first + x])
+        let number = |items: &Rc<Items>| items.number;
+        let same = |(x, skeleton): (usize, &Option<Rc<Skeleton>>)| {
+            let most = self.folded.items[first + x].as_ref().map(number);
+            skeleton.as_ref().is_none_or(|skeleton| Some(skeleton.items.number) == most)
         };
-        self.given.skeletons[look].iter().enumerate().all(same)
+        self.given.looks.skeletons[look].iter().enumerate().all(same)
     }
 
     /// Whether rows whose ops take fewer steps leave out the same words of each stream where it is sent and where it is read;
@@ -296,31 +296,33 @@ impl Folding<'_> {
         let net = self.given.net;
         let mut seen = BTreeSet::new();
         let mut looks = self.given.rows.iter().filter(|y| {
-            let look = self.given.look[**y as usize];
-            seen.insert(look) && !self.is_long(look as usize)
+            let look = self.given.looks.of_row(**y);
+            seen.insert(look) && !self.is_long(look)
         });
         !self.crosses
             && looks.all(|y| {
                 let mut pes = y * net.width..(y + 1) * net.width;
-                pes.all(|pe| self.given.skeleton(pe).is_none_or(|skeleton| self.shortens_at(pe, skeleton)))
+                pes.all(|pe| {
+                    self.given.looks.skeleton(pe).is_none_or(|skeleton| self.shortens_at(pe, skeleton))
+                })
             })
     }
 
     fn shortens_at(&self, pe: u32, skeleton: &Skeleton) -> bool {
         let net = self.given.net;
-        let mut reads = skeleton.operands.iter().filter(|(_, operand)| !operand.out);
-        reads.all(|(item, operand)| {
-            let Some(end) = net.ends.get(net.input(pe as usize, operand.slot) as usize) else { return false };
+        let mut reads = skeleton.ports.iter().enumerate().filter(|(_, port)| !port.out);
+        reads.all(|(input, port)| {
+            let Some(end) = net.ends.get(net.input(pe as usize, port.slot) as usize) else { return false };
+            let most = self.most(self.actor(pe));
             match net.streams[end.stream as usize].origin {
-                Origin::Host(_) => skeleton.items[*item] == self.folded.items[self.actor(pe)][*item],
+                Origin::Host(_) => skeleton.uses(input).all(|(at, _)| skeleton.items.all[at] == most[at]),
                 // Read in the very step in which they are sent.
                 Origin::Pe(from) if from / net.width != pe / net.width => true,
                 Origin::Pe(from) => {
-                    let Some(sender) = self.given.skeleton(from) else { return false };
+                    let Some(sender) = self.given.looks.skeleton(from) else { return false };
                     let Some(output) = self.given.output(from, sender, end.stream) else { return false };
-                    let sent = runs(sender, &self.folded.items[self.actor(from)], (output, true));
-                    sent.is_some()
-                        && sent == runs(skeleton, &self.folded.items[self.actor(pe)], (operand.slot, false))
+                    let sent = runs(sender, self.most(self.actor(from)), output);
+                    sent.is_some() && sent == runs(skeleton, most, input)
                 }
                 Origin::Switch(..) => false,
             }
@@ -331,64 +333,36 @@ impl Folding<'_> {
     fn balanced(&self) -> bool {
         let Folded { items, uses, wires } = &self.folded;
         let mut sent = vec![None; wires.len()];
-        let mut read: BTreeMap<(u32, usize), u64> = BTreeMap::new();
-        for (actor, uses) in uses.iter().enumerate() {
-            let totals = totals(&items[actor]);
-            for (item, out, wire, words) in uses {
-                let total = totals[*item] * words;
-                if *words > wires[*wire as usize].depth {
+        let mut read: Vec<(u32, u64)> = Vec::new();
+        for (items, uses) in items.iter().zip(uses) {
+            let Some(items) = items else { continue };
+            for stream in uses.chunk_by(|a, b| a.2 == b.2) {
+                let wire = stream[0].2;
+                if stream.iter().any(|used| used.3 > wires[wire as usize].depth) {
                     return false;
                 }
-                if *out {
-                    *sent[*wire as usize].get_or_insert(0) += total;
-                } else {
-                    *read.entry((*wire, actor)).or_default() += total;
+                let total = |out: bool| {
+                    let own = stream.iter().filter(|used| used.1 == out);
+                    own.map(|(item, _, _, words)| items.totals[*item].saturating_mul(*words))
+                        .reduce(u64::saturating_add)
+                };
+                if let Some(total) = total(true) {
+                    let sent = sent[wire as usize].get_or_insert(0u64);
+                    *sent = sent.saturating_add(total);
                 }
+                read.extend(total(false).map(|total| (wire, total)));
             }
         }
-        read.into_iter().all(|((wire, _), total)| *sent[wire as usize].get_or_insert(total) == total)
+        read.into_iter().all(|(wire, total)| *sent[wire as usize].get_or_insert(total) == total)
     }
 }
 
-impl Folded {
-    /// What an actor does with some of its streams, by their new number.
-    pub fn parts(&self, actor: usize, number: &dyn Fn(u32) -> Option<u32>) -> Vec<Part> {
-        let items = &self.items[actor];
-        let mut ops: Vec<Option<Op>> = vec![None; items.len()];
-        for (item, out, wire, words) in &self.uses[actor] {
-            let Item::Op(steps) = items[*item] else { continue };
-            if let Some(wire) = number(*wire).filter(|_| steps > 0) {
-                let new = Op { steps, reads: Vec::new(), writes: Vec::new() };
-                let op = ops[*item].get_or_insert(new);
-                if *out { op.writes.push((wire, *words)) } else { op.reads.push((wire, *words)) }
-            }
-        }
-        let mut open: Vec<(u64, Vec<Part>)> = vec![(1, Vec::new())];
-        let mut beside = 0;
-        let mut side = Vec::new();
-        for (at, item) in items.iter().enumerate() {
-            match item {
-                Item::Loop(times) => open.push((*times, Vec::new())),
-                Item::Next => {
-                    if let Some((times, body)) = open.pop()
-                        && times > 0
-                        && let Some((_, outer)) = open.last_mut()
-                    {
-                        repeat(outer, times, body);
-                    }
-                }
-                Item::Side(count) => beside = *count,
-                Item::Op(_) => {
-                    side.extend(ops[at].take());
-                    beside = beside.saturating_sub(1);
-                    if beside == 0
-                        && let Some((_, parts)) = open.last_mut()
-                    {
-                        append(parts, Part { times: 1, unit: Unit::Ops(std::mem::take(&mut side)) });
-                    }
-                }
-            }
-        }
-        open.pop().map(|(_, parts)| parts).unwrap_or_default()
-    }
+/// Whether what one PE sends is what another reads, step by step.
+fn in_step((sender, output): (&Skeleton, usize), (reader, input): (&Skeleton, usize)) -> bool {
+    let steps = |of: &Skeleton, at: usize| match of.items.all[at] {
+        Item::Op(steps) => steps,
+        _ => 0,
+    };
+    let sent = sender.uses(output).map(|(at, words)| (at, words, steps(sender, at)));
+    sent.eq(reader.uses(input).map(|(at, words)| (at, words, steps(reader, at))))
 }

@@ -16,29 +16,39 @@
 //! graph falls into pieces, and a circle would be within one. A piece alone, with its actors doing all that is not on its
 //! streams whenever they like, is run to its end without time ([`rehearse`]): then no circle is possible in it,
 //! whoever goes first. Chains and trees of PEs, and the host's words, are bridges all; rings, and sums that come back, are pieces.
+//!
+//! Nothing but the network and what classes do with their streams matters. So what code does with streams is read once for
+//! all code that does the same ([`templates`]), a stretch in which all classes do what they did in one before ends as that
+//! one did, and so does a piece of the same actors ([`pieces`]).
 
 mod bridges;
 mod columns;
 mod lockstep;
+mod looks;
+mod pieces;
 mod rehearse;
 mod rounds;
+mod shape;
 mod shorter;
 mod skeleton;
+mod templates;
 #[cfg(test)]
 mod tests;
 
 use super::rows::Rows as Chosen;
+use super::skip::Skip;
 use super::stretches::{Piece as Code, Stretches};
 use crate::fabric::FabricSpec;
 use crate::lower::{Instr, LoweredClass};
-use crate::network::{NOBODY, NONE, Network};
-use bridges::on_cycles;
+use crate::network::{NONE, Network};
 use columns::Columns;
-use lockstep::{Folded, Rows};
-use rehearse::Piece;
-use skeleton::{Skeleton, Template};
+use lockstep::Rows;
+use looks::{Kinds, Looks};
+use pieces::Known;
+use skeleton::Template;
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::ops::Range;
+use templates::Templates;
 
 /// Most turns of actors of all pieces.
 const MOST_TURNS: u64 = 4_000_000;
@@ -70,22 +80,24 @@ pub fn unproven(
 struct Proof<'a> {
     spec: &'a FabricSpec,
     net: &'a Network,
-    chosen: &'a Chosen,
     classes: &'a [LoweredClass],
     stretches: &'a Stretches,
-    /// Rows whose streams are looked at.
+    /// Rows whose streams are looked at, and those whose words are foretold.
     rows: Vec<u32>,
+    foretold: Vec<u32>,
+    /// Rows of lines that are left out or foretold, with the rows of a period.
+    lines: Vec<(Range<u32>, u32)>,
+    kinds: Kinds,
     /// Classes of traced rows.
     traced: BTreeSet<u16>,
-    /// By row: rows of one number have the same classes but for their names.
-    kind: Vec<u32>,
-    /// By such a number: one class of each shape, from the first row.
-    used: Vec<Vec<u16>>,
-    /// By the numbers of their segments.
-    templates: BTreeMap<Vec<u32>, Option<Rc<Template>>>,
-    /// Pieces that come to their end.
-    known: BTreeSet<Vec<u64>>,
-    left: u64,
+    /// By stream: whether its words arrive in rows that are left out.
+    elsewhere: Vec<bool>,
+    templates: Templates,
+    /// By the numbers of their segments: templates that are known.
+    known_code: BTreeMap<Vec<u32>, Option<u32>>,
+    /// By templates of all classes: whether all end a stretch.
+    known_stretches: BTreeMap<Vec<u32>, Option<bool>>,
+    known_pieces: Known,
 }
 
 impl<'a> Proof<'a> {
@@ -97,210 +109,85 @@ impl<'a> Proof<'a> {
         stretches: &'a Stretches,
     ) -> Self {
         let foretold = |y: &u32| chosen.skips.iter().any(|skip| skip.foretold().contains(y));
-        let rows: Vec<u32> = (0..net.height).filter(|y| net.traced[*y as usize] && !foretold(y)).collect();
-        let mut proof = Proof {
+        let traced = (0..net.height).filter(|y| net.traced[*y as usize]);
+        let (foretold, rows) = traced.partition(foretold);
+        let line = |skip: &Skip| (skip.skipped().start..skip.foretold().end, skip.foretold().len() as u32);
+        let mut elsewhere = vec![false; net.streams.len()];
+        net.elsewhere.iter().for_each(|(stream, _)| elsewhere[*stream as usize] = true);
+        Proof {
             spec,
             net,
-            chosen,
             classes,
             stretches,
             rows,
+            foretold,
+            lines: chosen.skips.iter().map(line).collect(),
+            kinds: Kinds::of(net, chosen),
             traced: net.traced_pes().map(|(_, class)| class).collect(),
-            kind: vec![NONE; net.height as usize],
-            used: Vec::new(),
-            templates: BTreeMap::new(),
-            known: BTreeSet::new(),
-            left: MOST_TURNS,
-        };
-        proof.sort_rows();
-        proof
-    }
-
-    /// Numbers rows by the shapes of their classes.
-    fn sort_rows(&mut self) {
-        let shape = |class: u16| self.chosen.shape_of.get(usize::from(class)).copied().unwrap_or(NOBODY);
-        let mut by_class: BTreeMap<&[u16], u32> = BTreeMap::new();
-        let mut by_shape: BTreeMap<Vec<u16>, u32> = BTreeMap::new();
-        for (y, row) in self.net.class_of.chunks(self.net.width.max(1) as usize).enumerate() {
-            let skipped = self.chosen.skips.iter().any(|skip| skip.skipped().contains(&(y as u32)));
-            if !self.net.traced[y] && !skipped {
-                continue;
-            }
-            self.kind[y] = *by_class.entry(row).or_insert_with(|| {
-                let next = by_shape.len() as u32;
-                let number = *by_shape.entry(row.iter().map(|class| shape(*class)).collect()).or_insert(next);
-                if number == next {
-                    let one: BTreeMap<u16, u16> = row
-                        .iter()
-                        .filter(|class| **class != NOBODY)
-                        .map(|class| (shape(*class), *class))
-                        .collect();
-                    self.used.push(one.into_values().collect());
-                }
-                number
-            });
+            elsewhere,
+            templates: Templates::default(),
+            known_code: BTreeMap::new(),
+            known_stretches: BTreeMap::new(),
+            known_pieces: Known::nothing(MOST_TURNS),
         }
     }
 
-    /// The skeleton of what a class does in a stretch; none if it has none, or if there is no telling.
-    fn template(&mut self, class: u16, stretch: usize) -> Option<Option<Rc<Template>>> {
-        let Some(Code { start, stop, .. }) = self.stretches.piece(class, stretch) else { return Some(None) };
+    /// The template of what a class does in a stretch, [`NONE`] if it does nothing; none if there is no telling.
+    fn template(&mut self, class: u16, stretch: usize) -> Option<u32> {
+        let Some(Code { start, stop, .. }) = self.stretches.piece(class, stretch) else { return Some(NONE) };
         let code = &self.classes[usize::from(class)].tasks.first()?.code;
         let stop = (*stop).min(code.len());
-        let parts = code.parts().iter().filter(|(first, _)| (*start..stop).contains(first));
-        let parts: Vec<&(usize, _)> = parts.collect();
-        let whole = parts.first().is_some_and(|(first, _)| first == start)
-            && (stop == code.len() || code.parts().iter().any(|(first, _)| *first == stop));
-        let read = || Template::of(code, *start..stop).map(Rc::new);
-        let template = match whole {
+        let parts = code.parts();
+        let first = parts.partition_point(|(first, _)| first < start);
+        let behind = parts.partition_point(|(first, _)| *first < stop);
+        let begins = |part: usize| parts.get(part).map_or(code.len(), |(first, _)| *first);
+        let templates = &mut self.templates;
+        let mut read = || Template::of(code, *start..stop).map(|template| templates.number(template));
+        match (begins(first), begins(behind)) == (*start, stop) {
             true => {
-                let key = parts.iter().map(|(_, segment)| segment.number).collect();
-                self.templates.entry(key).or_insert_with(read).clone()
+                let key = parts[first..behind].iter().map(|(_, segment)| segment.like).collect();
+                *self.known_code.entry(key).or_insert_with(read)
             }
             false => read(),
-        };
-        template.map(Some)
+        }
     }
 
-    /// Whether all end a stretch; none if there is no telling.
+    /// Whether all end a stretch, as they do one in which all do the same; none if there is no telling.
     fn stretch(&mut self, stretch: usize) -> Option<bool> {
-        let templates = self.templates_of(stretch)?;
-        if templates.iter().flatten().all(|template| template.is_silent()) {
-            return Some(true);
-        }
-        let net = self.net;
-        let period = self.chosen.skips.iter().map(|skip| skip.foretold().len() as u32).min();
-        let columns = Columns { net, templates: &templates, period };
-        if columns.end(&self.rows).is_some() {
-            return Some(true);
-        }
-        let (look, first) = self.looks(&templates)?;
-        let skeleton = |y: u32| {
-            let at = |x: u32| {
-                let class = net.class_of[(y * net.width + x) as usize];
-                templates.get(usize::from(class))?.as_ref().map(|template| template.at(x, y))
-            };
-            (0..net.width).map(at).collect::<Vec<Option<Skeleton>>>()
-        };
-        let skeletons = first.into_iter().map(skeleton).collect();
-        let host_depth = u64::from(self.spec.queue_hop + self.spec.queue_in).max(1);
-        let rows = Rows { net, rows: &self.rows, look, skeletons, period, host_depth };
-        let mut folded = rows.classes().into_iter().filter_map(|class| rows.fold(&class));
-        folded.next().map(|folded| self.pieces(&folded))
-    }
-
-    /// By class: its skeleton in a stretch.
-    fn templates_of(&mut self, stretch: usize) -> Option<Vec<Option<Rc<Template>>>> {
-        let mut templates = vec![None; self.classes.len()];
+        let mut templates = vec![NONE; self.classes.len()];
         for class in self.traced.clone() {
             templates[usize::from(class)] = self.template(class, stretch)?;
         }
-        Some(templates)
-    }
-
-    /// By row, what it looks like, with the first row of each look; none if periods of a line do not look the same.
-    fn looks(&self, templates: &[Option<Rc<Template>>]) -> Option<(Vec<u32>, Vec<u32>)> {
-        let by_row = |used: &Vec<u16>| {
-            let mut lengths = Vec::new();
-            for template in used.iter().filter_map(|class| templates[usize::from(*class)].as_ref()) {
-                for length in &template.by_row {
-                    if !lengths.contains(length) {
-                        lengths.push(length.clone());
-                    }
-                }
-            }
-            lengths
-        };
-        let lengths: Vec<_> = self.used.iter().map(by_row).collect();
-        let key = |y: u32| {
-            let kind = self.kind[y as usize];
-            let values = lengths[kind as usize].iter().map(|length| length.part(false, i64::from(y)));
-            (kind, values.collect::<Vec<i64>>())
-        };
-        let (mut known, mut first) = (BTreeMap::new(), Vec::new());
-        let mut look = vec![NONE; self.net.height as usize];
-        for &y in &self.rows {
-            look[y as usize] = *known.entry(key(y)).or_insert_with(|| {
-                first.push(y);
-                first.len() as u32 - 1
-            });
+        if let Some(known) = self.known_stretches.get(&templates) {
+            return *known;
         }
-        for skip in &self.chosen.skips {
-            let period = skip.foretold().len() as u32;
-            for y in skip.skipped().start..skip.foretold().end {
-                look[y as usize] = *known.get(&key(y))?;
-                if look[y as usize] != look[(y - period) as usize] {
-                    return None;
-                }
-            }
-        }
-        Some((look, first))
-    }
-
-    /// Whether all pieces of a graph of actors and streams come to their end.
-    fn pieces(&mut self, folded: &Folded) -> bool {
-        let actors = folded.uses.len() as u32;
-        let mut edges: Vec<(u32, u32)> = Vec::new();
-        for (actor, uses) in (0..actors).zip(&folded.uses) {
-            let same = |a: &(usize, bool, u32, u64), b: &(usize, bool, u32, u64)| (a.2, a.1) == (b.2, b.1);
-            let mut uses = uses.clone();
-            uses.sort_unstable_by_key(|used| (used.2, used.1));
-            edges.extend(uses.chunk_by(same).map(|used| (actor, actors + used[0].2)));
-        }
-        let nodes = folded.uses.len() + folded.wires.len();
-        let cyclic = on_cycles(nodes, &edges);
-        edges = edges.into_iter().zip(cyclic).filter(|(_, cyclic)| *cyclic).map(|(edge, _)| edge).collect();
-        edges.sort_unstable();
-        edges.dedup();
-        let kept: BTreeSet<(u32, u32)> = edges.iter().copied().collect();
-        let mut pieces: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        let mut parent: Vec<u32> = (0..nodes as u32).collect();
-        for (a, b) in &edges {
-            let (a, b) = (root(&mut parent, *a), root(&mut parent, *b));
-            parent[a.max(b) as usize] = a.min(b);
-        }
-        let mut members: Vec<u32> = edges.iter().map(|(actor, _)| *actor).collect();
-        members.dedup();
-        for actor in members {
-            pieces.entry(root(&mut parent, actor)).or_default().push(actor);
-        }
-        pieces
-            .values()
-            .all(|members| self.piece(folded, members, &|actor, wire| kept.contains(&(actor, actors + wire))))
-    }
-
-    /// Whether some actors come to their end, with the streams that are theirs.
-    fn piece(&mut self, folded: &Folded, members: &[u32], kept: &dyn Fn(u32, u32) -> bool) -> bool {
-        let mut number: BTreeMap<u32, u32> = BTreeMap::new();
-        let mut piece = Piece::default();
-        for &actor in members {
-            for (_, _, wire, _) in folded.uses[actor as usize].iter().filter(|used| kept(actor, used.2)) {
-                number.entry(*wire).or_insert_with(|| {
-                    piece.wires.push(folded.wires[*wire as usize]);
-                    piece.wires.len() as u32 - 1
-                });
-            }
-        }
-        for &actor in members {
-            let own = |wire: u32| number.get(&wire).copied().filter(|_| kept(actor, wire));
-            piece.actors.push(folded.parts(actor as usize, &own));
-        }
-        let look = piece.look();
-        if self.known.contains(&look) {
-            return true;
-        }
-        let ends = piece.ends(&mut self.left);
-        if ends {
-            self.known.insert(look);
-        }
+        let ends = self.all_end(&templates);
+        self.known_stretches.insert(templates, ends);
         ends
     }
-}
 
-fn root(parent: &mut [u32], mut node: u32) -> u32 {
-    while parent[node as usize] != node {
-        parent[node as usize] = parent[parent[node as usize] as usize];
-        node = parent[node as usize];
+    /// Whether all come to their end who do what templates say, by class; none if there is no telling.
+    fn all_end(&mut self, templates: &[u32]) -> Option<bool> {
+        let net = self.net;
+        let mut used = templates.iter().filter_map(|number| self.templates.get(*number));
+        if used.all(Template::is_silent) {
+            return Some(true);
+        }
+        let rows = self.rows.iter().chain(&self.foretold).copied();
+        let looks = Looks::of(net, &self.kinds, rows, &self.lines, (templates, &mut self.templates));
+        let period = self.lines.iter().map(|(_, period)| *period).min();
+        let (elsewhere, templates) = (&self.elsewhere[..], (templates, &self.templates));
+        let columns = Columns { net, looks: &looks, templates, period, elsewhere };
+        if columns.end(&self.rows).is_some() {
+            return Some(true);
+        }
+        if !looks.are_steady {
+            return None;
+        }
+        let host_depth = u64::from(self.spec.queue_hop + self.spec.queue_in).max(1);
+        let rows = Rows { net, rows: &self.rows, looks: &looks, period, host_depth };
+        let items = &mut self.templates.items;
+        let folded = rows.classes().into_iter().find_map(|class| rows.fold(&class, items))?;
+        Some(folded.all_end(&mut self.known_pieces))
     }
-    node
 }

@@ -1,10 +1,12 @@
 //! Actors that only read and write words, run without time until all come to their end, or nobody goes on.
 
 use super::rounds::Rounds;
+use super::shape::Shape;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// An op: so many steps, each of words read from and written to streams.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Op {
     pub steps: u64,
     /// Streams, by number, with the words of each step.
@@ -13,14 +15,14 @@ pub struct Op {
 }
 
 /// What an actor does, so many times in a row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
     pub times: u64,
     pub unit: Unit,
 }
 
 /// What is repeated.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unit {
     /// Ops side by side.
     Ops(Vec<Op>),
@@ -37,10 +39,18 @@ pub struct Wire {
     pub of_host: bool,
 }
 
+/// Who does something.
+#[derive(Debug)]
+pub struct Actor {
+    pub shape: Rc<Shape>,
+    /// Its streams, in the order of the shape.
+    pub wires: Vec<u32>,
+}
+
 /// Actors joined by streams.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Piece {
-    pub actors: Vec<Vec<Part>>,
+    pub actors: Vec<Actor>,
     pub wires: Vec<Wire>,
 }
 
@@ -73,7 +83,9 @@ impl Piece {
     pub fn look(&self) -> Vec<u64> {
         let mut look = vec![self.actors.len() as u64, self.wires.len() as u64];
         look.extend(self.wires.iter().flat_map(|wire| [wire.depth, wire.of_host.into()]));
-        self.actors.iter().for_each(|parts| encode(parts, &mut look));
+        for Actor { shape, wires } in &self.actors {
+            look.extend([shape.number, wires.len() as u32].iter().chain(wires).map(|n| u64::from(*n)));
+        }
         look
     }
 
@@ -82,41 +94,15 @@ impl Piece {
         if Rounds::of(self).end(left) {
             return true;
         }
-        let least: u64 = self.actors.iter().map(|parts| ops(parts)).fold(0, u64::saturating_add);
-        least <= *left && Run::new(&self.wires, &self.actors).ends(left)
-    }
-}
-
-/// Ops that parts consist of, in all turns.
-fn ops(parts: &[Part]) -> u64 {
-    let each = |part: &Part| {
-        let once = match &part.unit {
-            Unit::Ops(ops) => ops.len() as u64,
-            Unit::Parts(parts) => ops(parts),
-        };
-        once.saturating_mul(part.times)
-    };
-    parts.iter().map(each).fold(0, u64::saturating_add)
-}
-
-fn encode(parts: &[Part], look: &mut Vec<u64>) {
-    look.push(parts.len() as u64);
-    for Part { times, unit } in parts {
-        look.push(*times);
-        match unit {
-            Unit::Parts(parts) => {
-                look.push(0);
-                encode(parts, look);
-            }
-            Unit::Ops(ops) => {
-                look.push(ops.len() as u64);
-                for op in ops {
-                    look.extend([op.steps, op.reads.len() as u64, op.writes.len() as u64]);
-                    let both = op.reads.iter().chain(&op.writes);
-                    look.extend(both.flat_map(|(wire, words)| [u64::from(*wire), *words]));
-                }
-            }
+        let least = self.actors.iter().map(|actor| actor.shape.ops).fold(0, u64::saturating_add);
+        if least > *left {
+            return false;
         }
+        let mut run = Run::new(&self.wires);
+        for Actor { shape, wires } in &self.actors {
+            run.add(|own| wires[own as usize], &shape.parts);
+        }
+        run.ends(left)
     }
 }
 
@@ -137,7 +123,7 @@ struct Flat {
 }
 
 #[derive(Default)]
-struct Actor {
+struct Acting {
     code: Vec<Step>,
     at: usize,
     counters: Vec<u64>,
@@ -164,7 +150,7 @@ struct End {
 }
 
 pub struct Run {
-    actors: Vec<Actor>,
+    actors: Vec<Acting>,
     streams: Vec<Stream>,
     ends: Vec<End>,
     queue: VecDeque<usize>,
@@ -172,7 +158,8 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn new(wires: &[Wire], code: &[Vec<Part>]) -> Run {
+    /// Streams without actors.
+    pub fn new(wires: &[Wire]) -> Run {
         let stream = |wire: &Wire| Stream {
             sent: 0,
             of_host: wire.of_host,
@@ -182,45 +169,58 @@ impl Run {
             ready: 0,
             op: 0,
         };
-        let (streams, count) = (wires.iter().map(stream).collect(), code.len());
-        let mut run = Run {
-            actors: Vec::new(),
-            streams,
-            ends: Vec::new(),
-            queue: VecDeque::new(),
-            queued: vec![true; count],
-        };
-        for (number, parts) in code.iter().enumerate() {
-            let mut actor = Actor::default();
-            run.flatten(number, parts, &mut actor);
-            run.actors.push(actor);
-            run.queue.push_back(number);
-        }
-        run
+        let streams = wires.iter().map(stream).collect();
+        Run { actors: Vec::new(), streams, ends: Vec::new(), queue: VecDeque::new(), queued: Vec::new() }
     }
 
-    fn flatten(&mut self, number: usize, parts: &[Part], actor: &mut Actor) {
+    /// Adds an actor that does some parts, whose streams have numbers of its own.
+    pub fn add(&mut self, number: impl Fn(u32) -> u32, parts: &[Part]) {
+        let mut acting = Acting::default();
+        self.flatten(&number, parts, &mut acting);
+        self.begin(acting);
+    }
+
+    /// Adds an actor that does something once.
+    pub fn add_once(&mut self, number: impl Fn(u32) -> u32, unit: &Unit) {
+        let mut acting = Acting::default();
+        self.flatten_once(&number, unit, &mut acting);
+        self.begin(acting);
+    }
+
+    fn begin(&mut self, acting: Acting) {
+        self.queue.push_back(self.actors.len());
+        self.queued.push(true);
+        self.actors.push(acting);
+    }
+
+    fn flatten(&mut self, number: &dyn Fn(u32) -> u32, parts: &[Part], acting: &mut Acting) {
         for Part { times, unit } in parts {
-            let begun = actor.code.len();
-            match unit {
-                Unit::Parts(parts) => self.flatten(number, parts, actor),
-                Unit::Ops(ops) => {
-                    let ops = ops.iter().map(|op| self.flat(number, op)).collect();
-                    actor.code.push(Step::Ops(ops));
-                }
-            }
+            let begun = acting.code.len();
+            self.flatten_once(number, unit, acting);
             if *times > 1 {
-                let back = actor.code.len() - begun;
-                actor.code.push(Step::Back(back, *times, actor.counters.len()));
-                actor.counters.push(0);
+                let back = acting.code.len() - begun;
+                acting.code.push(Step::Back(back, *times, acting.counters.len()));
+                acting.counters.push(0);
             }
         }
     }
 
-    fn flat(&mut self, number: usize, op: &Op) -> Flat {
-        let reads = op.reads.iter().map(|(wire, words)| (self.end(number, *wire), *words)).collect();
-        op.writes.iter().for_each(|(wire, _)| self.streams[*wire as usize].sender = Some(number));
-        Flat { steps: op.steps, reads, writes: op.writes.clone() }
+    fn flatten_once(&mut self, number: &dyn Fn(u32) -> u32, unit: &Unit, acting: &mut Acting) {
+        match unit {
+            Unit::Parts(parts) => self.flatten(number, parts, acting),
+            Unit::Ops(ops) => {
+                let ops = ops.iter().map(|op| self.flat(number, op)).collect();
+                acting.code.push(Step::Ops(ops));
+            }
+        }
+    }
+
+    fn flat(&mut self, number: &dyn Fn(u32) -> u32, op: &Op) -> Flat {
+        let actor = self.actors.len();
+        let reads = op.reads.iter().map(|(own, words)| (self.end(actor, number(*own)), *words)).collect();
+        let writes: Vec<(u32, u64)> = op.writes.iter().map(|(own, words)| (number(*own), *words)).collect();
+        writes.iter().for_each(|(wire, _)| self.streams[*wire as usize].sender = Some(actor));
+        Flat { steps: op.steps, reads, writes }
     }
 
     /// The end at which an actor reads a stream.
@@ -258,8 +258,8 @@ impl Run {
         }
     }
 
-    fn act(&mut self, number: usize, actor: &mut Actor, left: &mut u64) {
-        let Actor { code, at, counters, left: begun } = actor;
+    fn act(&mut self, number: usize, actor: &mut Acting, left: &mut u64) {
+        let Acting { code, at, counters, left: begun } = actor;
         while let Some(step) = code.get(*at) {
             match step {
                 Step::Back(back, times, counter) => {
@@ -332,7 +332,7 @@ impl Run {
             return self.wake(sender);
         }
         // Sent and read one after the other.
-        let Actor { code, at, left: Some(left), .. } = &mut self.actors[sender] else { return };
+        let Acting { code, at, left: Some(left), .. } = &mut self.actors[sender] else { return };
         let Some(Step::Ops(ops)) = code.get(*at) else { return };
         let each = ops[s.op].writes[0].1;
         let steps = (taken - s.sent).div_ceil(each);

@@ -4,192 +4,157 @@
 //! words as it reads hands each on at once: the words go from who sends them first to who keeps them, where there is room
 //! for at least as many as in the last queue on the way.
 
-use super::rehearse::{Op, Part, Piece, Run, Unit, Wire};
-use std::collections::BTreeMap;
-
-/// What an actor does in a round.
-#[derive(Clone, Copy, Debug)]
-enum Turn {
-    /// Hands on so many words from one stream to another.
-    Passes {
-        from: u32,
-        to: u32,
-        words: u64,
-    },
-    Else,
-}
+use super::rehearse::{Actor, Piece, Run, Wire};
+use super::shape::Turn;
+use crate::network::NONE;
 
 /// Actors under way, round by round.
 pub struct Rounds<'a> {
     piece: &'a Piece,
-    /// By actor and part: what a turn of it is.
-    turns: Vec<Vec<Turn>>,
     /// By stream: how many actors read it at all.
     readers: Vec<u32>,
     /// By actor: its part, and the turns of it that are left.
     at: Vec<(usize, u64)>,
+    /// By stream: who hands words on to it, and how many, in this round.
+    passed: Vec<Option<(u32, u64)>>,
+    /// By stream: how many actors read it in this round, and the words that are kept of it.
+    hear: Vec<u32>,
+    kept: Vec<u64>,
+    /// By stream: its number in the rehearsal of this round.
+    number: Vec<u32>,
 }
 
 impl<'a> Rounds<'a> {
     /// All at their beginning.
     pub fn of(piece: &'a Piece) -> Self {
-        let mut readers = vec![0u32; piece.wires.len()];
-        for parts in &piece.actors {
-            let mut read = Vec::new();
-            parts.iter().for_each(|part| reads(&part.unit, &mut read));
-            read.sort_unstable();
-            read.dedup();
-            read.into_iter().for_each(|wire| readers[wire as usize] += 1);
+        let count = piece.wires.len();
+        let mut readers = vec![0u32; count];
+        for Actor { shape, wires } in &piece.actors {
+            shape.reads.iter().for_each(|own| readers[wires[*own as usize] as usize] += 1);
         }
-        let single = |wire: u32| readers[wire as usize] == 1 && !piece.wires[wire as usize].of_host;
-        let turn = |part: &Part| match &part.unit {
-            Unit::Ops(ops) => match &ops[..] {
-                [Op { steps, reads, writes }] => match (&reads[..], &writes[..]) {
-                    (&[(from, each)], &[(to, also)])
-                        if each == also && single(from) && single(to) && from != to =>
-                    {
-                        Turn::Passes { from, to, words: steps * each }
-                    }
-                    _ => Turn::Else,
-                },
-                _ => Turn::Else,
-            },
-            Unit::Parts(_) => Turn::Else,
-        };
-        let turns = piece.actors.iter().map(|parts| parts.iter().map(turn).collect()).collect();
-        let first = |parts: &Vec<Part>| (0, parts.first().map_or(0, |part| part.times));
-        Rounds { piece, turns, readers: readers.clone(), at: piece.actors.iter().map(first).collect() }
+        let first = |actor: &Actor| (0, actor.shape.parts.first().map_or(0, |part| part.times));
+        Rounds {
+            piece,
+            readers,
+            at: piece.actors.iter().map(first).collect(),
+            passed: vec![None; count],
+            hear: vec![0; count],
+            kept: vec![0; count],
+            number: vec![NONE; count],
+        }
     }
 
     /// Whether all rounds come to their end.
     pub fn end(mut self, left: &mut u64) -> bool {
         loop {
-            let working = |(at, parts): &(&(usize, u64), &Vec<Part>)| at.0 < parts.len();
+            let working = |(at, actor): &(&(usize, u64), &Actor)| at.0 < actor.shape.parts.len();
             let least = self.at.iter().zip(&self.piece.actors).filter(working).map(|(at, _)| at.1).min();
             let Some(rounds) = least else { return true };
             *left = left.saturating_sub(1 + self.at.len() as u64 / 16);
             if *left == 0 || !self.round(left).unwrap_or(false) {
                 return false;
             }
-            for ((part, turns), parts) in self.at.iter_mut().zip(&self.piece.actors) {
-                if *part < parts.len() {
+            for ((part, turns), actor) in self.at.iter_mut().zip(&self.piece.actors) {
+                if *part < actor.shape.parts.len() {
                     *turns -= rounds;
                     if *turns == 0 {
                         *part += 1;
-                        *turns = parts.get(*part).map_or(0, |part| part.times);
+                        *turns = actor.shape.parts.get(*part).map_or(0, |part| part.times);
                     }
                 }
             }
         }
+    }
+
+    /// What a turn hands on, if words come from one actor to one other.
+    fn passes(&self, turn: &Turn, wires: &[u32]) -> Option<(u32, u32, u64)> {
+        let (from, to, words) = turn.passes?;
+        let (from, to) = (wires[from as usize], wires[to as usize]);
+        let single = |wire: u32| self.readers[wire as usize] == 1 && !self.piece.wires[wire as usize].of_host;
+        (from != to && single(from) && single(to)).then_some((from, to, words))
     }
 
     /// Whether a round comes to its end; none if there is no telling.
-    fn round(&self, left: &mut u64) -> Option<bool> {
-        let mut passed: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
-        let mut code: Vec<Vec<Part>> = Vec::new();
-        for ((at, turns), parts) in self.at.iter().zip(&self.turns).zip(&self.piece.actors) {
-            match turns.get(at.0) {
-                None => {}
-                Some(Turn::Passes { from, to, words }) => drop(passed.insert(*to, (*from, *words))),
-                Some(Turn::Else) => code.push(vec![Part { times: 1, unit: parts[at.0].unit.clone() }]),
+    fn round(&mut self, left: &mut u64) -> Option<bool> {
+        self.passed.fill(None);
+        self.hear.fill(0);
+        self.number.fill(NONE);
+        let mut acting: Vec<(&Actor, usize)> = Vec::new();
+        for ((part, _), actor) in self.at.iter().zip(&self.piece.actors) {
+            let Some(turn) = actor.shape.turns.get(*part) else { continue };
+            match self.passes(turn, &actor.wires) {
+                Some((from, to, words)) => self.passed[to as usize] = Some((from, words)),
+                None => acting.push((actor, *part)),
             }
         }
         // What is sent to several is read by all of them in the same round.
-        let (mut hear, mut used) = (BTreeMap::<u32, u32>::new(), Vec::new());
-        for parts in &code {
-            let mut read = Vec::new();
-            parts.iter().for_each(|part| reads(&part.unit, &mut read));
-            read.sort_unstable();
-            read.dedup();
-            read.iter().for_each(|wire| *hear.entry(*wire).or_default() += 1);
-            used.extend(read);
-            parts.iter().for_each(|part| writes(&part.unit, &mut used));
+        let mut heard: Vec<u32> = Vec::new();
+        for (actor, part) in &acting {
+            for (own, words) in &actor.shape.turns[*part].reads {
+                let wire = actor.wires[*own as usize];
+                (self.hear[wire as usize], self.kept[wire as usize]) = (self.hear[wire as usize] + 1, *words);
+                heard.push(wire);
+            }
         }
-        passed.values().for_each(|(from, _)| *hear.entry(*from).or_default() += 1);
-        if used.iter().any(|wire| hear.get(wire) != Some(&self.readers[*wire as usize])) {
+        let handed: Vec<u32> = self.passed.iter().flatten().map(|(from, _)| *from).collect();
+        handed.iter().for_each(|from| self.hear[*from as usize] += 1);
+        let all_hear = |wire: u32| {
+            let hear = self.hear[wire as usize];
+            hear > 0 && hear == self.readers[wire as usize]
+        };
+        let written = |(actor, part): &(&Actor, usize)| {
+            let mut writes = actor.shape.turns[*part].writes.iter();
+            writes.all(|own| all_hear(actor.wires[*own as usize]))
+        };
+        if !heard.iter().all(|wire| all_hear(*wire)) || !acting.iter().all(written) {
             return None;
         }
+        heard.sort_unstable();
+        heard.dedup();
+        let (all, mut on_the_way) = (handed.len(), 0);
         let mut wires: Vec<Wire> = Vec::new();
-        let mut number: BTreeMap<u32, u32> = BTreeMap::new();
-        let (mut handed, mut kept) = (0, BTreeMap::new());
-        code.iter().for_each(|parts| words(parts, 1, &mut kept));
         // Each wire that somebody reads, traced back to where its words were sent first.
-        for (&wire, &total) in &kept {
+        for &wire in &heard {
             let mut first = wire;
-            while let Some((from, words)) = passed.get(&first) {
-                if *words != total || handed > passed.len() {
+            while let Some((from, words)) = self.passed[first as usize] {
+                if words != self.kept[wire as usize] || on_the_way > all {
                     return None;
                 }
-                (first, handed) = (*from, handed + 1);
+                (first, on_the_way) = (from, on_the_way + 1);
             }
             for end in [wire, first] {
-                number.insert(end, wires.len() as u32);
+                self.number[end as usize] = wires.len() as u32;
             }
             wires.push(self.piece.wires[wire as usize]);
         }
-        if handed != passed.len() {
+        if on_the_way != all {
             return None;
         }
-        code.iter_mut().for_each(|parts| renumber(parts, &mut number, &mut wires));
-        Some(Run::new(&wires, &code).ends(left))
-    }
-}
-
-fn reads(unit: &Unit, wires: &mut Vec<u32>) {
-    match unit {
-        Unit::Ops(ops) => wires.extend(ops.iter().flat_map(|op| &op.reads).map(|(wire, _)| *wire)),
-        Unit::Parts(parts) => parts.iter().for_each(|part| reads(&part.unit, wires)),
-    }
-}
-
-fn writes(unit: &Unit, wires: &mut Vec<u32>) {
-    match unit {
-        Unit::Ops(ops) => wires.extend(ops.iter().flat_map(|op| &op.writes).map(|(wire, _)| *wire)),
-        Unit::Parts(parts) => parts.iter().for_each(|part| writes(&part.unit, wires)),
-    }
-}
-
-/// By stream: words that one actor reads; of many actors, those of the last.
-fn words(parts: &[Part], times: u64, read: &mut BTreeMap<u32, u64>) {
-    let mut own = BTreeMap::new();
-    add(parts, times, &mut own);
-    read.extend(own);
-}
-
-fn add(parts: &[Part], times: u64, read: &mut BTreeMap<u32, u64>) {
-    for part in parts {
-        match &part.unit {
-            Unit::Parts(parts) => add(parts, times * part.times, read),
-            Unit::Ops(ops) => {
-                for op in ops {
-                    for (wire, words) in &op.reads {
-                        *read.entry(*wire).or_default() += times * part.times * op.steps * words;
-                    }
+        // What nobody reads in this round has room for all.
+        for (actor, part) in &acting {
+            for own in &actor.shape.turns[*part].writes {
+                let number = &mut self.number[actor.wires[*own as usize] as usize];
+                if *number == NONE {
+                    *number = wires.len() as u32;
+                    wires.push(Wire { depth: u64::MAX / 2, of_host: false });
                 }
             }
         }
-    }
-}
-
-fn renumber(parts: &mut [Part], number: &mut BTreeMap<u32, u32>, wires: &mut Vec<Wire>) {
-    for part in parts {
-        match &mut part.unit {
-            Unit::Parts(parts) => renumber(parts, number, wires),
-            Unit::Ops(ops) => {
-                for (wire, _) in ops.iter_mut().flat_map(|op| op.reads.iter_mut().chain(&mut op.writes)) {
-                    *wire = *number.entry(*wire).or_insert_with(|| {
-                        wires.push(Wire { depth: u64::MAX / 2, of_host: false });
-                        wires.len() as u32 - 1
-                    });
-                }
-            }
+        let mut run = Run::new(&wires);
+        for (actor, part) in &acting {
+            let number = |own: u32| self.number[actor.wires[own as usize] as usize];
+            run.add_once(number, &actor.shape.parts[*part].unit);
         }
+        Some(run.ends(left))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::proof::rehearse::{Op, Part, Unit};
+    use crate::flow::proof::shape::Shape;
+    use std::rc::Rc;
 
     fn part(times: u64, reads: &[u32], writes: &[u32]) -> Part {
         let words = |wires: &[u32]| wires.iter().map(|wire| (*wire, 1)).collect();
@@ -197,6 +162,8 @@ mod tests {
     }
 
     fn end(actors: Vec<Vec<Part>>, depth: u64, of_host: bool) -> (bool, bool) {
+        let actor = |parts| Actor { shape: Rc::new(Shape::of(0, parts)), wires: vec![0, 1] };
+        let actors = actors.into_iter().map(actor).collect();
         let piece = Piece { actors, wires: vec![Wire { depth, of_host }, Wire { depth, of_host: false }] };
         (Rounds::of(&piece).end(&mut 10_000), piece.ends(&mut 10_000))
     }

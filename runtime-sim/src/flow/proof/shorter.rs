@@ -9,11 +9,11 @@ type Runs = Vec<(u64, u64, u64)>;
 /// Most runs of the body of a loop, with all its turns, that are written out.
 const WRITTEN: u64 = 1024;
 
-/// Which words of a stream a row has and which it leaves out.
-pub fn runs(own: &Skeleton, most: &[Item], (slot, out): (usize, bool)) -> Option<Runs> {
+/// Which words of the stream at a port a row has and which it leaves out.
+pub fn runs(own: &Skeleton, most: &[Item], port: usize) -> Option<Runs> {
     let mut open: Vec<(u64, Runs)> = vec![(1, Runs::new())];
-    let mut used = own.uses(slot, out).peekable();
-    for (at, (item, most)) in own.items.iter().zip(most).enumerate() {
+    let mut used = own.uses(port).peekable();
+    for (at, (item, most)) in own.items.all.iter().zip(most).enumerate() {
         match (item, most) {
             (Item::Loop(times), _) => open.push((*times, Runs::new())),
             (Item::Next, _) => {

@@ -1,22 +1,24 @@
 //! What a PE does with streams in a stretch of code, and nothing else: loops, and ops that read and write words.
 
+use super::templates::Interned;
 use crate::lower::{Code, Env, Instr, Linear, LoweredOp, Sink, Source};
 use crate::program::Wire;
 use std::ops::Range;
+use std::rc::Rc;
 
 /// What an op does with one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Operand {
+struct Operand {
     /// The input or output slot.
-    pub slot: usize,
+    slot: usize,
     /// Whether words are sent.
-    pub out: bool,
+    out: bool,
     /// Words in each step.
-    pub words: u64,
+    words: u64,
 }
 
 /// One thing of a skeleton, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Bone {
     Loop(Linear),
     Next,
@@ -27,15 +29,17 @@ enum Bone {
         dims: Vec<Linear>,
         step: u64,
         one: bool,
-        operands: Range<usize>,
+        operands: (usize, usize),
     },
 }
 
 /// The skeleton of code, wherever it runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Template {
     bones: Vec<Bone>,
     operands: Vec<Operand>,
+    /// Lengths and counts that depend on the place.
+    pub placed: Vec<Linear>,
     /// Lengths and counts that depend on the row.
     pub by_row: Vec<Linear>,
     /// Whether the words of no op depend on the row in more than one way.
@@ -62,13 +66,50 @@ pub enum Item {
     Op(u64),
 }
 
+/// Loops and ops at a place: those of one number are the same.
+#[derive(Debug)]
+pub struct Items {
+    pub number: u32,
+    /// The same number for items that differ in the steps of ops only.
+    pub bare: u32,
+    pub all: Vec<Item>,
+    /// By item: how many steps it takes in all.
+    pub totals: Vec<u64>,
+}
+
+/// A stream that a PE uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Port {
+    /// The input or output slot.
+    pub slot: usize,
+    /// Whether words are sent.
+    pub out: bool,
+    /// The first item that uses it.
+    pub first: usize,
+    /// Words in all, and the most in one step.
+    pub words: u64,
+    pub most: u64,
+}
+
+/// What an item does with a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    pub item: usize,
+    /// By index of the skeleton's ports.
+    pub port: usize,
+    /// Words in each step.
+    pub words: u64,
+}
+
 /// The skeleton of code at a place.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Skeleton {
     /// Loops and ops.
-    pub items: Vec<Item>,
-    /// What ops read and write, by index of the item; nothing of ops that never run.
-    pub operands: Vec<(usize, Operand)>,
+    pub items: Rc<Items>,
+    /// Streams by first use; none of ops that never run.
+    pub ports: Vec<Port>,
+    /// What ops read and write, in order.
+    pub uses: Vec<Use>,
 }
 
 impl Template {
@@ -116,8 +157,10 @@ impl Template {
             if length.is_timed() {
                 return None;
             }
-            if length.uses_place().1 && !self.by_row.contains(length) {
-                self.by_row.push(length.clone());
+            let (by_column, by_row) = length.uses_place();
+            if (by_column || by_row) && !self.placed.contains(length) {
+                self.placed.push(length.clone());
+                self.by_row.extend(by_row.then(|| length.clone()));
             }
         }
         Some(self)
@@ -181,19 +224,18 @@ impl Template {
         let first = self.operands.len();
         self.operands.extend(operands);
         let (dims, step) = (op.dims.clone(), u64::from(op.price.step).max(1));
-        self.bones.push(Bone::Op { dims, step, one, operands: first..self.operands.len() });
+        self.bones.push(Bone::Op { dims, step, one, operands: (first, self.operands.len()) });
     }
 
     /// The skeleton at a place.
-    pub fn at(&self, x: u32, y: u32) -> Skeleton {
-        let env = Env { x: x.into(), y: y.into(), ..Env::default() };
-        let mut skeleton = Skeleton::default();
+    pub fn at(&self, env: &Env, items: &mut Interned) -> Skeleton {
+        let (mut all, mut ports, mut uses) = (Vec::with_capacity(self.bones.len()), Vec::new(), Vec::new());
         // Loops around, and those of them that never run.
         let mut open: Vec<bool> = Vec::new();
         for bone in &self.bones {
             let item = match bone {
                 Bone::Loop(count) => {
-                    let count = count.at(&env).max(0) as u64;
+                    let count = count.at(env).max(0) as u64;
                     open.push(count == 0);
                     Item::Loop(count)
                 }
@@ -203,41 +245,49 @@ impl Template {
                 }
                 Bone::Side(ops) => Item::Side(*ops),
                 Bone::Op { dims, step, one, operands } => {
-                    let elements: u64 = dims.iter().map(|d| d.at(&env).max(0) as u64).product();
-                    let at = skeleton.items.len();
+                    let elements: u64 = dims.iter().map(|d| d.at(env).max(0) as u64).product();
                     let steps = if *one { elements.min(1) } else { elements / step };
                     if steps > 0 && !open.contains(&true) {
-                        skeleton.operands.extend(self.operands[operands.clone()].iter().map(|o| (at, *o)));
+                        let used = &self.operands[operands.0..operands.1];
+                        uses.extend(used.iter().map(|o| Use {
+                            item: all.len(),
+                            port: port(&mut ports, o, all.len()),
+                            words: o.words,
+                        }));
                     }
                     Item::Op(steps)
                 }
             };
-            skeleton.items.push(item);
+            all.push(item);
         }
-        skeleton
+        let items = items.of(all);
+        for Use { item, port, words } in &uses {
+            let (port, total) = (&mut ports[*port], items.totals[*item].saturating_mul(*words));
+            (port.words, port.most) = (port.words.saturating_add(total), port.most.max(*words));
+        }
+        Skeleton { items, ports, uses }
+    }
+}
+impl Skeleton {
+    /// The port at a slot, if it is used.
+    pub fn port(&self, slot: usize, out: bool) -> Option<usize> {
+        self.ports.iter().position(|port| (port.slot, port.out) == (slot, out))
+    }
+
+    /// The items that use a port, with the words of each step.
+    pub fn uses(&self, port: usize) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.uses.iter().filter(move |used| used.port == port).map(|used| (used.item, used.words))
     }
 }
 
-impl Skeleton {
-    /// The items that use a slot, with the words of each step.
-    pub fn uses(&self, slot: usize, out: bool) -> impl Iterator<Item = (usize, u64)> + '_ {
-        let own = move |o: &Operand| o.slot == slot && o.out == out;
-        self.operands.iter().filter(move |(_, o)| own(o)).map(|(at, o)| (*at, o.words))
-    }
-
-    /// Words that pass a slot in all.
-    pub fn words(&self, slot: usize, out: bool) -> u64 {
-        let totals = totals(&self.items);
-        self.uses(slot, out).map(|(at, words)| totals[at] * words).sum()
-    }
-
-    /// Steps of the op at an item.
-    pub fn steps(&self, at: usize) -> u64 {
-        match self.items[at] {
-            Item::Op(steps) => steps,
-            _ => 0,
-        }
-    }
+/// The port that an operand uses at an item, by index.
+fn port(ports: &mut Vec<Port>, operand: &Operand, first: usize) -> usize {
+    let Operand { slot, out, .. } = *operand;
+    let known = ports.iter().position(|port| (port.slot, port.out) == (slot, out));
+    known.unwrap_or_else(|| {
+        ports.push(Port { slot, out, first, words: 0, most: 0 });
+        ports.len() - 1
+    })
 }
 
 /// By item: how many steps it takes in all.
@@ -246,10 +296,10 @@ pub fn totals(items: &[Item]) -> Vec<u64> {
     let total = |item: &Item| {
         let now = times.last().copied().unwrap_or(1);
         match item {
-            Item::Loop(count) => times.push(now * count),
+            Item::Loop(count) => times.push(now.saturating_mul(*count)),
             Item::Next => drop(times.pop()),
             Item::Side(_) => {}
-            Item::Op(steps) => return now * steps,
+            Item::Op(steps) => return now.saturating_mul(*steps),
         }
         0
     };
