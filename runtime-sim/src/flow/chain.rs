@@ -45,7 +45,7 @@ impl Engine<'_> {
         let most = most.min(ALIKE);
         let mut rows = chain.into_iter();
         if !rows.as_slice().iter().all(|row| self.has_begun(stretches, stretch, &row.pes)) {
-            return self.run_all_of(rows);
+            return self.run_all_of(stretches, stretch, rows);
         }
         for row in rows.as_slice() {
             row.pes.iter().for_each(|pe| self.seal(stretches, stretch, *pe));
@@ -54,13 +54,15 @@ impl Engine<'_> {
             if self.follows(stretches, stretch, timed, &row, most) {
                 continue;
             }
-            let Some(row) = self.time_row(stretches, stretch, row) else { return self.run_all_of(rows) };
+            let Some(row) = self.time_row(stretches, stretch, row) else {
+                return self.run_all_of(stretches, stretch, rows);
+            };
             timed.push(row);
         }
     }
 
-    fn run_all_of(&mut self, rows: impl Iterator<Item = Row>) {
-        rows.for_each(|row| self.queue.extend(row.pes));
+    fn run_all_of(&mut self, stretches: &Stretches, stretch: usize, rows: impl Iterator<Item = Row>) {
+        rows.for_each(|row| self.admit(stretches, stretch, &row.pes));
         self.run();
     }
 
@@ -77,7 +79,7 @@ impl Engine<'_> {
     fn time_row(&mut self, stretches: &Stretches, stretch: usize, row: Row) -> Option<Timed> {
         let before: Vec<Before> = row.pes.iter().map(|pe| self.before(stretches, stretch, *pe)).collect();
         let above = self.above(stretches, stretch, &row.pes);
-        self.lead(&row.pes);
+        self.lead(stretches, stretch, &row.pes);
         self.run();
         let ended = self.has_ended(stretches, stretch, &row.pes);
         let mut led = Led { leader: row.pes, before, ..Led::default() };

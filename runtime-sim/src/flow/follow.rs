@@ -61,13 +61,27 @@ impl Engine<'_> {
         sooner.fold(0.0, f64::max)
     }
 
-    /// Lets a group begin of which it matters how far it depends on the words of others.
-    pub(super) fn lead(&mut self, group: &Group) {
+    /// Lets PEs run up to the end of a stretch.
+    pub(super) fn admit(&mut self, stretches: &Stretches, stretch: usize, pes: &[u32]) {
+        for &pe in pes {
+            let stop = self.piece(stretches, pe, stretch).map_or(usize::MAX, |piece| piece.stop);
+            let keeps = self.spans.keeps;
+            let state = self.pe_mut(pe);
+            state.stop = stop;
+            if !keeps {
+                state.phases.clear();
+            }
+        }
+        self.queue.extend(pes);
+    }
+
+    /// Lets a group run of which it matters how far it depends on the words of others.
+    pub(super) fn lead(&mut self, stretches: &Stretches, stretch: usize, group: &Group) {
         for &pe in group {
             let state = self.pe_mut(pe);
             (state.slack, state.ahead, state.held_first) = (f64::INFINITY, f64::INFINITY, None);
-            self.queue.push_back(pe);
         }
+        self.admit(stretches, stretch, group);
     }
 
     pub(super) fn pe(&self, pe: u32) -> &Pe {
@@ -134,7 +148,11 @@ impl Engine<'_> {
         let taken = taken.map(|slot| self.streams.taken(net.input(pe as usize, *slot))).collect();
         let sent = slots(|piece| &piece.outputs).iter();
         let sent = sent.map(|slot| self.streams.mark(net.output(pe as usize, *slot))).collect();
-        let state = self.pe(pe);
+        let keeps = self.spans.keeps;
+        let state = self.pe_mut(pe);
+        if !keeps {
+            state.phases.clear();
+        }
         let spent = [state.busy, state.issue, state.activation];
         Before {
             time: state.time,
@@ -258,7 +276,10 @@ impl Engine<'_> {
             for (phase, time) in &leader.phases[before.phases..] {
                 self.spans.enter_behind(state, *phase, time + delay);
             }
-            state.runs.clone_from(&leader.runs);
+            // The only task counts when it ends.
+            if leader.running.is_none() {
+                state.runs.clone_from(&leader.runs);
+            }
             (state.running, state.finished, state.pc) = (leader.running, leader.finished, other.stop);
         }
         reads.into_iter().for_each(|(end, words)| self.streams.take(end, words));

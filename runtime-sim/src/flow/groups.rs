@@ -58,6 +58,9 @@ struct Look {
     hosts: Vec<(usize, u32)>,
 }
 
+/// Numbers that most PEs add to the look of their group, at most.
+const SOME: usize = 8;
+
 /// Nobody sends on an input.
 const NOTHING: [i64; 2] = [-1, -1];
 
@@ -99,6 +102,12 @@ pub struct Finder<'a> {
     parent: Vec<u32>,
     /// By PE: its place in its group, or none if it is not looked at.
     place: Vec<u32>,
+    /// By PE: where its inputs begin among all senders.
+    first: Vec<u32>,
+    /// By input of a PE in the stretch: the PE that sends what arrives there, and its output in order of first use.
+    senders: Vec<Option<(u32, u32)>>,
+    /// Groups of more PEs have no likes.
+    most: usize,
 }
 
 impl Groups {
@@ -137,17 +146,25 @@ fn chain(rows: Rows, spent: &dyn Fn(u32) -> bool) -> Option<Vec<Row>> {
 }
 
 impl<'a> Finder<'a> {
-    /// For some PEs, given ascending.
-    pub fn new(net: &'a Network, stretches: &'a Stretches, pes: &'a [u32]) -> Self {
-        let (parent, place) = (vec![NONE; net.class_of.len()], vec![NONE; net.class_of.len()]);
-        Finder { net, stretches, stretch: 0, pes, parent, place }
+    /// For some PEs, given ascending, where groups of more than `most` have no likes.
+    pub fn new(net: &'a Network, stretches: &'a Stretches, pes: &'a [u32], most: usize) -> Self {
+        let none = || vec![NONE; net.class_of.len()];
+        let (parent, place, first) = (none(), none(), none());
+        Finder { net, stretches, stretch: 0, pes, parent, place, first, senders: Vec::new(), most }
     }
 
     /// The groups of a stretch.
     pub fn outline(&mut self, stretch: usize) -> Outline {
         self.stretch = stretch;
+        self.senders.clear();
         for &pe in self.pes {
             (self.parent[pe as usize], self.place[pe as usize]) = (pe, 0);
+            self.first[pe as usize] = self.senders.len() as u32;
+            let stretches = self.stretches;
+            let piece = stretches.piece(self.net.class_of[pe as usize], stretch);
+            for slot in piece.map_or(&[][..], |piece| &piece.inputs) {
+                self.senders.push(self.sender(pe, *slot));
+            }
         }
         self.pes.iter().for_each(|pe| self.join_neighbours(*pe));
         let mut groups: Vec<Group> = Vec::new();
@@ -163,9 +180,14 @@ impl<'a> Finder<'a> {
         for group in &groups {
             (0..).zip(group).for_each(|(place, pe)| self.place[*pe as usize] = place);
         }
+        let alike = |group: &Group| group.len() > 1 && group.len() <= self.most;
         let looks: Vec<Option<Look>> =
-            groups.iter().map(|group| if group.len() > 1 { self.look(group, false) } else { None }).collect();
-        let sketch = |(group, look): (Group, _)| Sketch { rows: self.rows(&group), group, look };
+            groups.iter().map(|group| if alike(group) { self.look(group, false) } else { None }).collect();
+        // Groups of one size are likely to be of one kind.
+        let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
+        groups.iter().for_each(|group| *sizes.entry(group.len()).or_default() += 1);
+        let mut rows = |group: &Group| if sizes[&group.len()] == 1 { self.rows(group) } else { None };
+        let sketch = |(group, look): (Group, _)| Sketch { rows: rows(&group), group, look };
         Outline(groups.into_iter().zip(looks).map(sketch).collect())
     }
 
@@ -199,16 +221,21 @@ impl<'a> Finder<'a> {
                 }
             }
         }
-        for &slot in &piece.inputs {
-            if let Some((from, _)) = self.sender(pe, slot) {
+        for input in 0..piece.inputs.len() {
+            if let Some((from, _)) = self.known(pe, input) {
                 self.join(pe, from);
             }
         }
     }
 
+    /// The sender of what arrives at an input, given in order of first use.
+    fn known(&self, pe: u32, input: usize) -> Option<(u32, u32)> {
+        self.senders[self.first[pe as usize] as usize + input]
+    }
+
     /// What makes two groups do the same; none if words of others, or to others, are among what it does.
     fn look(&self, group: &[u32], in_chain: bool) -> Option<Look> {
-        let Look { code: mut look, mut hosts } = Look::default();
+        let (mut look, mut hosts) = (Vec::with_capacity(SOME * group.len()), Vec::new());
         for &pe in group {
             let piece = self.piece(pe)?;
             let at = self.net.coord(pe);
@@ -223,8 +250,8 @@ impl<'a> Finder<'a> {
                     return None;
                 }
             }
-            for &slot in &piece.inputs {
-                match self.link(pe, slot, in_chain) {
+            for (input, &slot) in piece.inputs.iter().enumerate() {
+                match self.link(pe, (input, slot), in_chain) {
                     Link::Nowhere => look.extend(NOTHING),
                     Link::Host(end) => {
                         hosts.push((look.len(), end));
@@ -261,7 +288,8 @@ impl<'a> Finder<'a> {
     fn is_forward(&self, pe: u32) -> bool {
         let Some(piece) = self.piece(pe) else { return true };
         let row = |pe: u32| pe / self.net.width;
-        piece.inputs.iter().all(|slot| self.sender(pe, *slot).is_none_or(|(from, _)| row(from) <= row(pe)))
+        let forward = |input| self.known(pe, input).is_none_or(|(from, _)| row(from) <= row(pe));
+        (0..piece.inputs.len()).all(forward)
     }
 
     /// The PE that sends what arrives at an input in this stretch, and its output in order of first use.
@@ -273,13 +301,13 @@ impl<'a> Finder<'a> {
         Some((from, rank as u32))
     }
 
-    fn link(&self, pe: u32, slot: usize, in_chain: bool) -> Link {
+    fn link(&self, pe: u32, (input, slot): (usize, usize), in_chain: bool) -> Link {
         let (width, index) = (self.net.width, self.net.input(pe as usize, slot));
         let Some(end) = self.net.ends.get(index as usize) else { return Link::Nowhere };
         if let Origin::Host(_) = self.net.streams[end.stream as usize].origin {
             return Link::Host(index);
         }
-        let Some((from, rank)) = self.sender(pe, slot) else { return Link::Nowhere };
+        let Some((from, rank)) = self.known(pe, input) else { return Link::Nowhere };
         let away = |of: fn(u32, u32) -> u32| i64::from(of(pe, width)) - i64::from(of(from, width));
         let (rows, columns) = (away(|pe, width| pe / width), away(|pe, width| pe % width));
         let (place, rank, way) = (self.place[from as usize], i64::from(rank), i64::from(end.latency));

@@ -47,7 +47,8 @@ impl Engine<'_> {
     /// rows in a line do.
     pub(super) fn run_members(&mut self, pes: Members, likeness: Option<(&Stretches, f64)>) -> bool {
         let Some((stretches, most)) = likeness else { return self.run_whole(pes) };
-        let mut finders = [pes.first, pes.behind].map(|pes| Finder::new(self.net, stretches, pes));
+        let half = pes.first.len() / 2;
+        let mut finders = [pes.first, pes.behind].map(|pes| Finder::new(self.net, stretches, pes, half));
         let mut outlines = move |stretch| finders.each_mut().map(|finder| finder.outline(stretch));
         let (all, plan) = (0..stretches.count, Plan { stretches, most });
         if pes.first.len() < MANY {
@@ -88,7 +89,7 @@ impl Engine<'_> {
                 self.listen(skip, Some((plan.stretches, stretch)), &mut told);
             }
             let mut seen = Seen::default();
-            self.begin(plan, pes.first, (stretch, first), (&mut seen, !pes.behind.is_empty()));
+            self.begin(plan, (stretch, first), (&mut seen, !pes.behind.is_empty()));
             if self.steps > self.most_steps {
                 return true;
             }
@@ -97,38 +98,23 @@ impl Engine<'_> {
                 if !self.tell(&mut told) {
                     return false;
                 }
-                late.drain(..).for_each(|outline| self.begin(plan, pes.behind, outline, (&mut seen, false)));
+                late.drain(..).for_each(|outline| self.begin(plan, outline, (&mut seen, false)));
             }
         }
         if !self.tell(&mut told) {
             return false;
         }
         for outline in late {
-            self.begin(plan, pes.behind, outline, (&mut Seen::default(), false));
+            self.begin(plan, outline, (&mut Seen::default(), false));
         }
         true
     }
 
     /// Runs a stretch; whoever is timed is kept if others come behind.
-    fn begin(
-        &mut self,
-        plan: Plan,
-        pes: &[u32],
-        (stretch, outline): (usize, Outline),
-        (seen, keeps): (&mut Seen, bool),
-    ) {
+    fn begin(&mut self, plan: Plan, (stretch, outline): (usize, Outline), (seen, keeps): (&mut Seen, bool)) {
         let spent = |end: u32| self.streams.ahead(end) == 0;
         let groups = Groups::of(outline, &spent, &|look| seen.groups.contains_key(look));
-        for &pe in pes {
-            let stop = self.piece(plan.stretches, pe, stretch).map_or(usize::MAX, |piece| piece.stop);
-            let keeps = self.spans.keeps;
-            let state = self.pe_mut(pe);
-            state.stop = stop;
-            if !keeps {
-                state.phases.clear();
-            }
-        }
-        self.queue.extend(groups.others);
+        self.admit(plan.stretches, stretch, &groups.others);
         for (look, kind) in groups.kinds {
             let known = seen.groups.entry(look).or_default();
             self.choose(plan, stretch, kind, (known, keeps));
@@ -154,7 +140,7 @@ impl Engine<'_> {
         let known = leading.len();
         for group in kind {
             if !self.has_begun(plan.stretches, stretch, &group) {
-                self.queue.extend(group);
+                self.admit(plan.stretches, stretch, &group);
                 continue;
             }
             let (before, beside) = leading.split_at_mut(known);
@@ -172,7 +158,7 @@ impl Engine<'_> {
             if keeps || !led.followers.is_empty() {
                 led.before = led.leader.iter().map(|pe| self.before(plan.stretches, stretch, *pe)).collect();
             }
-            self.lead(&led.leader);
+            self.lead(plan.stretches, stretch, &led.leader);
         }
     }
 
@@ -192,7 +178,7 @@ impl Engine<'_> {
                     strayed = strayed.max(off);
                     self.take_over(plan.stretches, stretch, led, &follower);
                 }
-                None => self.queue.extend(&follower.0),
+                None => self.admit(plan.stretches, stretch, &follower.0),
             }
         }
         self.strayed += strayed;

@@ -7,8 +7,9 @@ use super::profile::Profile;
 use crate::lower::MAX_DEPTH;
 use std::rc::Rc;
 
-/// State of a PE.
+/// State of a PE. What is looked at in every stretch comes first, side by side.
 #[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
 pub struct Pe {
     /// Local time.
     pub time: f64,
@@ -18,46 +19,46 @@ pub struct Pe {
     pub issue: f64,
     /// Cycles that started tasks.
     pub activation: f64,
-    /// The phase it is in.
-    pub phase: Option<u16>,
-    /// Phases entered, with the time: in this stretch, or in the whole run if that is kept.
-    pub phases: Vec<(u16, f64)>,
-    /// Everything is done.
-    pub finished: bool,
-    /// The task that runs.
-    pub running: Option<usize>,
     /// Next instruction.
     pub pc: usize,
-    /// Earlier runs of the task.
-    pub turn: u64,
-    /// Loop counters.
-    pub loops: [i64; MAX_DEPTH],
-    /// Progress of the running group of ops.
-    pub ops: Vec<OpState>,
-    /// Per task: runs done, activations pending.
-    pub runs: Vec<(u64, u64)>,
-    /// The end whose words it waits for.
-    pub waits_for: u32,
-    /// The loop that goes on as soon as words are there.
-    pub looping: Option<Looping>,
-    /// What an iteration does undisturbed, by head of the loops that run.
-    pub profiles: Vec<(usize, Rc<Profile>)>,
-    /// The rhythm of loops that run in bulk, by head.
-    pub beats: Vec<Beat>,
+    /// The task that runs.
+    pub running: Option<usize>,
+    /// The phase it is in.
+    pub phase: Option<u16>,
+    /// Everything is done.
+    pub finished: bool,
     /// It does without the words of a whole iteration.
     pub hurried: bool,
+    /// Progress of the running group of ops.
+    pub ops: Vec<OpState>,
     /// The running iterations of the loops that run step by step, outermost first.
     pub records: Vec<Record>,
     /// Ends that were read on credit.
     pub credit: Vec<u32>,
+    /// The loop that goes on as soon as words are there.
+    pub looping: Option<Looping>,
     /// Where it stops for now.
     pub stop: usize,
+    /// Earlier runs of the task.
+    pub turn: u64,
+    /// The end whose words it waits for.
+    pub waits_for: u32,
     /// By how much words of the host came before they were needed, at least.
     pub slack: f64,
     /// The same of words of PEs in other rows.
     pub ahead: f64,
     /// How long the first of those held it up.
     pub held_first: Option<f64>,
+    /// Loop counters.
+    pub loops: [i64; MAX_DEPTH],
+    /// Per task: runs done, activations pending.
+    pub runs: Vec<(u64, u64)>,
+    /// Phases entered, with the time: in this stretch, or in the whole run if that is kept.
+    pub phases: Vec<(u16, f64)>,
+    /// What an iteration does undisturbed, by head of the loops that run.
+    pub profiles: Vec<(usize, Rc<Profile>)>,
+    /// The rhythm of loops that run in bulk, by head.
+    pub beats: Vec<Beat>,
     /// What held it up, and when.
     pub held: Held,
 }
