@@ -5,7 +5,7 @@
 //! done and when its words come in time, the first for its first read and the last for its last one. Pieces that wait
 //! for each other in a circle, such as those of a ring, run side by side: together they take as long as the PE with
 //! most work, and the way once round. Left out beside what level flow leaves out: how PEs wait for each other within a
-//! piece.
+//! piece. A program whose PEs wait for room in queues for ever is refused as at level flow.
 
 mod order;
 mod pieces;
@@ -23,7 +23,8 @@ const LEVEL: &str = "analytic";
 /// Times a checked program in closed form.
 ///
 /// # Errors
-/// [`FlowError::LeftOut`] for routes with switch positions and control tasks.
+/// [`FlowError::LeftOut`] for routes with switch positions and control tasks, [`FlowError::Standstill`] where PEs wait for
+/// room in queues for ever.
 pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
     time_traced(program).map(|(report, _)| report)
 }

@@ -13,8 +13,8 @@ use crate::network::{End, Network};
 pub struct Room {
     /// By end: when words were taken in this run, and when there was room again.
     taken: Vec<Words>,
-    /// By end: from when on words may leave, as the run before left it; empty before the first.
-    free: Vec<Words>,
+    /// By end: from when on words may leave, as the run before left it; none before the first.
+    free: Option<Vec<Words>>,
     /// By end: words sent.
     cursors: Vec<Cursor>,
 }
@@ -24,7 +24,7 @@ impl Room {
     pub fn endless(net: &Network) -> Self {
         Room {
             taken: vec![Words::default(); net.ends.len()],
-            free: Vec::new(),
+            free: None,
             cursors: vec![Cursor::default(); net.ends.len()],
         }
     }
@@ -41,8 +41,8 @@ impl Room {
         };
         let free: Vec<Words> = self.taken.iter().zip(&net.ends).map(opened).collect();
         let alike = |(a, b): (&Words, &Words)| a.is_like(b);
-        let settled = !self.free.is_empty() && self.free.iter().zip(&free).all(alike);
-        (Room { free, ..Room::endless(net) }, settled)
+        let settled = self.free.is_some_and(|before| before.iter().zip(&free).all(alike));
+        (Room { free: Some(free), ..Room::endless(net) }, settled)
     }
 
     /// Notes when words were taken at an end.
@@ -52,7 +52,7 @@ impl Room {
 
     /// The rhythm in which the next writes of `words` words each have room at an end; none if nothing limits them.
     pub fn rhythm(&mut self, end: u32, words: u64) -> Option<Rhythm> {
-        let free = self.free.get(end as usize)?;
+        let free = self.free.as_ref()?.get(end as usize)?;
         let cursor = &mut self.cursors[end as usize];
         free.advance(cursor, 0);
         free.rhythm(cursor, words)
@@ -60,7 +60,7 @@ impl Room {
 
     /// Notes that words were sent to an end.
     pub fn send(&mut self, end: u32, words: u64) {
-        if let Some(free) = self.free.get(end as usize) {
+        if let Some(free) = self.free.as_ref().and_then(|free| free.get(end as usize)) {
             free.advance(&mut self.cursors[end as usize], words);
         }
     }

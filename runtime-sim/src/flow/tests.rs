@@ -114,6 +114,8 @@ proptest! {
                     let (event, flow) = (event.to_string(), flow.to_string());
                     let chain = |text: &str| text.split_once(": ").map(|(_, chain)| chain.to_string());
                     prop_assert!(chain(&event).is_some() && chain(&event) == chain(&flow), "{} // {}", event, flow);
+                    let analytic = crate::analytic::time(&checked).map_err(|error| error.to_string());
+                    prop_assert_eq!(analytic.map(|report| report.cycles), Err(flow));
                 }
                 (event, flow) => prop_assert!(false, "{:?} {:?}", event.map(|e| e.report.cycles), flow.map(|f| f.cycles)),
             }
@@ -296,6 +298,8 @@ fn a_program_without_a_word_comes_to_its_end() {
     let text =
         "wafer 2 x 1 class a at (0, 0) 2 x 1 { buffer v: f32[4] @0 task t start { mov v <- 1.0 len 4 } }";
     let (program, spec) = (crate::text::parse(text, "silent").unwrap(), FabricSpec::wse2());
+    let flow = super::time(&check(&program, &spec).unwrap()).unwrap();
+    assert!(flow.limits.is_empty(), "there are no queues to settle: {:?}", flow.limits);
     let net = crate::network::Network::build(&program, &spec).unwrap();
     let ending = super::standstill::ending(&program, &net, &crate::lower::lower(&program, &spec), &|_| 1.0);
     assert!(matches!(ending, super::standstill::Ending::Reached));

@@ -351,7 +351,8 @@ fn chosen(
     Some((net, rows))
 }
 
-/// Times a program by something that sets the times of all PEs and sends all their words; the host has sent its own.
+/// Times a program by something that sets the times of all PEs and sends all their words; the host has sent its own. Whether
+/// there is room for that is another question, which is asked as for level flow.
 pub fn timed_by(
     program: &Checked<WaferProgram>,
     solve: &mut dyn FnMut(&mut Engine),
@@ -362,9 +363,7 @@ pub fn timed_by(
     let mut engine = Engine::new(job.program, job.spec, &net, &job.classes, &works, &rows.skips);
     engine.feed();
     solve(&mut engine);
-    let mut timed = outcome(&engine, &rows, true);
-    timed.0.limits.push(ENDLESS.into());
-    Ok(timed)
+    unsettled(outcome(&engine, &rows, true), job.must_end())
 }
 
 /// Whether the PEs of the traced rows can all finish if queues never fill. No word is read before it was sent: a wait in a
