@@ -4,7 +4,7 @@ use super::tally::{Body, Tally, What, place};
 use crate::lower::{Env, LoweredClass, LoweredTask};
 use crate::program::{Coord, Trigger};
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// The code of a class, ready to be counted at any place.
 pub struct Sums<'a> {
@@ -50,9 +50,9 @@ impl Counted<'_> {
 
 impl<'a> Sums<'a> {
     /// Those of a class; `bodies` are those of all segments, by number.
-    pub fn of(class: &'a LoweredClass, bodies: &'a [Body]) -> Self {
+    pub fn of(class: &'a LoweredClass, bodies: &'a [Arc<Body>]) -> Self {
         let task = |t: &LoweredTask| {
-            let bodies = || t.code.segments().map(|segment| &bodies[segment.number as usize]);
+            let bodies = || t.code.segments().map(|segment| &*bodies[segment.number as usize]);
             let mut fixed: BTreeMap<What, u64> = BTreeMap::new();
             for (what, n) in bodies().flat_map(|body| &body.fixed) {
                 let sum = fixed.entry(*what).or_default();
