@@ -75,13 +75,8 @@ impl<'a> Sums<'a> {
     /// Counts what a PE at a place sends and reads, whose column and row are of these kinds.
     pub fn at(&self, at: Coord, kinds: [usize; 2]) -> Tally {
         let class = self.class;
-        let mut tally = Tally {
-            read: vec![0; class.inputs.len()],
-            sent: vec![0; class.outputs.len()],
-            controls: vec![0; class.outputs.len()],
-            activated: vec![0; class.tasks.len()],
-            ..Tally::default()
-        };
+        let (read, sent) = (vec![0; class.inputs.len()], vec![0; class.outputs.len()]);
+        let mut tally = Tally { read, sent, ..Tally::default() };
         let mut values = Vec::new();
         for (task, counted) in class.tasks.iter().zip(&self.tasks) {
             let mut env = place(at);

@@ -33,17 +33,20 @@ impl Tallies {
     pub fn of(net: &Network, classes: &[LoweredClass], bodies: &[Arc<Body>]) -> Self {
         let (sort_of, first) = sorts(net, classes);
         let mut kinds: Vec<Kinds> = parallel::map(&first, |class| Kinds::of(class, bodies, net));
-        let mut ids: BTreeMap<(u32, u32, u32), u32> = BTreeMap::new();
+        // By number of a class and kinds of column and row.
+        let mut ids: Vec<Vec<Vec<u32>>> = vec![Vec::new(); first.len()];
         let (mut id_of, mut places) = (vec![NONE; net.class_of.len()], Vec::new());
         for (pe, class) in net.traced_pes() {
             let sort = sort_of[usize::from(class)];
             let (at, kinds) = (net.coord(pe), &mut kinds[sort as usize]);
             let (x, y) = (kinds.kind(true, at.x), kinds.kind(false, at.y));
-            let id = *ids.entry((sort, x, y)).or_insert_with(|| {
-                places.push((sort, at, [x as usize, y as usize]));
-                places.len() as u32 - 1
-            });
-            id_of[pe as usize] = id;
+            let [x, y] = [x as usize, y as usize];
+            let id = grown(grown(&mut ids[sort as usize], x, Vec::new()), y, NONE);
+            if *id == NONE {
+                *id = places.len() as u32;
+                places.push((sort, at, [x, y]));
+            }
+            id_of[pe as usize] = *id;
         }
         for kinds in &mut kinds {
             let counts = [0, 1].map(|axis: usize| kinds.parts[axis].len());
@@ -62,6 +65,14 @@ impl Tallies {
     pub fn id(&self, pe: u32) -> u32 {
         self.id_of[pe as usize]
     }
+}
+
+/// What is at a place of a list, which grows to hold it.
+fn grown<T: Clone>(list: &mut Vec<T>, at: usize, new: T) -> &mut T {
+    if list.len() <= at {
+        list.resize(at + 1, new);
+    }
+    &mut list[at]
 }
 
 /// By class, the number of those that count alike; and one class of each number.

@@ -3,7 +3,7 @@
 use super::fault::{CheckError, Fault};
 use super::rows::{Rows, SLOTS};
 use super::tallies::{Tallies, bodies};
-use super::tally::{Body, place};
+use super::tally::{Body, What, place};
 use crate::lower::LoweredClass;
 use crate::network::{HostLane, NOBODY, NONE, Network, Origin, Target};
 use crate::program::{Colour, Coord, Trigger, WaferProgram};
@@ -249,11 +249,16 @@ impl<'a> Words<'a> {
     /// Tasks are triggered as often as they should run, and packed wires carry pairs.
     fn tasks(&mut self) {
         let mut seen = BTreeSet::new();
-        for pe in self.traced() {
+        let starts = |class: &LoweredClass| {
+            class.tasks.iter().all(|task| matches!(task.trigger, Trigger::Start | Trigger::Data { .. }))
+        };
+        let untold: Vec<bool> = self.classes.iter().map(|class| !starts(class)).collect();
+        for (pe, class) in self.net.traced_pes() {
+            if !self.tallies.at(pe).odd && !untold[usize::from(class)] {
+                continue;
+            }
             let controlled = |t: &crate::lower::LoweredTask| matches!(t.trigger, Trigger::Control { .. });
-            if !seen.insert((self.net.class_of[pe as usize], self.tallies.id(pe)))
-                && !self.class(pe).tasks.iter().any(controlled)
-            {
+            if !seen.insert((class, self.tallies.id(pe))) && !self.class(pe).tasks.iter().any(controlled) {
                 continue;
             }
             if self.tallies.at(pe).odd {
@@ -270,7 +275,7 @@ impl<'a> Words<'a> {
         let task = &self.class(pe).tasks[index];
         let times = task.times.at(&place(self.net.coord(pe)));
         let triggered = match task.trigger {
-            Trigger::Local => Some(self.tallies.at(pe).activated[index]),
+            Trigger::Local => Some(self.tallies.at(pe).of(What::Activation(index as u16))),
             Trigger::Control { .. } => self.controls(pe, task.slot).map(|n| n.min(times.max(0) as u64)),
             Trigger::Start | Trigger::Data { .. } => None,
         };
@@ -298,7 +303,7 @@ impl<'a> Words<'a> {
         match stream.origin {
             Origin::Pe(sender) => {
                 let out = self.class(sender).outputs.binary_search(&stream.colour).ok()?;
-                Some(self.tallies.at(sender).controls[out])
+                Some(self.tallies.at(sender).of(What::Control(out as u16)))
             }
             Origin::Host(lane) => {
                 let parts = &self.net.host_in[lane as usize].parts;

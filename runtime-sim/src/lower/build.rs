@@ -16,13 +16,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Lowers all classes of a program that passed the checker's naming rules; unknown names are skipped.
-pub fn lower<'p>(program: &'p WaferProgram, spec: &'p FabricSpec) -> Vec<LoweredClass> {
-    let uses = Uses::of_pieces(program);
+pub fn lower(program: &WaferProgram, spec: &FabricSpec) -> Vec<LoweredClass> {
+    lower_with(program, spec, &Uses::of_pieces(program))
+}
+
+/// Does what [`lower`] does where it is known what pieces use.
+pub fn lower_with<'p>(
+    program: &'p WaferProgram,
+    spec: &'p FabricSpec,
+    uses: &BTreeMap<usize, Uses>,
+) -> Vec<LoweredClass> {
     let sites: Vec<Site> = parallel::map(&program.classes, |class| Site::of(program, class, spec));
-    let layouts = Layouts::of(program, &uses);
+    let layouts = Layouts::of(program, uses);
     let drafts = parallel::map(&sites, |site| {
         let tasks = site.class.tasks.iter();
-        tasks.map(|task| site.draft(task, &uses, &layouts)).collect::<Vec<Vec<Part>>>()
+        tasks.map(|task| site.draft(task, uses, &layouts)).collect::<Vec<Vec<Part>>>()
     });
     let mut known: BTreeMap<Key, usize> = BTreeMap::new();
     let mut parts: Vec<(&Site, &Task, Part<'p>)> = Vec::new();

@@ -88,16 +88,19 @@ impl<'a> Builder<'a> {
         self.net.inputs = self.slots_in.iter().map(|s| s.len() as u32).collect();
         self.net.first_slot = vec![0; self.net.class_of.len()];
         let mut next = 0u32;
+        let switched = |class: &Class| {
+            let routes = class.routes.iter().filter(|(_, route)| route.positions.len() > 1);
+            routes.map(|(colour, _)| *colour).collect()
+        };
+        let switched: Vec<Vec<Colour>> = self.program.classes.iter().map(switched).collect();
         let pes: Vec<(u32, u16)> = self.net.traced_pes().collect();
         for (pe, class) in pes {
             self.net.first_slot[pe as usize] = next;
             next += (self.slots_in[class as usize].len() + self.slots_out[class as usize].len()) as u32;
-            for (colour, route) in &self.program.classes[class as usize].routes {
-                if route.positions.len() > 1 {
-                    self.switch_at.insert((pe, *colour), self.net.switches.len() as u32);
-                    let (ends, streams) = ([NONE; 5], [NONE; 5]);
-                    self.net.switches.push(SwitchNode { pe, colour: *colour, class, ends, streams });
-                }
+            for &colour in &switched[class as usize] {
+                self.switch_at.insert((pe, colour), self.net.switches.len() as u32);
+                let (ends, streams) = ([NONE; 5], [NONE; 5]);
+                self.net.switches.push(SwitchNode { pe, colour, class, ends, streams });
             }
         }
         self.net.slots = vec![NONE; next as usize];
