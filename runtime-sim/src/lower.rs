@@ -3,7 +3,7 @@
 mod build;
 mod code;
 
-pub use build::lower;
+pub use build::{lower, lower_with};
 pub use code::{Code, Segment, segments};
 
 use crate::price::Price;

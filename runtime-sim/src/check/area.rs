@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The places of a class.
 pub struct Area<'a> {
     regions: &'a [Region],
-    /// The rows of each different range of columns.
-    spans: Vec<(Span, Vec<Span>)>,
+    /// The rows of sets of columns.
+    spans: Vec<(Vec<Span>, Vec<Span>)>,
     columns: Vec<u32>,
     rows: Vec<u32>,
     /// Bounds of the parts of columns and of rows of expressions met before.
@@ -29,12 +29,15 @@ impl<'a> Area<'a> {
         let columns: BTreeSet<u32> = spans.keys().flat_map(members).collect();
         let rows: BTreeSet<u32> = spans.values().flatten().flat_map(members).collect();
         let (columns, rows) = (columns.into_iter().collect(), rows.into_iter().collect());
-        Area { regions, spans: spans.into_iter().collect(), columns, rows, known: Default::default() }
+        let spans = spans.into_iter().map(|(columns, rows)| (vec![columns], rows)).collect();
+        Area { regions, spans, columns, rows, known: Default::default() }
     }
 
-    /// Everywhere where one of these columns meets one of these rows, for bounds only.
+    /// Everywhere where one of these columns meets one of these rows.
     pub fn over(columns: Vec<u32>, rows: Vec<u32>) -> Area<'static> {
-        Area { regions: &[], spans: Vec::new(), columns, rows, known: Default::default() }
+        let spans = |places: &[u32]| places.iter().map(|at| (*at, 1, 1)).collect();
+        let spans = vec![(spans(&columns), spans(&rows))];
+        Area { regions: &[], spans, columns, rows, known: Default::default() }
     }
 
     /// The first PE.
@@ -68,19 +71,23 @@ impl<'a> Area<'a> {
     }
 
     /// One place for each way in which the expressions can differ over the regions: as a sum of a part of the column
-    /// and a part of the row, an expression has the same value wherever both parts are the same.
-    pub fn places(&self, expressions: &[&Linear]) -> Vec<Coord> {
+    /// and a part of the row, an expression has the same value wherever both parts are the same. None if they are more than
+    /// `most`.
+    pub fn places(&self, expressions: &[&Linear], most: usize) -> Option<Vec<Coord>> {
         let (mut columns, mut rows) = (Kinds::new(expressions, true), Kinds::new(expressions, false));
         let mut places = BTreeMap::new();
-        for (x, ys) in &self.spans {
-            let xs = columns.among(std::slice::from_ref(x));
-            for (kind_y, y) in rows.among(ys) {
+        for (xs, ys) in &self.spans {
+            let (xs, ys) = (columns.among(xs), rows.among(ys));
+            if xs.len().saturating_mul(ys.len()) > most {
+                return None;
+            }
+            for (kind_y, y) in ys {
                 for &(kind_x, x) in &xs {
                     places.entry((kind_y, kind_x)).or_insert(Coord { x, y });
                 }
             }
         }
-        places.into_values().collect()
+        Some(places.into_values().collect())
     }
 }
 
@@ -138,7 +145,8 @@ mod tests {
             let mut area = Area::new(&regions);
             let (low, high) = area.bounds(&expression);
             assert!(low <= *values.first().unwrap() && *values.last().unwrap() <= high, "{text}");
-            let shown: BTreeSet<i64> = area.places(&[&expression]).into_iter().map(value).collect();
+            let shown: BTreeSet<i64> =
+                area.places(&[&expression], 999).unwrap().into_iter().map(value).collect();
             assert_eq!(shown, values, "{text}");
         }
     }

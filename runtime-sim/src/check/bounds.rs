@@ -24,19 +24,34 @@ pub fn slices(segment: &Segment, area: &mut Area, errors: &mut Vec<CheckError>) 
     }
 }
 
-/// Whether bounds over an area say that no slice can leave its buffer there.
+/// Whether no slice can leave its buffer anywhere in an area, as far as few ways in which its expressions differ say so.
 pub fn inside(segment: &Segment, area: &mut Area) -> bool {
     let mut loops = Loops::default();
     segment.instrs.iter().all(|instr| {
         match instr {
             Instr::Loop { count, .. } => loops.enter(count, area),
             Instr::Next { .. } => loops.leave(),
-            Instr::Op(op) => return wide(op, &loops, area).is_empty(),
-            Instr::Par(ops) => return ops.iter().all(|op| wide(op, &loops, area).is_empty()),
+            Instr::Op(op) => return stays(op, &loops, area),
+            Instr::Par(ops) => return ops.iter().all(|op| stays(op, &loops, area)),
             _ => {}
         }
         true
     })
+}
+
+/// More ways in which expressions differ are not looked at.
+const FEW: usize = 4096;
+
+fn stays<'o>(op: &'o LoweredOp, loops: &Loops<'o>, area: &mut Area) -> bool {
+    wide(op, loops, area).into_iter().all(|slice| {
+        let places = area.places(&expressions(op, slice, loops), FEW);
+        places.is_some_and(|places| places.iter().all(|at| overrun(op, slice, &loops.counts, *at).is_none()))
+    })
+}
+
+/// What decides which elements an op reaches.
+fn expressions<'o>(op: &'o LoweredOp, slice: &'o LoweredSlice, loops: &Loops<'o>) -> Vec<&'o Linear> {
+    loops.counts.iter().copied().chain(&op.dims).chain([&slice.at]).collect()
 }
 
 /// The loops around an op, outermost first.
@@ -76,12 +91,17 @@ fn wide<'o>(op: &'o LoweredOp, loops: &Loops, area: &mut Area) -> Vec<&'o Lowere
     op.slices().filter(|slice| !slice.at.uses_turn()).filter(beyond).collect()
 }
 
-fn reach(segment: &Segment, op: &LoweredOp, loops: &Loops, area: &mut Area, errors: &mut Vec<CheckError>) {
+fn reach<'o>(
+    segment: &Segment,
+    op: &'o LoweredOp,
+    loops: &Loops<'o>,
+    area: &mut Area,
+    errors: &mut Vec<CheckError>,
+) {
     for slice in wide(op, loops, area) {
-        let counts = loops.counts.iter().copied();
-        let expressions: Vec<&Linear> = counts.chain(&op.dims).chain([&slice.at]).collect();
         let over = |at: &Coord| Some((*at, overrun(op, slice, &loops.counts, *at)?));
-        if let Some((at, index)) = area.places(&expressions).iter().find_map(over) {
+        let places = area.places(&expressions(op, slice, loops), usize::MAX).unwrap_or_default();
+        if let Some((at, index)) = places.iter().find_map(over) {
             let name = segment.buffers.get(usize::from(slice.buffer)).cloned().unwrap_or_default();
             let (op, elements) = (op.kind.name(), slice.elements);
             errors.push(CheckError::new(Fault::Bounds { op, buffer: name, index, elements }).at(at));
@@ -151,7 +171,7 @@ pub fn tensor(program: &WaferProgram, mapping: &Mapping, area: &mut Area, errors
         return;
     }
     let expressions: Vec<&Linear> = dims.iter().chain([&index_at]).collect();
-    for at in area.places(&expressions) {
+    for at in area.places(&expressions, usize::MAX).unwrap_or_default() {
         let env = place(at);
         let lengths: Vec<i64> = dims.iter().map(|d| d.at(&env)).collect();
         let first = index_at.at(&env);

@@ -4,6 +4,7 @@ use super::tally::{Body, Tally};
 use crate::lower::{Env, Linear, LoweredClass, Segment};
 use crate::network::{Line, Network};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What code whose lengths are not the same in all periods moves, for each row of a line.
 pub struct Growth {
@@ -20,7 +21,12 @@ pub const MOST: u64 = 1 << 56;
 impl Growth {
     /// That of the classes of a line; none where it is not the row alone that decides it, or where it is more than words
     /// that are sent and read. `bodies` are those of all segments, by number.
-    pub fn along(line: &Line, net: &Network, classes: &[LoweredClass], bodies: &[Body]) -> Option<Growth> {
+    pub fn along(
+        line: &Line,
+        net: &Network,
+        classes: &[LoweredClass],
+        bodies: &[Arc<Body>],
+    ) -> Option<Growth> {
         let mut steady = Steady { line, lengths: Vec::new(), segments: vec![None; bodies.len()] };
         let mut in_line = vec![false; classes.len()];
         let pes = net.traced_pes().filter(|(pe, _)| line.span().contains(&(pe / net.width)));
@@ -63,7 +69,7 @@ impl Growth {
 }
 
 /// What segments, each run so often, move in a row; none where that is more than a number of words.
-fn moved_at(y: u32, code: &[(u64, u32)], bodies: &[Body]) -> Option<Tally> {
+fn moved_at(y: u32, code: &[(u64, u32)], bodies: &[Arc<Body>]) -> Option<Tally> {
     let (mut env, mut values, mut sum) =
         (Env { y: i64::from(y), ..Env::default() }, Vec::new(), Tally::default());
     for (times, segment) in code {
@@ -86,7 +92,7 @@ struct Steady<'l> {
 impl Steady<'_> {
     /// The code of a class that differs between periods, each segment with how often it runs; none where it is more than
     /// the row that decides what it moves.
-    fn rest(&mut self, class: &LoweredClass, bodies: &[Body]) -> Option<Vec<(u64, u32)>> {
+    fn rest(&mut self, class: &LoweredClass, bodies: &[Arc<Body>]) -> Option<Vec<(u64, u32)>> {
         let mut rest = Vec::new();
         for task in &class.tasks {
             if !self.is_length(&task.times) {

@@ -7,20 +7,19 @@ use crate::fabric::FabricSpec;
 use crate::lower::{Code, Instr, LoweredClass, LoweredOp, Segment, segments};
 use crate::parallel;
 use crate::program::{Buffer, Class, Region, Var, WaferProgram};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// All faults of memory. Names have been checked.
 pub fn check(program: &WaferProgram, spec: &FabricSpec, lowered: &[LoweredClass]) -> Vec<CheckError> {
-    let classes: Vec<(&Class, &LoweredClass)> = program.classes.iter().zip(lowered).collect();
     let segments = segments(lowered);
     let lives = parallel::map(&segments, |segment| Lives::of(segment));
-    let hulls = hulls(program, lowered, segments.len());
-    let pairs: Vec<(&Arc<Segment>, Hull)> = segments.into_iter().zip(hulls).collect();
-    let inside = parallel::map(&pairs, |(segment, hull)| bounds::inside(segment, &mut hull.area()));
-    let faults = parallel::map(&classes, |(class, lowered)| {
-        of_class(program, (class, lowered), spec, &lives, &inside)
-    });
+    let inside = inside(program, lowered, &segments);
+    let memories = Memories::of(program, spec);
+    let windows = Windows::of(&memories, lowered, &lives, program);
+    let classes: Vec<(&Class, &LoweredClass)> = program.classes.iter().zip(lowered).collect();
+    let known = Known { memories, windows, lives, inside };
+    let faults = parallel::map(&classes, |(class, lowered)| of_class(program, (class, lowered), &known));
     let mut errors: Vec<CheckError> = faults.into_iter().flatten().collect();
     for host in &program.host {
         let lanes = match host.edge.lane() {
@@ -34,29 +33,116 @@ pub fn check(program: &WaferProgram, spec: &FabricSpec, lowered: &[LoweredClass]
     errors
 }
 
-/// `lives` and `inside` are those of all segments, by number.
+/// What is known of memories and segments, whatever the class.
+struct Known<'a> {
+    memories: Memories<'a>,
+    windows: Windows,
+    /// By number of a segment.
+    lives: Vec<Lives<'a>>,
+    inside: Vec<bool>,
+}
+
 fn of_class(
     program: &WaferProgram,
     (class, lowered): (&Class, &LoweredClass),
-    spec: &FabricSpec,
-    lives: &[Lives],
-    inside: &[bool],
+    known: &Known,
 ) -> Vec<CheckError> {
-    let mut errors = Vec::new();
+    let (number, memory) = known.memories.of_class(class);
+    let mut errors = memory.errors.clone();
     let mut area = Area::new(&class.regions);
-    fits(class, spec, &mut errors);
-    let spans = spans(program, class, &mut errors);
-    overlaps(&spans, &mut errors);
-    let by_name: BTreeMap<&str, &Span> = spans.iter().map(|span| (span.name, span)).collect();
-    lowered.tasks.iter().for_each(|task| alive(program, &by_name, &task.code, lives, &mut errors));
+    for task in &lowered.tasks {
+        alive(program, (number, memory), &task.code, known, &mut errors);
+    }
     tensors(program, class, &mut area, &mut errors);
     for segment in lowered.tasks.iter().flat_map(|task| task.code.segments()) {
-        if !inside[segment.number as usize] {
+        if !known.inside[segment.number as usize] {
             bounds::slices(segment, &mut area, &mut errors);
         }
     }
     let placed = |error: CheckError| CheckError { at: error.at.or_else(|| area.first()), ..error };
     errors.into_iter().map(|error| placed(error).class(&class.name)).collect()
+}
+
+/// The memories of all classes; many classes have the same.
+struct Memories<'a> {
+    /// By where the buffers of a class are held: the number of its memory.
+    numbers: BTreeMap<usize, u32>,
+    all: Vec<Memory<'a>>,
+}
+
+/// Buffers with what is wrong with them, wherever they are.
+struct Memory<'a> {
+    spans: BTreeMap<&'a str, Span>,
+    errors: Vec<CheckError>,
+}
+
+impl<'a> Memories<'a> {
+    fn of(program: &'a WaferProgram, spec: &FabricSpec) -> Self {
+        let (mut numbers, mut first) = (BTreeMap::new(), Vec::new());
+        for class in &program.classes {
+            numbers.entry(class.buffers.address()).or_insert_with(|| {
+                first.push(class);
+                first.len() as u32 - 1
+            });
+        }
+        let phases: BTreeMap<&str, usize> = program.phases.iter().map(String::as_str).zip(0..).collect();
+        Memories { numbers, all: parallel::map(&first, |class| Memory::of(class, spec, &phases)) }
+    }
+
+    fn of_class(&self, class: &Class) -> (u32, &Memory<'a>) {
+        let number = self.numbers[&class.buffers.address()];
+        (number, &self.all[number as usize])
+    }
+}
+
+impl<'a> Memory<'a> {
+    fn of(class: &'a Class, spec: &FabricSpec, phases: &BTreeMap<&str, usize>) -> Self {
+        let mut errors = Vec::new();
+        fits(class, spec, &mut errors);
+        let mut span = |(name, buffer): (&'a String, &'a Buffer)| {
+            let first = u64::from(buffer.offset);
+            let alive = life(phases, buffer, &mut errors, name);
+            (name.as_str(), Span { bytes: (first, first + buffer.bytes()), alive })
+        };
+        let spans = class.buffers.iter().map(&mut span).collect();
+        overlaps(&spans, &mut errors);
+        Memory { spans, errors }
+    }
+}
+
+/// By memory and segment, ascending: the first and the last phase in which the segment may begin, if in any.
+struct Windows(Vec<((u32, u32), (usize, usize))>);
+
+impl Windows {
+    fn of(memories: &Memories, lowered: &[LoweredClass], lives: &[Lives], program: &WaferProgram) -> Self {
+        let mut pairs: Vec<(u32, u32)> = Vec::new();
+        for (class, lowered) in program.classes.iter().zip(lowered) {
+            let memory = memories.of_class(class).0;
+            let segments = lowered.tasks.iter().flat_map(|task| task.code.segments());
+            pairs.extend(segments.map(|segment| (memory, segment.number)));
+        }
+        pairs.sort_unstable();
+        pairs.dedup();
+        let window = |(memory, segment): (u32, u32)| {
+            let spans = &memories.all[memory as usize].spans;
+            lives[segment as usize].uses.iter().fold(
+                (0, usize::MAX),
+                |(first, last), (phase, buffer)| match (spans.get(buffer), phase) {
+                    (None, _) => (first, last),
+                    (Some(span), None) => (first.max(span.alive.0), last.min(span.alive.1)),
+                    (Some(span), Some(at)) if (span.alive.0..=span.alive.1).contains(at) => (first, last),
+                    (Some(_), Some(_)) => (usize::MAX, 0),
+                },
+            )
+        };
+        Windows(pairs.into_iter().map(|pair| (pair, window(pair))).collect())
+    }
+
+    /// Whether all buffers that a segment uses are alive if it begins in a phase.
+    fn hold(&self, memory: u32, segment: u32, phase: usize) -> bool {
+        let known = self.0.binary_search_by_key(&(memory, segment), |(pair, _)| *pair);
+        known.is_ok_and(|at| (self.0[at].1.0..=self.0[at].1.1).contains(&phase))
+    }
 }
 
 fn fits(class: &Class, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
@@ -75,26 +161,21 @@ fn fits(class: &Class, spec: &FabricSpec, errors: &mut Vec<CheckError>) {
     }
 }
 
-/// A buffer with its bytes and the phases of its life, as positions in the list of phases.
-struct Span<'a> {
-    name: &'a str,
+/// The bytes of a buffer, and the phases of its life as positions in the list of phases.
+struct Span {
     bytes: (u64, u64),
     alive: (usize, usize),
 }
 
-/// The spans of all buffers of a class, in order of name.
-fn spans<'a>(program: &WaferProgram, class: &'a Class, errors: &mut Vec<CheckError>) -> Vec<Span<'a>> {
-    let mut span = |(name, buffer): (&'a String, &'a Buffer)| {
-        let first = u64::from(buffer.offset);
-        Span { name, bytes: (first, first + buffer.bytes()), alive: life(program, buffer, errors, name) }
-    };
-    class.buffers.iter().map(&mut span).collect()
-}
-
-fn life(program: &WaferProgram, buffer: &Buffer, errors: &mut Vec<CheckError>, name: &str) -> (usize, usize) {
+fn life(
+    phases: &BTreeMap<&str, usize>,
+    buffer: &Buffer,
+    errors: &mut Vec<CheckError>,
+    name: &str,
+) -> (usize, usize) {
     let Some(alive) = &buffer.alive else { return (0, usize::MAX) };
     let mut at = |phase: &String| {
-        let found = program.phases.iter().position(|p| p == phase);
+        let found = phases.get(phase.as_str()).copied();
         if found.is_none() {
             let user = format!("the lifetime of buffer `{name}`");
             errors.push(CheckError::new(Fault::Unknown { what: "phase", name: phase.clone(), user }));
@@ -104,13 +185,13 @@ fn life(program: &WaferProgram, buffer: &Buffer, errors: &mut Vec<CheckError>, n
     (at(&alive.first), at(&alive.last))
 }
 
-fn overlaps(spans: &[Span], errors: &mut Vec<CheckError>) {
-    let mut spans: Vec<&Span> = spans.iter().collect();
-    spans.sort_by_key(|s| s.bytes);
-    for (i, a) in spans.iter().enumerate() {
-        for b in spans[i + 1..].iter().take_while(|s| s.bytes.0 < a.bytes.1) {
+fn overlaps(spans: &BTreeMap<&str, Span>, errors: &mut Vec<CheckError>) {
+    let mut spans: Vec<(&str, &Span)> = spans.iter().map(|(name, span)| (*name, span)).collect();
+    spans.sort_by_key(|(_, span)| span.bytes);
+    for (i, (first, a)) in spans.iter().enumerate() {
+        for (second, b) in spans[i + 1..].iter().take_while(|(_, b)| b.bytes.0 < a.bytes.1) {
             if b.bytes.1 > b.bytes.0 && a.alive.0 <= b.alive.1 && b.alive.0 <= a.alive.1 {
-                let (first, second) = (a.name.to_string(), b.name.to_string());
+                let (first, second) = (first.to_string(), second.to_string());
                 let (from, to) = (b.bytes.0, a.bytes.1.min(b.bytes.1));
                 errors.push(CheckError::new(Fault::Overlap { first, second, from, to }));
             }
@@ -120,51 +201,82 @@ fn overlaps(spans: &[Span], errors: &mut Vec<CheckError>) {
 
 /// Which buffers a segment uses in which phase; none is the one it begins in.
 struct Lives<'a> {
-    uses: BTreeSet<(Option<usize>, &'a str)>,
+    /// By phase and name.
+    uses: Vec<(Option<usize>, &'a str)>,
     /// The phase it ends in.
     last: Option<usize>,
 }
 
 impl<'a> Lives<'a> {
     fn of(segment: &'a Segment) -> Self {
-        let mut lives = Lives { uses: BTreeSet::new(), last: None };
+        let mut lives = Lives { uses: Vec::new(), last: None };
+        // By buffer: the phase in which it was last seen.
+        let mut seen: Vec<Option<Option<usize>>> = vec![None; segment.buffers.len()];
         for instr in &segment.instrs {
             match instr {
                 Instr::Phase(phase) => lives.last = Some(*phase),
-                Instr::Op(op) => lives.note(segment, op),
-                Instr::Par(ops) => ops.iter().for_each(|op| lives.note(segment, op)),
+                Instr::Op(op) => lives.note(segment, op, &mut seen),
+                Instr::Par(ops) => ops.iter().for_each(|op| lives.note(segment, op, &mut seen)),
                 _ => {}
             }
         }
+        lives.uses.sort_unstable();
+        lives.uses.dedup();
         lives
     }
 
-    fn note(&mut self, segment: &'a Segment, op: &LoweredOp) {
-        let names = op.slices().filter_map(|slice| segment.buffers.get(usize::from(slice.buffer)));
-        self.uses.extend(names.map(|name| (self.last, name.as_str())));
+    fn note(&mut self, segment: &'a Segment, op: &LoweredOp, seen: &mut [Option<Option<usize>>]) {
+        for slice in op.slices() {
+            let buffer = usize::from(slice.buffer);
+            if let Some(name) = segment.buffers.get(buffer)
+                && seen[buffer].replace(self.last) != Some(self.last)
+            {
+                self.uses.push((self.last, name));
+            }
+        }
     }
 }
 
 /// Follows the phases of a task and reports uses of buffers that are not alive.
 fn alive(
     program: &WaferProgram,
-    spans: &BTreeMap<&str, &Span>,
+    (number, memory): (u32, &Memory),
     code: &Code,
-    lives: &[Lives],
+    known: &Known,
     errors: &mut Vec<CheckError>,
 ) {
     let mut now = 0;
-    for lives in code.segments().map(|segment| &lives[segment.number as usize]) {
-        for (phase, buffer) in &lives.uses {
-            let at = phase.unwrap_or(now);
-            let (Some(span), Some(phase)) = (spans.get(buffer), program.phases.get(at)) else { continue };
-            if at < span.alive.0 || at > span.alive.1 {
-                let fault = Fault::Dead { buffer: buffer.to_string(), phase: phase.clone() };
-                errors.push(CheckError::new(fault));
+    for segment in code.segments() {
+        let lives = &known.lives[segment.number as usize];
+        if !known.windows.hold(number, segment.number, now) {
+            for (phase, buffer) in &lives.uses {
+                let at = phase.unwrap_or(now);
+                let (Some(span), Some(phase)) = (memory.spans.get(buffer), program.phases.get(at)) else {
+                    continue;
+                };
+                if at < span.alive.0 || at > span.alive.1 {
+                    let fault = Fault::Dead { buffer: buffer.to_string(), phase: phase.clone() };
+                    errors.push(CheckError::new(fault));
+                }
             }
         }
         now = lives.last.unwrap_or(now);
     }
+}
+
+/// By number: whether no slice of a segment can leave its buffer where it runs.
+fn inside(program: &WaferProgram, lowered: &[LoweredClass], segments: &[&Arc<Segment>]) -> Vec<bool> {
+    let hulls = hulls(program, lowered, segments.len());
+    // What holds wherever segments run that do the same holds for each of them.
+    let mut alike: BTreeMap<u32, (&Segment, Hull)> = BTreeMap::new();
+    for (segment, hull) in segments.iter().zip(&hulls) {
+        alike.entry(segment.like).or_insert_with(|| (segment, Hull::default())).1.join(hull);
+    }
+    let firsts: Vec<(u32, (&Segment, Hull))> = alike.into_iter().collect();
+    let hold = parallel::map(&firsts, |(_, (segment, hull))| bounds::inside(segment, &mut hull.area()));
+    let known: BTreeMap<u32, bool> = firsts.iter().map(|(like, _)| *like).zip(hold).collect();
+    let pairs: Vec<(&Segment, Hull)> = segments.iter().map(|segment| &***segment).zip(hulls).collect();
+    parallel::map(&pairs, |(segment, hull)| known[&segment.like] || bounds::inside(segment, &mut hull.area()))
 }
 
 /// The columns and rows of all PEs that run a segment.
@@ -175,6 +287,11 @@ struct Hull {
 }
 
 impl Hull {
+    fn join(&mut self, other: &Hull) {
+        self.columns.join(&other.columns);
+        self.rows.join(&other.rows);
+    }
+
     fn area(&self) -> Area<'static> {
         Area::over(self.columns.members(), self.rows.members())
     }
@@ -217,9 +334,7 @@ fn hulls(program: &WaferProgram, lowered: &[LoweredClass], segments: usize) -> V
             (0..r.rows).for_each(|j| own.rows.mark(r.y + j * r.step_y));
         }
         for segment in lowered.tasks.iter().flat_map(|task| task.code.segments()) {
-            let hull = &mut hulls[segment.number as usize];
-            hull.columns.join(&own.columns);
-            hull.rows.join(&own.rows);
+            hulls[segment.number as usize].join(&own);
         }
     }
     hulls

@@ -23,9 +23,9 @@ pub use fault::{CheckError, Fault};
 
 use crate::fabric::FabricSpec;
 use crate::flow::{self, FlowError};
-use crate::lower::{LoweredClass, lower};
+use crate::lower::{LoweredClass, lower_with};
 use crate::network::{Links, Network, cover};
-use crate::program::WaferProgram;
+use crate::program::{Uses, WaferProgram};
 use rows::Rows;
 use std::sync::Arc;
 
@@ -92,8 +92,9 @@ pub fn prove(program: &WaferProgram, spec: &FabricSpec) -> Result<(), Vec<CheckE
 }
 
 fn proven(program: &WaferProgram, spec: &FabricSpec) -> Result<Vec<LoweredClass>, Vec<CheckError>> {
-    refuse(names::check(program, spec))?;
-    let classes = lower(program, spec);
+    let uses = Uses::of_pieces(program);
+    refuse(names::check(program, spec, &uses))?;
+    let classes = lower_with(program, spec, &uses);
     refuse(memory::check(program, spec, &classes))?;
     let class_of = cover(program)?;
     let small = class_of.len() <= CYCLES_UP_TO;

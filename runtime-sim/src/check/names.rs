@@ -7,17 +7,17 @@ use crate::lower::{MAX_DEPTH, input_colours, output_colours};
 use crate::parallel;
 use crate::program::{
     Affine, Class, Colour, Coord, Dest, HostStream, Operand, Port, Region, Route, Slice, Stmt, Task,
-    TensorMap, Trigger, Var, VectorOp, WaferProgram, Wire,
+    TensorMap, Trigger, Uses, Var, VectorOp, WaferProgram, Wire,
 };
 use lapidary_models::dtype::DType;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 /// Largest grid side and tensor that a program may name; keeps later sums in range.
 const HUGE: i64 = 1 << 40;
 
-/// All faults of this kind.
-pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Vec<CheckError> {
+/// All faults of this kind; `uses` says what pieces use.
+pub fn check(program: &WaferProgram, spec: &FabricSpec, uses: &BTreeMap<usize, Uses>) -> Vec<CheckError> {
     let mut errors = Vec::new();
     grid(program, spec, &mut errors);
     duplicates("phase", program.phases.iter(), &mut errors);
@@ -27,7 +27,7 @@ pub fn check(program: &WaferProgram, spec: &FabricSpec) -> Vec<CheckError> {
         range(&format_args!("the size of tensor `{name}`"), tensor.elements as i64, 0, HUGE, &mut errors);
     }
     colours(program, spec, &mut errors);
-    let pieces = Pieces::of(program, &mut errors);
+    let pieces = Pieces::of(program, uses, &mut errors);
     let of_class = |class| of_class(program, class, spec, &pieces);
     errors.extend(parallel::map(&program.classes, of_class).into_iter().flatten());
     program.host.iter().for_each(|h| host(program, h, &mut errors));

@@ -34,6 +34,7 @@ use super::tally::Body;
 use super::words::Words;
 use crate::network::{Line, NOBODY, Target};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A line of which few periods are traced.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +61,7 @@ impl Periods {
 impl Words<'_> {
     /// Whether what has been proved of the traced rows of a line holds for those left out. `bodies` are the code of all
     /// segments, by number.
-    pub(super) fn holds_for(&self, periods: Periods, bodies: &[Body]) -> bool {
+    pub(super) fn holds_for(&self, periods: Periods, bodies: &[Arc<Body>]) -> bool {
         let line = periods.0;
         self.stays_near(&line)
             && Growth::along(&line, self.net, self.classes, bodies).is_some_and(|growth| {

@@ -11,17 +11,20 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Pieces without a fault of their own, and what each needs, by where it lies.
 #[derive(Default)]
 pub struct Pieces<'a> {
-    sound: BTreeMap<usize, Uses<'a>>,
+    sound: BTreeMap<usize, &'a Uses<'a>>,
     /// Pieces that hold pieces: that has been said.
     refused: BTreeSet<usize>,
 }
 
 impl<'a> Pieces<'a> {
     /// Those of a program. Two pieces of one name and pieces in pieces are faults.
-    pub fn of(program: &'a WaferProgram, errors: &mut Vec<CheckError>) -> Self {
+    pub fn of(
+        program: &'a WaferProgram,
+        uses: &'a BTreeMap<usize, Uses<'a>>,
+        errors: &mut Vec<CheckError>,
+    ) -> Self {
         let mut by_name: BTreeMap<&str, &Shared<Piece>> = BTreeMap::new();
         let mut pieces = Pieces::default();
-        let uses = Uses::of_pieces(program);
         let bodies = program.classes.iter().flat_map(|class| &class.tasks).flat_map(|task| &task.body);
         let mut seen = BTreeSet::new();
         for stmt in bodies {
@@ -40,7 +43,7 @@ impl<'a> Pieces<'a> {
             } else if let Some(uses) =
                 uses.get(&piece.address()).filter(|uses| is_sound(program, piece, uses))
             {
-                pieces.sound.insert(piece.address(), uses.clone());
+                pieces.sound.insert(piece.address(), uses);
             }
         }
         pieces
@@ -64,7 +67,7 @@ impl<'a> Pieces<'a> {
                 && uses.tasks.iter().all(local)
                 && (!uses.trigger || matches!(task.trigger, Trigger::Data { .. }))
         });
-        self.refused.contains(&at) || self.sound.get(&at).is_some_and(sound)
+        self.refused.contains(&at) || self.sound.get(&at).copied().is_some_and(sound)
     }
 }
 

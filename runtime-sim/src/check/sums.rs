@@ -4,7 +4,7 @@ use super::tally::{Body, Tally, What, place};
 use crate::lower::{Env, LoweredClass, LoweredTask};
 use crate::program::{Coord, Trigger};
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// The code of a class, ready to be counted at any place.
 pub struct Sums<'a> {
@@ -50,9 +50,9 @@ impl Counted<'_> {
 
 impl<'a> Sums<'a> {
     /// Those of a class; `bodies` are those of all segments, by number.
-    pub fn of(class: &'a LoweredClass, bodies: &'a [Body]) -> Self {
+    pub fn of(class: &'a LoweredClass, bodies: &'a [Arc<Body>]) -> Self {
         let task = |t: &LoweredTask| {
-            let bodies = || t.code.segments().map(|segment| &bodies[segment.number as usize]);
+            let bodies = || t.code.segments().map(|segment| &*bodies[segment.number as usize]);
             let mut fixed: BTreeMap<What, u64> = BTreeMap::new();
             for (what, n) in bodies().flat_map(|body| &body.fixed) {
                 let sum = fixed.entry(*what).or_default();
@@ -75,13 +75,8 @@ impl<'a> Sums<'a> {
     /// Counts what a PE at a place sends and reads, whose column and row are of these kinds.
     pub fn at(&self, at: Coord, kinds: [usize; 2]) -> Tally {
         let class = self.class;
-        let mut tally = Tally {
-            read: vec![0; class.inputs.len()],
-            sent: vec![0; class.outputs.len()],
-            controls: vec![0; class.outputs.len()],
-            activated: vec![0; class.tasks.len()],
-            ..Tally::default()
-        };
+        let (read, sent) = (vec![0; class.inputs.len()], vec![0; class.outputs.len()]);
+        let mut tally = Tally { read, sent, ..Tally::default() };
         let mut values = Vec::new();
         for (task, counted) in class.tasks.iter().zip(&self.tasks) {
             let mut env = place(at);

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 /// What one PE does to the fabric in a whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// Data words read, by input slot.
+    /// Data words read, by input slot; here and below nothing where the list ends.
     pub read: Vec<u64>,
     /// Data words sent, by output slot.
     pub sent: Vec<u64>,
@@ -32,6 +32,17 @@ impl Tally {
     /// Whether counting was given up.
     pub fn undecided(&self) -> bool {
         self.steps >= STEPS
+    }
+
+    /// One of the counts.
+    pub fn of(&self, what: What) -> u64 {
+        let (sums, at) = match what {
+            What::Read(slot) => (&self.read, slot),
+            What::Sent(slot) => (&self.sent, slot),
+            What::Control(slot) => (&self.controls, slot),
+            What::Activation(task) => (&self.activated, task),
+        };
+        sums.get(usize::from(at)).map_or(0, |n| *n)
     }
 
     pub fn add(&mut self, what: What, n: u64) {

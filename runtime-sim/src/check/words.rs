@@ -3,11 +3,12 @@
 use super::fault::{CheckError, Fault};
 use super::rows::{Rows, SLOTS};
 use super::tallies::{Tallies, bodies};
-use super::tally::{Body, place};
+use super::tally::{Body, What, place};
 use crate::lower::LoweredClass;
-use crate::network::{HostLane, NONE, Network, Origin, Target};
+use crate::network::{HostLane, NOBODY, NONE, Network, Origin, Target};
 use crate::program::{Colour, Coord, Trigger, WaferProgram};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// At most this many faults of words are reported.
 const MANY: usize = 32;
@@ -42,7 +43,12 @@ pub struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    fn of(program: &'a WaferProgram, net: &'a Network, classes: &'a [LoweredClass], bodies: &[Body]) -> Self {
+    fn of(
+        program: &'a WaferProgram,
+        net: &'a Network,
+        classes: &'a [LoweredClass],
+        bodies: &[Arc<Body>],
+    ) -> Self {
         let tallies = Tallies::of(net, classes, bodies);
         Words { program, net, classes, tallies, errors: Vec::new() }
     }
@@ -87,9 +93,14 @@ impl<'a> Words<'a> {
 
     /// Words of the host in rows that are not traced: sent equals read, and whoever waits for the host is reached.
     fn elsewhere(&mut self, rows: &Rows) {
+        if rows.all_traced() {
+            return;
+        }
         let (width, height) = (self.net.width, self.net.height);
-        let mut arrived = vec![0u32; if rows.all_traced() { 0 } else { self.net.class_of.len() }];
+        let mut arrived = vec![0u32; self.net.class_of.len()];
         let mut known = (NONE, None);
+        // By traced row: where a stream was looked at last, and what arrives there.
+        let mut seen = vec![(NONE, NONE, None); height as usize];
         for &(index, at) in &self.net.elsewhere {
             let stream = &self.net.streams[index as usize];
             if matches!(stream.origin, Origin::Pe(_)) {
@@ -98,28 +109,43 @@ impl<'a> Words<'a> {
             if known.0 != index {
                 known = (index, self.sent(stream.origin, stream.colour));
             }
-            let like = rows.like[at.y as usize] * width + at.x;
-            let Ok(slot) = self.class(like).inputs.binary_search(&stream.colour) else { continue };
+            let row = rows.like[at.y as usize];
+            let seen = &mut seen[row as usize];
+            if (seen.0, seen.1) != (index, at.x) {
+                *seen = (index, at.x, self.arrival(row * width + at.x, stream.colour, known.1));
+            }
+            let Some((slot, wrong)) = seen.2 else { continue };
             arrived[(at.x * height + at.y) as usize] |= 1 << slot;
-            let tally = self.tallies.at(like);
-            if let Some(sent) = known.1.filter(|sent| *sent != tally.read[slot] && !tally.undecided())
+            if let (Some(read), Some(sent)) = (wrong, known.1)
                 && self.errors.len() < MANY
             {
-                let read = tally.read[slot];
                 self.unequal(index, Target::Pe(self.net.index(at) as u32), sent, read);
             }
         }
-        let mut awaited = vec![0u32; arrived.len()];
-        if !rows.all_traced() {
-            self.traced().for_each(|pe| awaited[pe as usize] = self.awaits_host(pe));
-        }
         let others: Vec<u32> = (0..height).filter(|y| !self.net.traced[*y as usize]).collect();
+        let likes: BTreeSet<u32> = others.iter().map(|y| rows.like[*y as usize]).collect();
+        let mut awaited = vec![0u32; arrived.len()];
+        for pe in likes.into_iter().flat_map(|y| y * width..(y + 1) * width) {
+            if self.net.class_of[pe as usize] != NOBODY {
+                awaited[pe as usize] = self.awaits_host(pe);
+            }
+        }
         for (x, y) in (0..width).flat_map(|x| others.iter().map(move |y| (x, *y))) {
             let like = rows.like[y as usize] * width + x;
             let missing = awaited[like as usize] & !arrived[(x * height + y) as usize];
-            let slots = (0..SLOTS).filter(|slot| missing >> slot & 1 == 1);
-            slots.for_each(|slot| self.no_sender(like, slot, Coord { x, y }));
+            if missing != 0 {
+                let slots = (0..SLOTS).filter(|slot| missing >> slot & 1 == 1);
+                slots.for_each(|slot| self.no_sender(like, slot, Coord { x, y }));
+            }
         }
+    }
+
+    /// Where words arrive at a traced PE, and how many it reads instead of those sent if that is wrong; none if they do not.
+    fn arrival(&self, pe: u32, colour: Colour, sent: Option<u64>) -> Option<(usize, Option<u64>)> {
+        let slot = self.class(pe).inputs.binary_search(&colour).ok()?;
+        let tally = self.tallies.at(pe);
+        let wrong = sent.is_some_and(|sent| sent != tally.read[slot]) && !tally.undecided();
+        Some((slot, wrong.then_some(tally.read[slot])))
     }
 
     /// The inputs that a traced PE reads and no PE sends to, as a mask.
@@ -223,9 +249,16 @@ impl<'a> Words<'a> {
     /// Tasks are triggered as often as they should run, and packed wires carry pairs.
     fn tasks(&mut self) {
         let mut seen = BTreeSet::new();
-        for pe in self.traced() {
+        let starts = |class: &LoweredClass| {
+            class.tasks.iter().all(|task| matches!(task.trigger, Trigger::Start | Trigger::Data { .. }))
+        };
+        let untold: Vec<bool> = self.classes.iter().map(|class| !starts(class)).collect();
+        for (pe, class) in self.net.traced_pes() {
+            if !self.tallies.at(pe).odd && !untold[usize::from(class)] {
+                continue;
+            }
             let controlled = |t: &crate::lower::LoweredTask| matches!(t.trigger, Trigger::Control { .. });
-            if !seen.insert(self.tallies.id(pe)) && !self.class(pe).tasks.iter().any(controlled) {
+            if !seen.insert((class, self.tallies.id(pe))) && !self.class(pe).tasks.iter().any(controlled) {
                 continue;
             }
             if self.tallies.at(pe).odd {
@@ -242,7 +275,7 @@ impl<'a> Words<'a> {
         let task = &self.class(pe).tasks[index];
         let times = task.times.at(&place(self.net.coord(pe)));
         let triggered = match task.trigger {
-            Trigger::Local => Some(self.tallies.at(pe).activated[index]),
+            Trigger::Local => Some(self.tallies.at(pe).of(What::Activation(index as u16))),
             Trigger::Control { .. } => self.controls(pe, task.slot).map(|n| n.min(times.max(0) as u64)),
             Trigger::Start | Trigger::Data { .. } => None,
         };
@@ -270,7 +303,7 @@ impl<'a> Words<'a> {
         match stream.origin {
             Origin::Pe(sender) => {
                 let out = self.class(sender).outputs.binary_search(&stream.colour).ok()?;
-                Some(self.tallies.at(sender).controls[out])
+                Some(self.tallies.at(sender).of(What::Control(out as u16)))
             }
             Origin::Host(lane) => {
                 let parts = &self.net.host_in[lane as usize].parts;

@@ -13,46 +13,66 @@ use crate::program::{
     VectorOp, WaferProgram, Wire,
 };
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// Lowers all classes of a program that passed the checker's naming rules; unknown names are skipped.
 pub fn lower(program: &WaferProgram, spec: &FabricSpec) -> Vec<LoweredClass> {
-    let uses = Uses::of_pieces(program);
-    let drafts = parallel::map(&program.classes, |class| {
-        let site = Site::of(program, class, spec);
-        let tasks: Vec<Vec<Part>> = class.tasks.iter().map(|task| site.draft(task, &uses)).collect();
-        (site, tasks)
-    });
-    let mut known: BTreeMap<Key, usize> = BTreeMap::new();
-    let mut segments: Vec<Segment> = Vec::new();
-    let mut plans = Vec::new();
-    for (site, tasks) in drafts {
-        let mut number = |task: &Task, part: Part| match part {
-            Part::Own(segment) => {
-                segments.push(segment);
-                segments.len() - 1
-            }
-            Part::Shared(piece, key) => *known.entry(key).or_insert_with(|| {
-                segments.push(site.piece(task, piece));
-                segments.len() - 1
-            }),
-        };
-        let tasks = site.class.tasks.iter().zip(tasks);
-        let plan: Vec<Vec<usize>> =
-            tasks.map(|(task, parts)| parts.into_iter().map(|part| number(task, part)).collect()).collect();
-        plans.push((site, plan));
-    }
-    let segments = numbered(segments);
-    plans.into_iter().map(|(site, plan)| site.lowered(plan, &segments)).collect()
+    lower_with(program, spec, &Uses::of_pieces(program))
 }
 
-/// Numbers segments, and finds those that do the same.
-fn numbered(segments: Vec<Segment>) -> Vec<Arc<Segment>> {
+/// Does what [`lower`] does where it is known what pieces use.
+pub fn lower_with<'p>(
+    program: &'p WaferProgram,
+    spec: &'p FabricSpec,
+    uses: &BTreeMap<usize, Uses>,
+) -> Vec<LoweredClass> {
+    let sites: Vec<Site> = parallel::map(&program.classes, |class| Site::of(program, class, spec));
+    let layouts = Layouts::of(program, uses);
+    let drafts = parallel::map(&sites, |site| {
+        let tasks = site.class.tasks.iter();
+        tasks.map(|task| site.draft(task, uses, &layouts)).collect::<Vec<Vec<Part>>>()
+    });
+    let mut known: BTreeMap<Key, usize> = BTreeMap::new();
+    let mut parts: Vec<(&Site, &Task, Part<'p>)> = Vec::new();
+    let mut plans: Vec<Vec<Vec<usize>>> = Vec::new();
+    for (site, tasks) in sites.iter().zip(drafts) {
+        let mut number = |task: &'p Task, mut part: Part<'p>| {
+            let next = parts.len();
+            let place = match &mut part {
+                Part::Own(_) => next,
+                Part::Shared(_, key) => *known.entry(std::mem::take(key)).or_insert(next),
+            };
+            if place == next {
+                parts.push((site, task, part));
+            }
+            place
+        };
+        let tasks = site.class.tasks.iter().zip(tasks);
+        let plan = tasks.map(|(task, parts)| parts.into_iter().map(|part| number(task, part)).collect());
+        plans.push(plan.collect());
+    }
+    let shared = parallel::map(&parts, |(site, task, part)| match part {
+        Part::Own(segment) => (None, fingerprint(&segment.instrs)),
+        Part::Shared(piece, _) => {
+            let segment = site.piece(task, piece);
+            let print = fingerprint(&segment.instrs);
+            (Some(segment), print)
+        }
+    });
+    let segments = parts.into_iter().zip(shared).filter_map(|((_, _, part), (shared, print))| match part {
+        Part::Own(segment) => Some((segment, print)),
+        Part::Shared(..) => shared.map(|segment| (segment, print)),
+    });
+    let segments = numbered(segments);
+    sites.into_iter().zip(plans).map(|(site, plan)| site.lowered(plan, &segments)).collect()
+}
+
+/// Numbers segments, each with its fingerprint, and finds those that do the same.
+fn numbered(segments: impl Iterator<Item = (Segment, u64)>) -> Vec<Arc<Segment>> {
     let mut alike: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-    let mut done: Vec<Arc<Segment>> = Vec::with_capacity(segments.len());
-    for (number, mut segment) in segments.into_iter().enumerate() {
-        let seen = alike.entry(fingerprint(&segment.instrs)).or_default();
+    let mut done: Vec<Arc<Segment>> = Vec::new();
+    for (number, (mut segment, print)) in segments.enumerate() {
+        let seen = alike.entry(print).or_default();
         let known = seen.iter().copied().find(|other| done[*other].instrs == segment.instrs);
         if known.is_none() {
             seen.push(number);
@@ -65,11 +85,14 @@ fn numbered(segments: Vec<Segment>) -> Vec<Arc<Segment>> {
 
 /// The same for instructions that are equal.
 fn fingerprint(instrs: &[Instr]) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    // The fractional part of the golden ratio: an odd number that spreads what it is multiplied with.
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut print = instrs.len() as u64;
+    let mut mix = |n: u64| print = (print.rotate_left(23) ^ n).wrapping_mul(SPREAD);
     let mut op = |op: &LoweredOp| {
-        (op.kind as u8, op.dims.len(), op.price.issue, op.price.step).hash(&mut hasher);
-        op.dims.iter().for_each(|length| length.base().hash(&mut hasher));
-        op.slices().for_each(|slice| (slice.buffer_offset, slice.at.base()).hash(&mut hasher));
+        mix(op.kind as u64 | (op.dims.len() as u64) << 8 | u64::from(op.price.step) << 16);
+        op.dims.iter().for_each(|length| mix(length.base() as u64));
+        op.slices().for_each(|slice| mix(u64::from(slice.buffer_offset) ^ (slice.at.base() as u64) << 32));
     };
     for instr in instrs {
         match instr {
@@ -78,8 +101,33 @@ fn fingerprint(instrs: &[Instr]) -> u64 {
             _ => {}
         }
     }
-    instrs.len().hash(&mut hasher);
-    hasher.finish()
+    print
+}
+
+/// Where the buffers of pieces lie in the memories of classes, which many classes share.
+struct Layouts(BTreeMap<(usize, usize), Vec<u64>>);
+
+impl Layouts {
+    /// By piece and memory, each as where it is held.
+    fn of(program: &WaferProgram, uses: &BTreeMap<usize, Uses>) -> Self {
+        let mut known = BTreeMap::new();
+        for class in &program.classes {
+            let pieces = class.tasks.iter().flat_map(|task| &task.body).filter_map(|stmt| match stmt {
+                Stmt::Piece(piece) => Some(piece.address()),
+                _ => None,
+            });
+            for (piece, uses) in pieces.filter_map(|piece| Some((piece, uses.get(&piece)?))) {
+                known.entry((piece, class.buffers.address())).or_insert_with(|| {
+                    let place = |name: &&str| match class.buffers.get(*name) {
+                        Some(b) => [u64::from(b.offset), u64::from(b.elements), b.dtype as u64],
+                        None => [u64::MAX; 3],
+                    };
+                    uses.buffers.iter().flat_map(place).collect()
+                });
+            }
+        }
+        Layouts(known)
+    }
 }
 
 /// A part of a task: what only this class does, or a piece with what its code depends on.
@@ -106,7 +154,7 @@ impl<'a> Site<'a> {
     }
 
     /// Cuts a task where phases and pieces begin, and lowers what is its own.
-    fn draft(&self, task: &'a Task, uses: &BTreeMap<usize, Uses>) -> Vec<Part<'a>> {
+    fn draft(&self, task: &'a Task, uses: &BTreeMap<usize, Uses>, layouts: &Layouts) -> Vec<Part<'a>> {
         let mut parts = Vec::new();
         let mut cx = Cx::new(self, task);
         for stmt in &task.body {
@@ -114,7 +162,12 @@ impl<'a> Site<'a> {
                 parts.extend(cx.finish().map(Part::Own));
             }
             match stmt {
-                Stmt::Piece(piece) => parts.push(Part::Shared(piece, self.key(task, piece, uses))),
+                Stmt::Piece(piece) => {
+                    parts.push(Part::Shared(
+                        piece,
+                        self.key(task, piece, uses.get(&piece.address()), layouts),
+                    ));
+                }
                 other => cx.statement(other, 0),
             }
         }
@@ -126,20 +179,17 @@ impl<'a> Site<'a> {
     /// The code of a piece in a task of this class.
     fn piece(&self, task: &Task, piece: &Piece) -> Segment {
         let mut cx = Cx::new(self, task);
+        cx.code.reserve_exact(instructions(&piece.body));
         cx.statements(&piece.body, 0);
-        Segment::new(cx.code, cx.buffers)
+        let names = cx.buffers.into_iter().map(|(name, _)| name);
+        Segment::new(cx.code, names.collect())
     }
 
-    fn key(&self, task: &Task, piece: &Shared<Piece>, uses: &BTreeMap<usize, Uses>) -> Key {
+    fn key(&self, task: &Task, piece: &Shared<Piece>, uses: Option<&Uses>, layouts: &Layouts) -> Key {
         let mut key = vec![piece.address() as u64];
-        let Some(uses) = uses.get(&piece.address()) else { return key };
+        let Some(uses) = uses else { return key };
+        key.extend(layouts.0.get(&(piece.address(), self.class.buffers.address())).into_iter().flatten());
         let place = |found: Result<usize, usize>| found.map_or(u64::MAX, |at| at as u64);
-        for name in &uses.buffers {
-            match self.class.buffers.get(*name) {
-                Some(b) => key.extend([u64::from(b.offset), u64::from(b.elements), b.dtype as u64]),
-                None => key.push(u64::MAX),
-            }
-        }
         key.extend(uses.inputs.iter().map(|colour| place(self.inputs.binary_search(colour))));
         key.extend(uses.outputs.iter().map(|colour| place(self.outputs.binary_search(colour))));
         let task_at = |name: &&str| self.class.tasks.iter().position(|t| t.name == **name).ok_or(0);
@@ -184,7 +234,8 @@ struct Cx<'a> {
     site: &'a Site<'a>,
     wire: Wire,
     code: Vec<Instr>,
-    buffers: Vec<String>,
+    /// Buffers that are used, by name.
+    buffers: Vec<(String, &'a Buffer)>,
 }
 
 impl<'a> Cx<'a> {
@@ -195,7 +246,8 @@ impl<'a> Cx<'a> {
     /// What there is so far; none if that is nothing.
     fn finish(&mut self) -> Option<Segment> {
         let (code, buffers) = (std::mem::take(&mut self.code), std::mem::take(&mut self.buffers));
-        (!code.is_empty()).then(|| Segment::new(code, buffers))
+        let names = buffers.into_iter().map(|(name, _)| name);
+        (!code.is_empty()).then(|| Segment::new(code, names.collect()))
     }
 
     fn statements(&mut self, body: &[Stmt], depth: usize) {
@@ -207,7 +259,8 @@ impl<'a> Cx<'a> {
     fn statement(&mut self, stmt: &Stmt, depth: usize) {
         match stmt {
             Stmt::Op(op) => {
-                if let Some(op) = self.group(std::slice::from_ref(op)).pop() {
+                if let Some(mut op) = self.op(op) {
+                    op.price = price(&op, Asked::by(std::slice::from_ref(&op)), self.site.spec);
                     self.code.push(Instr::Op(op));
                 }
             }
@@ -267,7 +320,10 @@ impl<'a> Cx<'a> {
             Dest::Out { colour, wire } => self.out(*colour, *wire, None)?,
             Dest::OutThen { colour, wire, then } => self.out(*colour, *wire, Some(*then))?,
         };
-        let src = op.src.iter().map(|s| self.source(s)).collect::<Option<Vec<_>>>()?;
+        let mut src = Vec::with_capacity(op.src.len());
+        for source in &op.src {
+            src.push(self.source(source)?);
+        }
         let sequential = is_sequential(&dst, &src, op.dims.len());
         let price = Price { issue: 0, step: 1, step_cycles: 1, num: 1, den: 1, group: 1 };
         Some(LoweredOp {
@@ -298,11 +354,15 @@ impl<'a> Cx<'a> {
     }
 
     fn slice(&mut self, slice: &Slice) -> Option<LoweredSlice> {
-        let buffer: &Buffer = self.site.class.buffers.get(&slice.buffer)?;
-        let index = self.buffers.iter().position(|name| *name == slice.buffer).unwrap_or_else(|| {
-            self.buffers.push(slice.buffer.clone());
-            self.buffers.len() - 1
-        });
+        let index = match self.buffers.iter().position(|(name, _)| *name == slice.buffer) {
+            Some(known) => known,
+            None => {
+                let buffer = self.site.class.buffers.get(&slice.buffer)?;
+                self.buffers.push((slice.buffer.clone(), buffer));
+                self.buffers.len() - 1
+            }
+        };
+        let buffer = self.buffers[index].1;
         Some(LoweredSlice {
             buffer: index as u16,
             buffer_offset: buffer.offset,
@@ -312,6 +372,16 @@ impl<'a> Cx<'a> {
             strides: slice.strides.clone(),
         })
     }
+}
+
+/// How many instructions some statements become, at most.
+fn instructions(body: &[Stmt]) -> usize {
+    let of = |stmt: &Stmt| match stmt {
+        Stmt::Loop { body, .. } => 2 + instructions(body),
+        Stmt::Piece(piece) => instructions(&piece.body),
+        _ => 1,
+    };
+    body.iter().map(of).sum()
 }
 
 /// Whether a store of one element may be read by a later one, so that elements cannot be computed all at once.

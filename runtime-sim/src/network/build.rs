@@ -1,5 +1,6 @@
 //! Follows every route once, from its sender to all its ends, and reports what does not end well.
 
+use super::routes::Routes;
 use super::{
     End, HostLane, Links, NOBODY, NONE, Network, Origin, SharedLink, Stream, SwitchNode, Target, cover,
 };
@@ -47,8 +48,7 @@ struct Builder<'a> {
     host_out_at: BTreeMap<(u32, u8, Colour), u32>,
     /// Number of colours that leave a router of each class, by port; empty if it is not asked which links are shared.
     loads: Vec<[u8; 5]>,
-    /// Routes by class and colour.
-    routes: Vec<Vec<Option<&'a Route>>>,
+    routes: Routes<'a>,
     /// Routers that the stream being traced is about to enter.
     open: Vec<Step>,
     errors: Vec<CheckError>,
@@ -77,7 +77,7 @@ impl<'a> Builder<'a> {
             switch_at: BTreeMap::new(),
             host_out_at: BTreeMap::new(),
             loads: program.classes.iter().map(loads).collect(),
-            routes: program.classes.iter().map(by_colour).collect(),
+            routes: Routes::of(program),
             open: Vec::new(),
             errors: Vec::new(),
         }
@@ -88,16 +88,19 @@ impl<'a> Builder<'a> {
         self.net.inputs = self.slots_in.iter().map(|s| s.len() as u32).collect();
         self.net.first_slot = vec![0; self.net.class_of.len()];
         let mut next = 0u32;
+        let switched = |class: &Class| {
+            let routes = class.routes.iter().filter(|(_, route)| route.positions.len() > 1);
+            routes.map(|(colour, _)| *colour).collect()
+        };
+        let switched: Vec<Vec<Colour>> = self.program.classes.iter().map(switched).collect();
         let pes: Vec<(u32, u16)> = self.net.traced_pes().collect();
         for (pe, class) in pes {
             self.net.first_slot[pe as usize] = next;
             next += (self.slots_in[class as usize].len() + self.slots_out[class as usize].len()) as u32;
-            for (colour, route) in &self.program.classes[class as usize].routes {
-                if route.positions.len() > 1 {
-                    self.switch_at.insert((pe, *colour), self.net.switches.len() as u32);
-                    let (ends, streams) = ([NONE; 5], [NONE; 5]);
-                    self.net.switches.push(SwitchNode { pe, colour: *colour, class, ends, streams });
-                }
+            for &colour in &switched[class as usize] {
+                self.switch_at.insert((pe, colour), self.net.switches.len() as u32);
+                let (ends, streams) = ([NONE; 5], [NONE; 5]);
+                self.net.switches.push(SwitchNode { pe, colour, class, ends, streams });
             }
         }
         self.net.slots = vec![NONE; next as usize];
@@ -158,8 +161,7 @@ impl<'a> Builder<'a> {
     }
 
     fn route(&self, at: Coord, colour: Colour) -> Option<&'a Route> {
-        let routes = self.routes.get(usize::from(self.net.class_of[self.net.index(at)]))?;
-        routes.get(usize::from(colour.0)).copied().flatten()
+        self.routes.of_class(self.net.class_of[self.net.index(at)], colour)
     }
 
     /// Streams that leave a switched router, one per port that any position sends to.
@@ -224,6 +226,10 @@ impl<'a> Builder<'a> {
 
     /// The words enter the router at `step.at` through `step.from`.
     fn enter(&mut self, trace: Trace, step: Step) {
+        let class = self.net.class_of[self.net.index(step.at)];
+        if let Some(fixed) = self.routes.fixed(class, trace.colour).filter(|fixed| fixed.from == step.from) {
+            return fixed.to().iter().for_each(|port| self.leave(trace, step, *port));
+        }
         let sender = || self.sender(trace.origin);
         let Some(route) = self.route(step.at, trace.colour) else {
             let fault = Fault::DeadEnd { sender: sender(), port: step.from };
@@ -234,10 +240,8 @@ impl<'a> Builder<'a> {
             let fault = Fault::TwoSenders { sender: sender(), port: step.from, taken: taken.join(", ") };
             return self.fault(step.at, trace.colour, fault);
         }
-        if route.positions.len() == 1 {
-            for port in &route.positions[0].to {
-                self.leave(trace, step, *port);
-            }
+        if let [position] = &route.positions[..] {
+            position.to.iter().for_each(|port| self.leave(trace, step, *port));
         } else if let Some(&switch) = self.switch_at.get(&(self.pe(step), trace.colour)) {
             let ramp = if step.from == Port::Ramp { self.spec.ramp_cycles } else { 0 };
             let latency = self.latency(trace, step) + ramp;
@@ -386,14 +390,4 @@ fn loads(class: &Class) -> [u8; 5] {
         ports.into_iter().for_each(|port| loads[port as usize] = loads[port as usize].saturating_add(1));
     }
     loads
-}
-
-/// The routes of a class by colour.
-fn by_colour(class: &Class) -> Vec<Option<&Route>> {
-    let mut routes = Vec::new();
-    for (colour, route) in &class.routes {
-        routes.resize(usize::from(colour.0), None);
-        routes.push(Some(route));
-    }
-    routes
 }

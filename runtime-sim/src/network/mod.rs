@@ -9,6 +9,7 @@ mod build;
 mod cover;
 mod groups;
 mod line;
+mod routes;
 mod thin;
 
 pub use alike::{Alike, Likeness, Looks};

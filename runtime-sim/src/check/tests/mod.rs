@@ -9,7 +9,7 @@ use super::{CheckError, holds_in_few_rows, memory, names, prove, words};
 use crate::FabricSpec;
 use crate::lower::lower;
 use crate::network::{Links, Network, cover};
-use crate::program::WaferProgram;
+use crate::program::{Uses, WaferProgram};
 use proptest::prelude::*;
 
 proptest! {
@@ -55,7 +55,9 @@ fn verdicts(program: &WaferProgram) -> Option<(bool, Result<(), Vec<CheckError>>
     let spec = FabricSpec::wse2();
     let classes = lower(program, &spec);
     let class_of = cover(program).ok()?;
-    if !names::check(program, &spec).is_empty() || !memory::check(program, &spec, &classes).is_empty() {
+    if !names::check(program, &spec, &Uses::of_pieces(program)).is_empty()
+        || !memory::check(program, &spec, &classes).is_empty()
+    {
         return None;
     }
     let few = holds_in_few_rows(program, &spec, &class_of, &classes);

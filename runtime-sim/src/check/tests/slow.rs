@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub fn accepts(program: &WaferProgram, spec: &FabricSpec) -> bool {
     let classes = lower(program, spec);
     let bounds = |e: &crate::CheckError| matches!(e.fault, crate::check::Fault::Bounds { .. });
-    if !names::check(program, spec).is_empty()
+    if !names::check(program, spec, &Uses::of_pieces(program)).is_empty()
         || memory::check(program, spec, &classes).iter().any(|e| !bounds(e))
     {
         return false;
