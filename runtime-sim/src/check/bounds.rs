@@ -1,7 +1,8 @@
 //! Accesses: every slice stays in its buffer, every map in its tensor.
 //!
-//! Bounds over all PEs of a class decide most cases at once; only where they are too wide is a case decided place by
-//! place, once for each way in which its expressions can differ.
+//! Bounds over all PEs that run some code decide most cases at once; only where they are too wide is a case decided place
+//! by place, once for each way in which its expressions can differ: for all classes at once if these ways are few and no
+//! place shows a fault, or else class by class.
 
 use super::area::Area;
 use super::fault::{CheckError, Fault};

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Default)]
 pub struct Pieces<'a> {
     sound: BTreeMap<usize, &'a Uses<'a>>,
+    /// Pieces and memories, by where they lie, that have all buffers of the piece.
+    fitting: BTreeSet<(usize, usize)>,
     /// Pieces that hold pieces: that has been said.
     refused: BTreeSet<usize>,
 }
@@ -25,10 +27,19 @@ impl<'a> Pieces<'a> {
     ) -> Self {
         let mut by_name: BTreeMap<&str, &Shared<Piece>> = BTreeMap::new();
         let mut pieces = Pieces::default();
-        let bodies = program.classes.iter().flat_map(|class| &class.tasks).flat_map(|task| &task.body);
-        let mut seen = BTreeSet::new();
-        for stmt in bodies {
+        let bodies = |class: &'a Class| class.tasks.iter().flat_map(|task| &task.body);
+        let stmts = program.classes.iter().flat_map(|class| bodies(class).map(move |stmt| (class, stmt)));
+        let (mut seen, mut met) = (BTreeSet::new(), BTreeSet::new());
+        for (class, stmt) in stmts {
             let Stmt::Piece(piece) = stmt else { continue };
+            let pair = (piece.address(), class.buffers.address());
+            if !met.insert(pair) {
+                continue;
+            }
+            let has = |name: &&str| class.buffers.contains_key(*name);
+            if uses.get(&piece.address()).is_some_and(|uses| uses.buffers.iter().all(has)) {
+                pieces.fitting.insert(pair);
+            }
             if !seen.insert(piece.address()) {
                 continue;
             }
@@ -60,13 +71,14 @@ impl<'a> Pieces<'a> {
         let local = |name: &&str| {
             class.tasks.iter().find(|t| t.name == **name).is_some_and(|t| t.trigger == Trigger::Local)
         };
-        let (at, sound) = (piece.address(), |uses: &Uses| {
-            uses.buffers.iter().all(|name| class.buffers.contains_key(*name))
+        let at = piece.address();
+        let sound = |uses: &Uses| {
+            self.fitting.contains(&(at, class.buffers.address()))
                 && uses.inputs.iter().all(|colour| inputs.binary_search(colour).is_ok())
                 && uses.outputs.iter().all(|colour| outputs.binary_search(colour).is_ok())
                 && uses.tasks.iter().all(local)
                 && (!uses.trigger || matches!(task.trigger, Trigger::Data { .. }))
-        });
+        };
         self.refused.contains(&at) || self.sound.get(&at).copied().is_some_and(sound)
     }
 }

@@ -140,6 +140,9 @@ impl<'a> Builder<'a> {
 
     fn trace_all(&mut self) {
         let pes: Vec<(u32, u16)> = self.net.traced_pes().collect();
+        let sent = pes.iter().map(|(_, class)| self.slots_out[*class as usize].len()).sum::<usize>();
+        self.net.streams.reserve(sent + self.net.host_in.len());
+        self.net.ends.reserve(sent);
         for (pe, class) in pes {
             for slot in 0..self.slots_out[class as usize].len() {
                 let colour = self.slots_out[class as usize][slot];
