@@ -9,10 +9,11 @@
 //! credit must have come before a PE ends a phase, and where it came later than it was needed, the report says by how much.
 //! Rows in a line, which only hand words on to the south, are foretold from two periods of them.
 //!
-//! Code is cut where phases begin. PEs that exchange words within a phase are a group; groups that look the same and begin
-//! it alike, but for a delay, are timed once. In long programs a few cycles do not part them, and where these add up to
-//! more than a thousandth, the report says so. The rows of a group that hands words on to the south are timed one after the
-//! other; a row that begins as one before it did, within a cycle, and is fed like it does what that row did.
+//! Code is cut into stretches where phases begin that exchange words. PEs that exchange words within a stretch are a group;
+//! groups that look the same and begin it alike, but for a delay, are timed once. In long programs a few cycles do not part
+//! them, and where these add up to more than a thousandth, the report says so. The rows of a group that hands words on to the
+//! south are timed one after the other; a row that begins as one before it did, within a cycle, and is fed like it does what
+//! that row did. Rows behind those that a line leaves out run stretch by stretch with those before, which they follow too.
 //!
 //! The critical path is found from the end backwards, through who waited for whom; for that a PE keeps what held it up.
 //!
@@ -27,6 +28,7 @@ mod actor;
 mod bursts;
 mod chain;
 mod critical;
+mod ends;
 mod engine;
 mod exact;
 mod follow;

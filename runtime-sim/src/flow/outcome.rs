@@ -17,12 +17,10 @@ pub fn report(engine: &Engine, rows: &Rows) -> Report {
     let egress = drained.map(|l| engine.streams.last_arrival(l.link)).fold(0.0, f64::max);
     let exact = last.map_or(0.0, |pe| pe.time).max(egress);
     let cycles = exact.ceil() as u64;
-    let weight = |index: u32| {
-        let (all, chosen) = rows.weight.get(&(index / engine.net.width)).copied().unwrap_or((1, 1));
-        f64::from(all) / f64::from(chosen)
-    };
-    let busy: f64 = members().map(|(i, pe)| pe.busy * weight(i)).sum();
-    let pes: f64 = members().map(|(i, _)| weight(i)).sum();
+    let weights: Vec<f64> = (0..engine.net.height).map(|y| rows.weight_of(y)).collect();
+    let weight = |index: u32| weights[(index / engine.net.width) as usize];
+    let (busy, pes) = members()
+        .fold((0.0, 0.0), |(busy, pes), (index, pe)| (busy + pe.busy * weight(index), pes + weight(index)));
     let (sram_peak_bytes, sram_peak_class) = memory_peak(engine.program);
     let (host_in_words, host_out_words) = host_words(engine);
     let traffic = traffic(engine, cycles, &weight);
@@ -76,6 +74,9 @@ fn traffic(engine: &Engine, cycles: u64, weight: &dyn Fn(u32) -> f64) -> (u64, u
     let (mut words, mut hops) = (0.0, 0.0);
     for stream in 0..engine.net.streams.len() as u32 {
         let sent = engine.streams.sent(stream);
+        if sent == 0 {
+            continue;
+        }
         let share = match engine.net.streams[stream as usize].origin {
             Origin::Pe(pe) => weight(pe),
             _ => 1.0,

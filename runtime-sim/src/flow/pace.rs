@@ -175,20 +175,23 @@ impl Lines {
 }
 
 impl Beat {
-    /// The beat of the loop at `head` after a piece at `pace`.
-    pub fn after(before: Option<Beat>, head: usize, pace: Pace) -> Beat {
-        let alone = pace.runs == 1;
-        let Some(before) = before else {
-            // Of a single iteration it is not yet known when the next one will follow.
-            let period = if alone { f64::NAN } else { pace.period };
-            return Beat { head, pace, period, slopes: Vec::new(), sure: false };
-        };
-        let each = |later: f64, earlier: f64| (later - earlier) / before.pace.runs as f64;
-        let seen = each(pace.start, before.pace.start);
-        let sure = (seen - before.period).abs() < SAME && (alone || (pace.period - seen).abs() < SAME);
-        let waits = pace.waits.iter().zip(before.pace.waits.iter());
-        let slopes = waits.map(|(wait, before)| each(wait.start, before.start)).collect();
-        Beat { head, period: if alone { seen } else { pace.period }, pace, slopes, sure }
+    /// That of the loop at `head` after its first piece. Of a single iteration it is not yet known when the next one will follow.
+    pub fn first(head: usize, pace: Pace) -> Beat {
+        let period = if pace.runs == 1 { f64::NAN } else { pace.period };
+        Beat { head, pace, period, slopes: Vec::new(), sure: false }
+    }
+
+    /// After one more piece, which may have been on credit.
+    pub fn goes_on(&mut self, pace: Pace, on_credit: bool) {
+        let (alone, runs) = (pace.runs == 1, self.pace.runs as f64);
+        let seen = (pace.start - self.pace.start) / runs;
+        let even = (seen - self.period).abs() < SAME && (alone || (pace.period - seen).abs() < SAME);
+        self.sure = even && !on_credit;
+        self.slopes.clear();
+        let waits = pace.waits.iter().zip(self.pace.waits.iter());
+        self.slopes.extend(waits.map(|(wait, before)| (wait.start - before.start) / runs));
+        self.period = if alone { seen } else { pace.period };
+        self.pace = pace;
     }
 
     /// A wait of the last piece, in the next one.

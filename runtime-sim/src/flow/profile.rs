@@ -1,6 +1,7 @@
 //! What a piece of code does to time and to its streams when nothing makes it wait.
 
 use crate::lower::{Code, Env, Instr, LoweredOp, Sink, Source};
+use smallvec::SmallVec;
 
 /// A stream as one piece of code uses it: words from `first` to `last`, as times after the piece begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +16,9 @@ pub struct Access {
     pub last: f64,
 }
 
+/// The streams that a piece of code reads, or writes; few, so they need no memory of their own.
+pub type Accesses = SmallVec<[Access; 2]>;
+
 /// The undisturbed run of a piece of code.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
@@ -25,9 +29,9 @@ pub struct Profile {
     /// Of these, cycles to start ops.
     pub issue: f64,
     /// Streams read.
-    pub reads: Vec<Access>,
+    pub reads: Accesses,
     /// Streams written.
-    pub writes: Vec<Access>,
+    pub writes: Accesses,
 }
 
 impl Profile {
@@ -172,7 +176,7 @@ impl Profile {
 }
 
 /// Adds an access that begins `begin` later to those of the same slot.
-fn merge(list: &mut Vec<Access>, access: &Access, begin: f64) {
+fn merge(list: &mut Accesses, access: &Access, begin: f64) {
     let (first, last) = (access.first + begin, access.last + begin);
     match list.iter_mut().find(|a| a.slot == access.slot) {
         Some(a) => {

@@ -20,23 +20,28 @@ impl Actor<'_, '_> {
     /// Runs up to `most` iterations of the loop at `head`, of which `done` are done: as far as words are known, or, where the
     /// last two pieces had one rhythm, as many as are done, reading on credit. Returns how many it did.
     pub fn piece(&mut self, head: usize, profile: &Profile, done: u64, most: u64) -> u64 {
-        let at = self.pe.beats.iter().position(|beat| beat.head == head);
-        let beat = at.map(|at| self.pe.beats.swap_remove(at));
         let known = self.pace(profile, self.pe.time, most, None);
-        let trusted = beat.as_ref().filter(|beat| known.is_none() && beat.sure && self.streams.credit);
-        let trusted = trusted.and_then(|beat| self.pace(profile, self.pe.time, most.min(done), Some(beat)));
         let on_credit = known.is_none();
-        let Some(pace) = known.or(trusted) else {
-            self.pe.beats.extend(beat);
-            return 0;
-        };
+        let Some(pace) = known.or_else(|| self.trusted(head, profile, most.min(done))) else { return 0 };
         self.go(profile, &pace);
         let runs = pace.runs;
-        let mut beat = Beat::after(beat, head, pace);
-        // What is on credit says nothing of what is to come.
-        beat.sure &= !on_credit;
-        self.pe.beats.push(beat);
+        if self.streams.credit {
+            match self.pe.beats.iter_mut().find(|beat| beat.head == head) {
+                // What is on credit says nothing of what is to come.
+                Some(beat) => beat.goes_on(pace, on_credit),
+                None => self.pe.beats.push(Beat::first(head, pace)),
+            }
+        }
         runs
+    }
+
+    /// The pace of up to `most` iterations that read on credit; none if that may not be.
+    fn trusted(&mut self, head: usize, profile: &Profile, most: u64) -> Option<Pace> {
+        let at = self.pe.beats.iter().position(|beat| beat.head == head && beat.sure)?;
+        let beat = self.pe.beats.swap_remove(at);
+        let pace = self.pace(profile, self.pe.time, most, Some(&beat));
+        self.pe.beats.push(beat);
+        pace
     }
 
     /// Does iterations at a pace.

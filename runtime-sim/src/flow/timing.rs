@@ -2,14 +2,13 @@
 //! shared links settle.
 
 use super::critical::path;
+use super::ends::LOOKED_AT;
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
 #[cfg(test)]
 use super::passes::Members;
-use super::proof;
 use super::rows::Rows;
 use super::run::{Ran, Setting, Timed, Trust, finished, least_cycles, outcome, run};
-use super::standstill::{Ending, ending};
 use super::stretches::Stretches;
 use super::work::{Works, works};
 use crate::check::Checked;
@@ -76,14 +75,8 @@ const ALIKE: f64 = 1e-4;
 /// Most runs of a program.
 const MOST_RUNS: usize = 64;
 
-/// Most PEs of which it is looked one by one whether all find room for their words.
-const LOOKED_AT: usize = 16_384;
-
 /// Most PEs whose critical path is followed unasked: keeping what held PEs up takes up to a fifth more time.
 pub const FOLLOWED: u64 = 16_384;
-
-/// Said where it is not known whether a program ends.
-const UNKNOWN: &str = "whether queues have room for all to go on is not known: level event tells";
 
 /// What a single run leaves out.
 pub const ENDLESS: &str = "queues never fill and words of different colours never wait for a link: \
@@ -101,20 +94,20 @@ pub(super) enum Sharing {
 
 /// A program to be timed.
 pub(super) struct Job<'a> {
-    program: &'a WaferProgram,
-    spec: &'a FabricSpec,
-    classes: Cow<'a, [LoweredClass]>,
+    pub program: &'a WaferProgram,
+    pub spec: &'a FabricSpec,
+    pub classes: Cow<'a, [LoweredClass]>,
     /// Whether what happened when is wanted.
     traced: bool,
     first: OnceLock<Option<Seen>>,
 }
 
 /// Rows that stand for all, and the code of their PEs.
-struct Seen {
-    net: Network,
-    rows: Rows,
+pub(super) struct Seen {
+    pub net: Network,
+    pub rows: Rows,
     /// As phases cut them, and joined where that makes no larger groups.
-    stretches: Option<[Stretches; 2]>,
+    pub stretches: Option<[Stretches; 2]>,
 }
 
 /// Periods of rows in a line that are looked at first.
@@ -254,58 +247,8 @@ impl<'a> Job<'a> {
         Ok(None)
     }
 
-    /// Refuses a program whose PEs wait for room for ever; says so where that is not known.
-    fn must_end(&self) -> Result<Option<String>, FlowError> {
-        let unproven = self.unproven();
-        if unproven.as_ref().is_some_and(Vec::is_empty) {
-            return Ok(None);
-        }
-        let Some((net, rows)) = self.looked_at() else { return Ok(Some(self.unknown(unproven))) };
-        match ending(self.program, &net, &self.classes, &|pe| rows.weight_of(pe / net.width)) {
-            Ending::Reached => Ok(None),
-            Ending::Stuck(error) => Err(error),
-            Ending::Unknown => Ok(Some(self.unknown(unproven))),
-        }
-    }
-
-    /// The phases in which it is not proven that there is room for all to go on; none if nothing is known.
-    pub fn unproven(&self) -> Option<Vec<Option<usize>>> {
-        let Seen { net, rows, stretches } = self.first().as_ref()?;
-        Some(proof::unproven(self.spec, net, rows, &self.classes, &stretches.as_ref()?[0]))
-    }
-
-    /// Says that it is not known whether a program ends, and in which phases.
-    fn unknown(&self, unproven: Option<Vec<Option<usize>>>) -> String {
-        let name = |phase: Option<usize>| Some(format!("`{}`", self.program.phases.get(phase?)?));
-        let names: Option<Vec<String>> = unproven.and_then(|phases| phases.into_iter().map(name).collect());
-        match names.filter(|names| !names.is_empty()) {
-            Some(names) => format!(
-                "whether queues have room for all to go on is not known of {}, but of all else: level event tells",
-                names.join(", ")
-            ),
-            None => UNKNOWN.into(),
-        }
-    }
-
-    /// The streams of the PEs that are looked at one by one, if they are not too many: of rows that do the same, those
-    /// nearest to the north edge and farthest from it, so that the least room for the words of the host is among theirs.
-    fn looked_at(&self) -> Option<(Network, Rows)> {
-        let class_of = cover(self.program).ok()?;
-        let all = class_of.len() <= LOOKED_AT;
-        let rows = if all {
-            Rows::all(self.program)
-        } else {
-            Rows::at_both_ends(self.program, &class_of, &self.classes)
-        };
-        if rows.chosen.len() * self.program.width as usize > LOOKED_AT {
-            return None;
-        }
-        let traced = (0..self.program.height).map(|y| rows.chosen.contains(&y)).collect();
-        Some((Network::of_rows(self.program, self.spec, class_of, traced, Links::Untold).ok()?, rows))
-    }
-
     /// The rows that are looked at first.
-    fn first(&self) -> &Option<Seen> {
+    pub fn first(&self) -> &Option<Seen> {
         self.first.get_or_init(|| self.seen(Some(KNOWN)))
     }
 
