@@ -292,6 +292,31 @@ fn rows_in_a_line_are_foretold_from_two_of_them() {
     assert_eq!(line, alone);
 }
 
+/// Rows whose western PE sends on in its first phase what the eastern one gives it in its second one.
+const ACROSS: &str = "wafer 2 x 41 tensor t[40] phase one phase two
+host sums out south lanes 0 .. 1 colour 0 tensor t dims 40 at d0
+class top at (0, 0) { buffer v: f32[8] @0 route 0: ramp -> south route 2: east -> ramp
+  task t start { phase one mov v <- in(2) len 8 loop 5 { mov out(0) <- v len 8 } phase two mul v <- v, 2.0 len 8 } }
+class odd at (0, 1) 1 x 20 step 1 x 2 { buffer v: f32[8] @0 route 0: north -> ramp route 1: ramp -> south route 2: east -> ramp
+  task t start { phase one mov v <- in(2) len 8 loop 5 { add out(1) <- v, in(0) len 8 } phase two mul v <- v, 2.0 len 8 } }
+class even at (0, 2) 1 x 20 step 1 x 2 { buffer v: f32[8] @0 route 1: north -> ramp route 0: ramp -> south route 2: east -> ramp
+  task t start { phase one mov v <- in(2) len 8 loop 5 { add out(0) <- v, in(1) len 8 } phase two mul v <- v, 2.0 len 8 } }
+class east at (1, 0) 1 x 41 { buffer v: f32[8] @0 route 2: ramp -> west
+  task t start { phase one loop 2*y { mul v <- v, 2.0 len 8 } phase two mov out(2) <- v len 8 } }";
+
+#[test]
+fn rows_behind_wait_until_those_before_can_tell_what_they_get() {
+    let roomy = FabricSpec { queue_in: 4096, ..FabricSpec::wse2() };
+    let checked = check(&crate::text::parse(ACROSS, "across").unwrap(), &roomy).unwrap();
+    let job = Job::new(&checked).unwrap();
+    assert_eq!(job.chosen(Some(2)).unwrap().1.skips.len(), 1);
+    let [line, alone] =
+        [Sharing::Rows, Sharing::Nothing].map(|sharing| job.with_endless_queues(sharing).unwrap().1.0);
+    let event = event::simulate(&checked, Default::default()).unwrap().report;
+    assert_eq!((line.cycles, line.words), (alone.cycles, alone.words));
+    assert_eq!((line.cycles, line.words, line.word_hops), (event.cycles, event.words, event.word_hops));
+}
+
 /// PEs that no route leads to have no input either.
 #[test]
 fn a_program_without_a_word_comes_to_its_end() {
