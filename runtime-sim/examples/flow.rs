@@ -1,9 +1,11 @@
-//! Where the time of level flow goes, for measurements from outside: every program given is read, checked and timed.
+//! Where the time of level flow goes, for measurements from outside: every program given is read, checked, asked for
+//! the room in its queues, and timed.
 //!
 //! ```text
 //! flow layer.wafer layer_backward.wafer ...
 //! ```
-//! Prints for each the PEs, its cycles, the seconds that reading, checking and timing took, and what the report leaves out.
+//! Prints for each the PEs, its cycles, the seconds that reading, checking, the proof of room (on one thread) and timing (with that
+//! proof beside it) took, and what the report leaves out.
 
 use lapidary_runtime_sim::text::parse;
 use lapidary_runtime_sim::{FabricSpec, check_shared, flow};
@@ -25,15 +27,18 @@ fn main() -> Result<(), String> {
             told.join("\n")
         })?;
         let proven = begun.elapsed();
+        flow::room(&checked).map_err(|error| format!("{file}: {error}"))?;
+        let roomy = begun.elapsed();
         let report = flow::time(&checked).map_err(|error| format!("{file}: {error}"))?;
         let timed = begun.elapsed();
         println!(
-            "{file}: {} PEs, {} cycles; read {:.2} s, checked {:.2} s, timed {:.2} s",
+            "{file}: {} PEs, {} cycles; read {:.2} s, checked {:.2} s, room {:.2} s, timed {:.2} s",
             report.pes,
             report.cycles,
             read.as_secs_f64(),
             (proven - read).as_secs_f64(),
-            (timed - proven).as_secs_f64(),
+            (roomy - proven).as_secs_f64(),
+            (timed - roomy).as_secs_f64(),
         );
         report.limits.iter().for_each(|limit| println!("  {limit}"));
     }

@@ -63,5 +63,5 @@ pub(crate) use engine::Engine;
 pub use engine::FlowError;
 pub(crate) use pe::Pe;
 pub(crate) use profile::{Access, Profile};
-pub use timing::{FOLLOWED, time, time_traced};
+pub use timing::{FOLLOWED, room, time, time_traced};
 pub(crate) use timing::{finishes, timed_by};

@@ -27,6 +27,14 @@ pub fn time(program: &Checked<WaferProgram>) -> Result<Report, FlowError> {
     timed(program, false).map(|(report, _)| report)
 }
 
+/// Whether queues have room for all PEs to go on, without asking when: what is not known of it.
+///
+/// # Errors
+/// [`FlowError::Standstill`] where PEs wait for room for ever, and what [`time`] refuses.
+pub fn room(program: &Checked<WaferProgram>) -> Result<Option<String>, FlowError> {
+    Job::new(program)?.must_end()
+}
+
 /// As [`time`], with the phases of one PE of each class as tracks, and with the critical path however many PEs there are.
 pub fn time_traced(program: &Checked<WaferProgram>) -> Result<(Report, Trace), FlowError> {
     timed(program, true)
