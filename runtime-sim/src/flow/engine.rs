@@ -61,6 +61,8 @@ pub struct Engine<'a> {
     /// Instructions executed, and how many there may be.
     pub(super) steps: u64,
     pub(super) most_steps: u64,
+    /// By how many cycles words read on credit may be later than they were needed before the run ends.
+    pub(super) most_late: f64,
     /// Cycles by which PEs that followed others may be off, at most.
     pub(super) strayed: f64,
 }
@@ -96,6 +98,7 @@ impl<'a> Engine<'a> {
             patient: VecDeque::new(),
             steps: 0,
             most_steps: u64::MAX,
+            most_late: f64::INFINITY,
             strayed: 0.0,
         }
     }
@@ -165,7 +168,7 @@ impl<'a> Engine<'a> {
     /// other, only when nobody else can go on.
     pub(super) fn run(&mut self) {
         while let Some(index) = self.queue.pop_front().or_else(|| self.hurry()) {
-            if self.steps > self.most_steps {
+            if self.steps > self.most_steps || self.streams.late > self.most_late {
                 return;
             }
             let Some(mut pe) = self.pes[index as usize].take() else { continue };

@@ -30,6 +30,8 @@ pub struct Trust {
     pub credit: bool,
     /// Most instructions.
     pub most_steps: u64,
+    /// By how many cycles words read on credit may be later than they were needed.
+    pub most_late: f64,
     /// Whether it is told why the last PE ended when it did.
     pub explains: bool,
 }
@@ -42,6 +44,8 @@ pub enum Ran {
     Otherwise,
     /// It took more instructions than it may.
     TooLong,
+    /// Words that were read on credit came so late that nobody knows what became of those who went on without them.
+    TooLate,
 }
 
 /// What runs.
@@ -65,13 +69,16 @@ pub fn run(
     engine.streams.keeps |= traced;
     engine.spans.keeps = traced;
     engine.streams.credit = trust.credit;
-    engine.most_steps = trust.most_steps;
+    (engine.most_steps, engine.most_late) = (trust.most_steps, trust.most_late);
     engine.streams.explains = trust.explains;
     engine.feed();
     let [first, behind] = [false, true].map(|behind| engine.members(&rows.skips, behind));
     let told = engine.run_members(Members { first: &first, behind: &behind, skips: &rows.skips }, likeness);
     if engine.steps > engine.most_steps {
         return Ok(Ran::TooLong);
+    }
+    if engine.streams.late > engine.most_late {
+        return Ok(Ran::TooLate);
     }
     if !told {
         return Ok(Ran::Otherwise);

@@ -47,9 +47,35 @@ fn words_read_on_credit_that_come_later_are_waited_for() {
         let text = text.replace("mov out(2) <- v len 1", "");
         let checked = check(&crate::text::parse(&text, "answers").unwrap(), &FabricSpec::wse2()).unwrap();
         let event = event::simulate(&checked, Default::default()).unwrap().report.cycles;
-        let flow = Job::new(&checked).unwrap().on_credit().unwrap().0;
+        let flow = Job::new(&checked).unwrap().on_credit(f64::INFINITY).unwrap().unwrap().0;
         let off = flow.cycles.abs_diff(event) as f64 / event as f64;
         assert!(off <= 0.05, "{slow}: {} {event} {:?}", flow.cycles, flow.limits);
+    }
+}
+
+/// Answers that the one who asks cannot know to come slower from some time on.
+#[test]
+fn words_read_on_credit_that_come_too_late_end_the_run() {
+    for slow in [0, 3, 20] {
+        let text = format!(
+            "wafer 2 x 1
+class ask at (0, 0) {{ buffer v: f32[64] @0 route 0: ramp -> east route 1: east -> ramp
+  task t start {{ loop 100 {{ mov out(0) <- v len 8 mov v <- in(1) len 1 }} }} }}
+class answer at (1, 0) {{ buffer v: f32[64] @0 route 0: west -> ramp route 1: ramp -> west
+  task t start {{ loop 40 {{ mov v <- in(0) len 8 mov out(1) <- v len 1 }}
+    loop 60 {{ mov v <- in(0) len 8 {} mov out(1) <- v len 1 }} }} }}",
+            "mul v <- v, 2.0 len 64 ".repeat(slow)
+        );
+        let checked = check(&crate::text::parse(&text, "answers").unwrap(), &FabricSpec::wse2()).unwrap();
+        let job = Job::new(&checked).unwrap();
+        let on_credit = |most_late: f64| job.on_credit(most_late).unwrap().map(|timed| timed.0);
+        let believed = on_credit(f64::INFINITY).unwrap();
+        let late = believed.limits.iter().any(|limit| limit.contains("came up to"));
+        let event = event::simulate(&checked, Default::default()).unwrap().report.cycles;
+        println!("{slow}: {} {event} {:?}", believed.cycles, believed.limits);
+        assert_eq!(late, slow > 0, "{slow}: {:?}", believed.limits);
+        assert_eq!(on_credit(1.0).is_none(), late, "{slow}");
+        assert_eq!(on_credit(event as f64), Some(believed), "{slow}: what is late by less is believed");
     }
 }
 
@@ -57,7 +83,7 @@ fn words_read_on_credit_that_come_later_are_waited_for() {
 fn words_read_on_credit_that_never_come_are_a_deadlock() {
     let program = crate::text::parse(&answers(1, "mov v <- in(2) len 1"), "answers").unwrap();
     let spec = FabricSpec::wse2();
-    let refused = Job::unchecked(&program, &spec).on_credit().unwrap_err();
+    let refused = Job::unchecked(&program, &spec).on_credit(f64::INFINITY).unwrap_err();
     let told = refused.to_string();
     assert!(matches!(refused, FlowError::Deadlock { .. }), "{told}");
     assert!(told.contains("PE (0, 0) waits for words on colour 2 from PE (1, 0)"), "{told}");

@@ -77,6 +77,10 @@ const MOST_STEPS: u64 = 4_000_000;
 /// A run of more instructions reads words on credit; so does one of more PEs, each counted once a stretch.
 const UNTRUSTING: u64 = 250_000;
 
+/// Words read on credit that come later by more than this share of the time that the busiest takes if nothing makes it wait
+/// are waited for in another run.
+const BELIEVED: f64 = 5e-3;
+
 /// PEs begin alike if they do so within this share of the time that the busiest takes if nothing makes it wait.
 const ALIKE: f64 = 1e-4;
 
@@ -137,15 +141,16 @@ impl<'a> Job<'a> {
         Job { program, spec, classes, traced: false, first: OnceLock::new() }
     }
 
-    /// Times with all PEs alone, as if queues never filled, words read on credit from the start.
+    /// Times with all PEs alone, as if queues never filled, words read on credit from the start; none if some come too late.
     #[cfg(test)]
-    pub fn on_credit(&self) -> Result<Timed, FlowError> {
-        let Some((net, rows)) = self.chosen(None) else { return Ok(Default::default()) };
-        let trust = Trust { known: None, credit: true, most_steps: u64::MAX, explains: true };
+    pub fn on_credit(&self, most_late: f64) -> Result<Option<Timed>, FlowError> {
+        let Some((net, rows)) = self.chosen(None) else { return Ok(Some(Default::default())) };
+        let trust = Trust { known: None, credit: true, most_steps: u64::MAX, most_late, explains: true };
         let (classes, works) = (&self.classes[..], works(&self.classes));
         let setting = Setting { net: &net, classes, works: &works, rows: &rows, likeness: None };
         match run(self.program, self.spec, &setting, (trust, false))? {
-            Ran::Well(_, timed) => Ok(*timed),
+            Ran::Well(_, timed) => Ok(Some(*timed)),
+            Ran::TooLate => Ok(None),
             Ran::Otherwise | Ran::TooLong => {
                 panic!("nothing is foretold, and there is no end of instructions")
             }
@@ -186,7 +191,13 @@ impl<'a> Job<'a> {
     /// Times as if queues never filled, and the number of instructions executed.
     pub fn with_endless_queues(&self, sharing: Sharing) -> Result<(u64, Timed), FlowError> {
         let known = (sharing == Sharing::Rows).then_some(KNOWN);
-        let mut trust = Trust { known, credit: false, most_steps: UNTRUSTING, explains: self.explains() };
+        let mut trust = Trust {
+            known,
+            credit: false,
+            most_steps: UNTRUSTING,
+            most_late: f64::INFINITY,
+            explains: self.explains(),
+        };
         loop {
             let later;
             let seen = match trust.known {
@@ -198,21 +209,26 @@ impl<'a> Job<'a> {
             };
             let Some(Seen { net, rows, stretches }) = seen else { return Ok(Default::default()) };
             let works = works(&self.classes);
-            let most = (ALIKE * least_cycles(net, &self.classes)).floor();
-            let likeness = stretches.as_ref().map(|[_, joined]| (joined, most));
+            let least = least_cycles(net, &self.classes);
+            let likeness = stretches.as_ref().map(|[_, joined]| (joined, (ALIKE * least).floor()));
             let setting = Setting { net, classes: &self.classes, works: &works, rows, likeness };
+            let on_credit =
+                Trust { credit: true, most_steps: u64::MAX, most_late: BELIEVED * least, ..trust };
             let at_once =
                 stretches.as_ref().map_or(0, |[all, _]| (net.traced_pes().count() * all.count) as u64);
-            if at_once > UNTRUSTING {
-                (trust.credit, trust.most_steps) = (true, u64::MAX);
+            if at_once > UNTRUSTING && trust.most_steps == UNTRUSTING {
+                trust = on_credit;
             }
             let mut ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
             if let Ran::TooLong = ran {
-                (trust.credit, trust.most_steps) = (true, u64::MAX);
+                trust = on_credit;
                 ran = run(self.program, self.spec, &setting, (trust, self.traced))?;
             }
             match ran {
                 Ran::Well(steps, timed) => return Ok((steps, *timed)),
+                Ran::TooLate => {
+                    trust = Trust { credit: false, most_late: f64::INFINITY, ..on_credit };
+                }
                 // The first periods of a line said nothing of the last: more of them are looked at.
                 Ran::Otherwise | Ran::TooLong => trust.known = trust.known.map(|known| 2 * known),
             }
@@ -331,7 +347,8 @@ pub fn finishes(
     let stretches = Stretches::of(net, classes).map(|stretches| stretches.joined(net, classes));
     // Whether they finish is no matter of time.
     let likeness = stretches.as_ref().map(|stretches| (stretches, f64::INFINITY));
-    let trust = Trust { known: None, credit: false, most_steps: u64::MAX, explains: false };
+    let trust =
+        Trust { known: None, credit: false, most_steps: u64::MAX, most_late: f64::INFINITY, explains: false };
     let works = works(classes);
     let setting = Setting { net, classes, works: &works, rows: &rows, likeness };
     run(program, spec, &setting, (trust, false)).map(|_| ())
