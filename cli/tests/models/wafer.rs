@@ -77,6 +77,7 @@ fn the_planner_knows_the_rows_that_hold_weights() {
         work: &work,
         recipe: &Recipe { weights: model.dtype.compute.bytes() as f64, gradients: 0.0, optimizer: 0.0 },
         release: OWN,
+        row: None,
     };
     let Feeders { layer, ends } = Feeders::of(&case);
     assert_eq!((Some(layer), Some(ends)), (rows("layer0"), rows("after")));

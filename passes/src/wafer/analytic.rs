@@ -110,7 +110,7 @@ impl Account<'_> {
                 let queries =
                     self.placed.values.get(&op.value) == Some(&Layout::HeadTokens { queries: true });
                 let heads = tile.kv * if queries { tile.ways } else { 1.0 };
-                rope(&self.rates, heads, tile.tokens, f64::from(op.rotated) / 2.0)
+                rope(&self.rates, heads, tile.tokens(), f64::from(op.rotated) / 2.0)
             }),
             OpKind::Attention(_) => self.heads().map_or(0.0, |tile| attention(&self.rates, &tile)),
             OpKind::Map(op) => {
@@ -191,7 +191,7 @@ impl Account<'_> {
             return self.own(value) * self.area.tokens as f64;
         };
         let features = self.placed.heads.map_or(0, |heads| heads.features(*queries));
-        self.heads().map_or(0.0, |tile| tile.tokens * f64::from(features))
+        self.heads().map_or(0.0, |tile| tile.tokens() * f64::from(features))
     }
 
     fn heads(&self) -> Option<HeadTile> {
@@ -202,7 +202,7 @@ impl Account<'_> {
             kv: f64::from(heads.kv),
             ways: f64::from(heads.ways),
             dim: f64::from(heads.dim),
-            tokens: f64::from(Tiles::new(row, heads.columns).largest()),
+            row: f64::from(row),
             rounds: f64::from(self.placed.tokens.rows),
             sequences: 1.0,
         })
@@ -274,6 +274,10 @@ mod tests {
             (small("llama-2-7b", 4, 16, 160), (12, 8), 1, 128),
             (small("gpt3-1.3b", 2, 32, 256), (8, 8), 2, 64),
             (small("gpt-j-6b", 4, 16, 256), (24, 8), 4, 64),
+            // Fewer tokens in a row than a head has columns, and rows of unequal length.
+            (small("crystalcoder", 4, 16, 172), (24, 16), 1, 32),
+            (small("crystalcoder", 4, 16, 172), (24, 16), 1, 40),
+            (small("llama-2-7b", 4, 16, 160), (32, 24), 1, 64),
         ];
         for (model, grid, sequences, length) in cases {
             let [event, flow, analytic] = levels(&model, grid, sequences, length);

@@ -5,10 +5,10 @@
 //! - **Heads**: as many blocks of columns as there are key/value heads, if there are that many columns, otherwise as many
 //!   as divide them: a block then holds whole heads, and scores never leave it. Columns that are left over stay without
 //!   heads; they still hold their features of everything else.
-//! - **Sequences**: as many at once as there are, each with as many rows as that leaves it. A weight costs a PE a fixed
-//!   number of cycles beside those of its tokens, and the links the same bytes whatever the number of tokens, so more
-//!   tokens at once are cheaper per token; and all rows work. If there are more sequences than rows, each gets one row and
-//!   the rest waits for the next micro-batch.
+//! - **Sequences**: as many at once as there are, each with as many rows as that leaves it, or with fewer where these take
+//!   fewer cycles ([`super::spread`]). A weight costs a PE a fixed number of cycles beside those of its tokens, and the links
+//!   the same bytes whatever the number of tokens, so more tokens at once are cheaper per token. If there are more
+//!   sequences than rows, each gets one row and the rest waits for the next micro-batch.
 //! - **SRAM decides last**: as long as a placement does not fit, sequences get one more row each, and fewer fit at once.
 
 use super::error::WaferError;

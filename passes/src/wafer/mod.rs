@@ -32,6 +32,7 @@ mod report;
 mod roles;
 mod site;
 mod spec;
+mod spread;
 mod sram;
 mod tile;
 mod train;
@@ -55,6 +56,7 @@ pub use placed::{
 };
 pub use report::{ClassReport, ColourReport, PhaseReport, PlacementReport, SumReport};
 pub use spec::WaferSpec;
+pub use spread::{RowsReport, rows_in_use, rows_report};
 pub use tile::{Blocks, Tiles};
 pub use train::{
     Kept, StepChoice, StepError, StepWay, TrainError, TrainStage, choose_step, emit_training, place_training,

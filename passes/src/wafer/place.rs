@@ -39,18 +39,18 @@ pub fn place_layer(model: &ModelSpec, work: Workload, spec: &WaferSpec) -> Resul
     };
     let mut layer = Layer { model, ops: vec![], values: vec![] };
     layer.build()?;
-    let placed = Placed {
-        width: work.width,
-        height: work.height,
-        tokens: place_tokens(work.height, work.sequences, work.length, 1),
-        micro_batches: 1,
-        resident: false,
-        heads: Some(place_heads(work.width, shape)),
-        dtype: work.dtype,
-        values: layer.values.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect(),
-        ops: layer.ops,
-    };
+    let placed = Placed { heads: Some(place_heads(work.width, shape)), ..layer.placed(work) };
     fit_tokens(placed, work.sequences, spec)
+}
+
+/// Places what stands behind the layers: the last norm and the logits.
+///
+/// # Errors
+/// [`WaferError::Size`] for sizes beyond a wafer program.
+pub fn place_head(model: &ModelSpec, work: Workload) -> Result<Placed, WaferError> {
+    let mut head = Layer { model, ops: vec![], values: vec![] };
+    head.logits()?;
+    Ok(head.placed(work))
 }
 
 /// A count that fits the generator's 32 bits.
@@ -67,6 +67,34 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
+    fn placed(self, work: Workload) -> Placed {
+        Placed {
+            width: work.width,
+            height: work.height,
+            tokens: place_tokens(work.height, work.sequences, work.length, 1),
+            micro_batches: 1,
+            resident: false,
+            heads: None,
+            dtype: work.dtype,
+            values: self.values.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect(),
+            ops: self.ops,
+        }
+    }
+
+    fn logits(&mut self) -> Result<(), WaferError> {
+        let columns = Layout::Columns { features: size("d_model", self.model.d_model)? };
+        let logits = Layout::Columns { features: size("vocab", self.model.vocab_rows())? };
+        self.values = vec![("x", columns), ("final", columns), ("logits", logits)];
+        let (value, path) = ("x".to_owned(), Path::Resident);
+        self.push("input", OpKind::Input { value, tensor: "input".into(), source: Source::Caller, path });
+        self.norm("final_norm", "final");
+        let outputs = vec![segment("logits", "head", false, 1.0)];
+        self.push("head", OpKind::Linear(Linear { input: "final".into(), outputs, accumulate: false }));
+        let value = "logits".to_owned();
+        self.push("output", OpKind::Output { value, tensor: "output".into(), path });
+        Ok(())
+    }
+
     fn build(&mut self) -> Result<(), WaferError> {
         let columns = Layout::Columns { features: size("d_model", self.model.d_model)? };
         self.values = vec![("x", columns), ("attn_in", columns), ("mlp_in", columns)];

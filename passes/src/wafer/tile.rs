@@ -3,19 +3,26 @@
 use lapidary_runtime_sim::program::{Affine, Var};
 use serde::{Deserialize, Serialize};
 
-/// `items` cut into `parts` runs: the first `items % parts` runs hold one item more than the others.
+/// `items` cut into `parts` runs: the first, or the last, `items % parts` runs hold one item more than the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tiles {
     /// How many items there are.
     pub items: u32,
     /// How many parts share them; at least 1.
     pub parts: u32,
+    /// Whether it is the last runs that hold one more.
+    pub large_last: bool,
 }
 
 impl Tiles {
-    /// `items` over `parts`.
+    /// `items` over `parts`, the larger runs first.
     pub fn new(items: u32, parts: u32) -> Self {
-        Tiles { items, parts: parts.max(1) }
+        Tiles { items, parts: parts.max(1), large_last: false }
+    }
+
+    /// `items` over `parts`, the larger runs last.
+    pub fn large_last(items: u32, parts: u32) -> Self {
+        Tiles { large_last: true, ..Tiles::new(items, parts) }
     }
 
     /// Items of a part without the extra one.
@@ -33,9 +40,14 @@ impl Tiles {
         self.items.div_ceil(self.parts)
     }
 
+    /// How many parts stand before the larger ones, where these come last.
+    pub fn before_large(self) -> u32 {
+        if self.large_last { self.parts - self.extra() } else { 0 }
+    }
+
     /// Whether this part holds an extra item.
     pub fn is_large(self, part: u32) -> bool {
-        part < self.extra()
+        (self.before_large()..self.before_large() + self.extra()).contains(&part)
     }
 
     /// Items of this part.
@@ -45,13 +57,15 @@ impl Tiles {
 
     /// First item of this part.
     pub fn start(self, part: u32) -> u32 {
-        part * self.base() + part.min(self.extra())
+        part * self.base() + part.saturating_sub(self.before_large()).min(self.extra())
     }
 
     /// First item of the part `part(x, y)`, for all parts that are large, or small, as `sample` is.
     pub fn start_at(self, part: Affine, sample: u32) -> Affine {
         if self.is_large(sample) {
-            part * i64::from(self.base() + 1)
+            part * i64::from(self.base() + 1) - Affine::from(i64::from(self.before_large()))
+        } else if self.large_last {
+            part * i64::from(self.base())
         } else {
             part * i64::from(self.base()) + Affine::from(i64::from(self.extra()))
         }
@@ -132,14 +146,17 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_item_once() {
-        for (items, parts) in [(10922, 994), (2048, 750), (3, 5), (64, 16), (0, 4)] {
-            let tiles = Tiles::new(items, parts);
+        let sizes = [(10922, 994), (2048, 750), (3, 5), (64, 16), (0, 4)];
+        for tiles in sizes.iter().flat_map(|(n, by)| [Tiles::new(*n, *by), Tiles::large_last(*n, *by)]) {
+            let Tiles { items, parts, large_last } = tiles;
             let mut next = 0;
             for part in 0..parts {
                 assert_eq!(tiles.start(part), next);
                 let start = tiles.start_at(Affine::from(Var::X), part);
                 assert_eq!(start.eval(|_| i64::from(part)), i64::from(next));
                 next += tiles.size(part);
+                let rising = part == 0 || tiles.size(part - 1) <= tiles.size(part);
+                assert!(if large_last { rising } else { tiles.size(part) <= tiles.size(0) });
             }
             assert_eq!(next, items);
         }

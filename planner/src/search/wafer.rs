@@ -62,7 +62,8 @@ impl WaferSpace<'_> {
         }
         let (machine, model, recipe) = (self.machine, self.model, &Recipe::MIXED);
         let (batch, release) = (self.batch, self.release);
-        let case = WaferCase { machine, wafer, model, batch, plan, work, recipe, release };
+        let case =
+            WaferCase { machine, wafer, model, batch, plan, work, recipe, release, row: None }.spread();
         let cost = step(&case);
         Evaluated::priced(degrees, cost, case.memory(), wafer.sram())
     }

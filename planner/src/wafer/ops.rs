@@ -307,7 +307,7 @@ impl Kernel {
             Kernel::Rope { heads: all, pairs } => {
                 let blocks = (area.columns as f64 / heads.columns).floor().max(1.0);
                 let own = (all as f64 / blocks).ceil().min(heads.kv * heads.ways);
-                heads.sequences * rope(rates, own, heads.tokens, pairs as f64)
+                heads.sequences * rope(rates, own, heads.tokens(), pairs as f64)
             }
             Kernel::Attention { backward: false } => attention(rates, heads),
             Kernel::Attention { backward: true } => {

@@ -223,7 +223,7 @@ impl Price<'_> {
         let wafer = machine.wafer()?;
         let (model, batch, plan, work, recipe) =
             (self.question.model, self.batch, self.plan, self.work, &Recipe::MIXED);
-        Some(of(&WaferCase { machine, wafer, model, batch, plan, work, recipe, release }))
+        Some(of(&WaferCase { machine, wafer, model, batch, plan, work, recipe, release, row: None }.spread()))
     }
 
     fn ops(&self) -> Vec<PlacedOp> {

@@ -86,8 +86,8 @@ fn target_passes(job: &Job<'_>) -> String {
         // A training step is placed from its functions, after the passes.
         Some(Device::Wafer(_)) if job.step.is_some() => pipeline::WAFER_TRAINING.to_string(),
         Some(Device::Wafer(wafer)) => {
-            let usable = wafer.fabric.usable;
-            format!("{passes},lower-to-wafer{{width={} height={}}}", usable.width, usable.height)
+            let (width, height) = (wafer.fabric.usable.width, super::wafer::rows(job, wafer));
+            format!("{passes},lower-to-wafer{{width={width} height={height}}}")
         }
         Some(Device::Gpu(gpu)) => {
             format!(

@@ -14,7 +14,7 @@ use lapidary_models::Mode;
 use lapidary_models::autodiff::Recompute;
 use lapidary_passes::wafer::{
     self, EmitError, EmitOptions, Kept, Placed, PlacementReport, RegionReport, Shown, StepChoice, StepError,
-    StepWay, WaferError,
+    StepWay, WaferError, Workload,
 };
 use lapidary_planner::Degrees;
 use lapidary_planner::wafer::training::TrainingAnswer;
@@ -40,7 +40,7 @@ pub fn emit(
         };
     }
     let placed = progress.stage("placing on the wafer", || match &job.step {
-        Some(step) => wafer::emit_training(module, machine, step.kept),
+        Some(step) => wafer::emit_training(module, machine, (step.kept, step.rows)),
         None => wafer::emit(module, machine, &options),
     });
     let placed = match placed {
@@ -128,6 +128,21 @@ fn regions(regions: &[RegionReport]) -> serde_json::Value {
     });
     let summary: Vec<String> = std::iter::once(head).chain(told).collect();
     serde_json::json!({"mode": "layer-pipelined", "regions": regions, "slowest_cycles": slowest, "summary": summary})
+}
+
+/// Rows of PEs that are used: all, unless sequences are so few that fewer rows take less time.
+pub fn rows(job: &Job<'_>, wafer: &Wafer) -> u64 {
+    let usable = wafer.fabric.usable;
+    let small = |n: u64| u32::try_from(n).ok();
+    let dims = job.graph.dims;
+    let sizes = [usable.width, usable.height, dims.batch, dims.seq].map(small);
+    match sizes {
+        [Some(width), Some(height), Some(sequences), Some(length)] if !job.modes.resident() => {
+            let work = Workload { width, height, sequences, length, dtype: job.spec.dtype.compute };
+            wafer::rows_in_use(&job.spec, work, wafer).into()
+        }
+        _ => usable.height,
+    }
 }
 
 /// How the training step of the job fits a wafer, or why it does not; none where nothing is trained on wafers. What is
@@ -278,8 +293,11 @@ fn account(stages: Vec<Told<'_>>, wafer: Option<&Wafer>, step: Option<&StepChoic
         told.push(format!("training step: {}: {}", wafer::way(step.again, step.kept), step.why));
         told.extend(step.refused.iter().map(|reason| format!("  does not fit: {reason}")));
     }
+    let placed: Vec<(u64, &Placed)> = stages.iter().map(|stage| (stage.times, stage.placed)).collect();
+    let rows = wafer.and_then(|wafer| wafer::rows_report(&placed, wafer));
+    told.extend(rows.map(|rows| rows.to_string()));
     told.extend(summary);
-    let mut account = serde_json::json!({"stages": list.collect::<Vec<_>>(), "summary": told});
+    let mut account = serde_json::json!({"stages": list.collect::<Vec<_>>(), "rows": rows, "summary": told});
     if let Some(step) = step {
         let (recompute, kept, refused) = (step.again.name(), step.kept, &step.refused);
         account["training"] = serde_json::json!({"recompute": recompute, "kept": kept, "why": step.why, "does_not_fit": refused});

@@ -14,8 +14,8 @@ pub struct HeadTile {
     pub ways: f64,
     /// Features of a head.
     pub dim: f64,
-    /// Tokens of a processing element.
-    pub tokens: f64,
+    /// Tokens of a row, of one sequence.
+    pub row: f64,
     /// Rows that the last row of a sequence sees, its own included.
     pub rounds: f64,
     /// Sequences that a row has one after the other; a part of one where a sequence has several rows.
@@ -38,23 +38,33 @@ impl HeadTile {
             kv: (kv_heads / blocks) as f64,
             ways: (heads / kv_heads) as f64,
             dim: dim as f64,
-            tokens: in_row.div_ceil(wide) as f64,
+            row: in_row as f64,
             rounds: if whole { 1.0 } else { length.div_ceil(tokens.max(1)) as f64 },
             sequences: if whole { tokens as f64 / length as f64 } else { 1.0 },
         }
     }
 
+    /// Tokens of the fullest processing element.
+    pub fn tokens(&self) -> f64 {
+        (self.row / self.columns).ceil()
+    }
+
     fn queries(&self) -> f64 {
-        self.kv * self.ways * self.tokens
+        self.kv * self.ways * self.tokens()
     }
 
-    fn scores(&self) -> f64 {
-        self.queries() * self.tokens
-    }
-
-    /// Elements of the keys, or of the values, of a block of tokens.
+    /// Elements of the keys, or of the values, of the fullest block of tokens: all blocks travel at its size.
     fn keys(&self) -> f64 {
-        self.kv * self.dim * self.tokens
+        self.kv * self.dim * self.tokens()
+    }
+
+    /// Cycles of a round on blocks, by what one of so many keys takes. Blocks without keys only travel, but where some
+    /// column attends, its neighbours wait.
+    fn attended(&self, block: impl Fn(f64) -> f64) -> f64 {
+        let few = (self.row / self.columns).floor();
+        let large = steps(self.columns, self.row - few * self.columns);
+        let rest = if few > 0.0 { (self.columns - large) * block(few) } else { 0.0 };
+        rest + if large > 0.0 { large * block(few + 1.0) } else { 0.0 }
     }
 
     /// Sends `narrow` values and `wide` ones of 32 bits to a neighbour, takes as many, and puts them in place.
@@ -63,23 +73,85 @@ impl HeadTile {
         narrow * rates.packed + wide + rates.neighbour + copies
     }
 
-    /// A round sees a block from every column, turn by turn, and passes them to the row below.
-    fn rounds(&self, block: f64, turn: f64) -> f64 {
-        self.sequences * self.rounds * (self.columns * (block + turn) + turn)
+    /// Rounds of `attends` cycles on blocks: one from every column, turn by turn, and once more to the row below.
+    fn rounds(&self, attends: f64, turn: f64) -> f64 {
+        self.sequences * self.rounds * (attends + (self.columns + 1.0) * turn)
+    }
+}
+
+/// Turns of a ring of `columns` in which those who set the pace attend, where the first `holding` columns have tokens.
+///
+/// At turn `t` of a round column `c` has the block of column `c - t`, and a turn begins when both neighbours are done with
+/// the one before. The longest way through such a round keeps to columns that attend: first up to the last of them, on to
+/// its last turn, then down to the first ones, which have their second half of blocks by then.
+fn steps(columns: f64, holding: f64) -> f64 {
+    let lost = ((columns - holding + 1.0) / 2.0).ceil() - 1.0;
+    if holding > 0.0 { (2.0 * holding - 1.0).min(columns - lost) } else { 0.0 }
+}
+
+/// Vector ops of the fullest processing element at a block of `keys` keys.
+struct Block<'a> {
+    rates: &'a Rates,
+    scores: f64,
+    queries: f64,
+    dim: f64,
+}
+
+impl<'a> Block<'a> {
+    fn new(rates: &'a Rates, tile: &HeadTile, keys: f64) -> Block<'a> {
+        let queries = tile.queries();
+        Block { rates, scores: queries * keys, queries, dim: tile.dim }
+    }
+
+    /// A product of all own queries with all keys, over the features of a head.
+    fn product(&self) -> f64 {
+        self.rates.op(self.scores, self.rates.mixed) + self.weighed()
+    }
+
+    /// Vectors of a head added up by their scores.
+    fn weighed(&self) -> f64 {
+        self.rates.op(self.scores * self.dim, self.rates.mixed)
+    }
+
+    /// The online softmax.
+    fn soften(&self) -> f64 {
+        3.0 * self.rates.op(self.scores, self.rates.single)
+            + self.rates.function(self.scores, FUNCTION_CYCLES.exp)
+            + 4.0 * self.rates.op(self.queries, self.rates.single)
+            + self.rates.function(self.queries, FUNCTION_CYCLES.exp)
+    }
+
+    /// Scores, softmax, and the values added to results that shrink to the new maximum.
+    fn result(&self) -> f64 {
+        let shrink = self.rates.op(self.queries * self.dim, self.rates.single);
+        self.product() + self.soften() + shrink + self.weighed()
+    }
+
+    /// Maximum and sum of the softmax, and the sum of its shares times their gradients: two products.
+    fn statistics(&self) -> f64 {
+        let weigh =
+            self.rates.op(self.queries, self.rates.single) + self.rates.op(self.scores, self.rates.single);
+        2.0 * self.product() + self.soften() + weigh
+    }
+
+    /// Scores and the gradients of the shares again, and the gradients of queries, keys and values: five products.
+    fn gradients(&self) -> f64 {
+        let softmax = 3.0 * self.rates.op(self.scores, self.rates.single)
+            + self.rates.function(self.scores, FUNCTION_CYCLES.exp);
+        2.0 * self.product() + 3.0 * self.weighed() + softmax
     }
 }
 
 /// Cycles of causal attention with an online softmax. The last row of a sequence sees all of it and ends last.
 pub fn attention(rates: &Rates, tile: &HeadTile) -> f64 {
-    let (scores, queries, dim) = (tile.scores(), tile.queries(), tile.dim);
-    let weigh = rates.op(queries * dim, rates.single) + rates.op(scores * dim, rates.mixed);
-    let block = product(rates, tile) + soften(rates, tile) + weigh;
-    let rounds = tile.rounds(block, tile.turn(rates, 2.0 * tile.keys(), 0.0));
-    let begin = rates.op(queries * dim, rates.half)
-        + rates.op(queries * dim, rates.mixed)
+    let results = tile.queries() * tile.dim;
+    let attends = tile.attended(|keys| Block::new(rates, tile, keys).result());
+    let rounds = tile.rounds(attends, tile.turn(rates, 2.0 * tile.keys(), 0.0));
+    let begin = rates.op(results, rates.half)
+        + rates.op(results, rates.mixed)
         + 2.0 * rates.op(tile.keys(), rates.half);
-    let end = rates.function(queries, FUNCTION_CYCLES.recip) + rates.op(queries * dim, rates.single);
-    rounds + tile.sequences * (begin + end + turns(rates, tile, queries * dim))
+    let end = rates.function(tile.queries(), FUNCTION_CYCLES.recip) + rates.op(results, rates.single);
+    rounds + tile.sequences * (begin + end + turns(rates, tile, results))
 }
 
 /// Cycles of attention's derivatives by queries, keys and values, with the scores computed again. Keys and values go by
@@ -87,13 +159,11 @@ pub fn attention(rates: &Rates, tile: &HeadTile) -> f64 {
 /// and the gradients of the shares again, and those of queries, keys and values: five products; the gradients of keys
 /// and values travel with their block in 32 bits and come home by the same way.
 pub fn attention_backward(rates: &Rates, tile: &HeadTile) -> f64 {
-    let (scores, queries, dim) = (tile.scores(), tile.queries(), tile.dim);
-    let (results, keys) = (queries * dim, tile.keys());
-    let weigh = rates.op(queries, rates.single) + rates.op(scores, rates.single);
-    let statistics = 2.0 * product(rates, tile) + soften(rates, tile) + weigh;
+    let (queries, keys) = (tile.queries(), tile.keys());
+    let results = queries * tile.dim;
+    let statistics = tile.attended(|keys| Block::new(rates, tile, keys).statistics());
     let first = tile.rounds(statistics, tile.turn(rates, 2.0 * keys, 0.0));
-    let softmax = 3.0 * rates.op(scores, rates.single) + rates.function(scores, FUNCTION_CYCLES.exp);
-    let gradients = 2.0 * product(rates, tile) + 3.0 * rates.op(scores * dim, rates.mixed) + softmax;
+    let gradients = tile.attended(|keys| Block::new(rates, tile, keys).gradients());
     let turn = tile.turn(rates, 2.0 * keys, 0.0) + tile.turn(rates, 0.0, 2.0 * keys);
     let second = tile.rounds(gradients, turn);
     let blocks = 4.0 * rates.op(keys, rates.half);
@@ -115,20 +185,6 @@ pub fn gather(rates: &Rates, tile: &HeadTile, queries: bool) -> f64 {
     tile.sequences * (rates.op(elements, rates.half) + turns(rates, tile, elements))
 }
 
-/// A product of all own queries with all keys of a block, over the features of a head.
-fn product(rates: &Rates, tile: &HeadTile) -> f64 {
-    rates.op(tile.scores(), rates.mixed) + rates.op(tile.scores() * tile.dim, rates.mixed)
-}
-
-/// The online softmax of a block.
-fn soften(rates: &Rates, tile: &HeadTile) -> f64 {
-    let (scores, queries) = (tile.scores(), tile.queries());
-    3.0 * rates.op(scores, rates.single)
-        + rates.function(scores, FUNCTION_CYCLES.exp)
-        + 4.0 * rates.op(queries, rates.single)
-        + rates.function(queries, FUNCTION_CYCLES.exp)
-}
-
 /// Elements travel once more round the block, so that each column gets its own features.
 fn turns(rates: &Rates, tile: &HeadTile, elements: f64) -> f64 {
     let own = elements / tile.columns;
@@ -141,10 +197,41 @@ impl HeadTile {
     pub fn scratch_bytes(&self, backward: bool) -> f64 {
         let results = self.queries() * self.dim;
         let keys = 2.0 * self.keys();
+        let scores = self.queries() * self.tokens();
         let (block, wide) = match backward {
             false => (keys.max(results) * 2.0, 0.0),
-            true => (keys * 2.0, 2.0 * keys * 4.0 + self.scores() * 4.0 + self.queries() * 4.0),
+            true => (keys * 2.0, 2.0 * keys * 4.0 + scores * 4.0 + self.queries() * 4.0),
         };
-        2.0 * block + self.scores() * 6.0 + self.queries() * 16.0 + results * 4.0 + wide
+        2.0 * block + scores * 6.0 + self.queries() * 16.0 + results * 4.0 + wide
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The longest way through many rounds, turn by turn.
+    fn longest(columns: usize, holding: usize) -> usize {
+        const ROUNDS: usize = 40;
+        let mut best = vec![0; columns];
+        for turn in 0..ROUNDS * columns {
+            let block = |c: usize| (c + columns - turn % columns) % columns;
+            let done: Vec<usize> =
+                (0..columns).map(|c| best[c] + usize::from(c < holding && block(c) < holding)).collect();
+            let next = |c: usize| done[c].max(done[(c + 1) % columns]).max(done[(c + columns - 1) % columns]);
+            best = (0..columns).map(next).collect();
+        }
+        best.into_iter().max().unwrap_or(0).div_ceil(ROUNDS)
+    }
+
+    #[test]
+    fn rings_with_few_tokens_attend_in_as_many_turns_as_the_longest_way_has() {
+        for (columns, holdings) in [(6, 1..=6), (8, 1..=8), (23, 1..=23), (31, 1..=31)] {
+            for holding in holdings {
+                let told = steps(columns as f64, holding as f64);
+                assert_eq!(told, longest(columns, holding) as f64, "{holding} of {columns}");
+            }
+        }
+        assert_eq!(steps(6.0, 0.0), 0.0);
     }
 }

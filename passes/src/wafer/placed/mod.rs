@@ -46,6 +46,9 @@ pub struct Placed {
     pub ops: Vec<PlacedOp>,
 }
 
+/// Rows of fewer tokens take a few percent longer for one more.
+const THIN: u32 = 20;
+
 /// `sequences` x `length` tokens; every sequence has `rows` rows of PEs for itself, one sequence below the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
@@ -58,9 +61,11 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Tokens of a sequence over its rows.
+    /// Tokens of a sequence over its rows. Rows that share a weight go at the pace of the slowest. Level flow lets them go
+    /// on, so where a token more tells, the last rows have it: they see most keys and end last.
     pub fn tiles(self) -> Tiles {
-        Tiles::new(self.length, self.rows)
+        let few = self.length / self.rows.max(1) < THIN;
+        if few { Tiles::large_last(self.length, self.rows) } else { Tiles::new(self.length, self.rows) }
     }
 
     /// Rows of PEs over sequences.

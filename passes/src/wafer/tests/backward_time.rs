@@ -113,6 +113,8 @@ fn backward_programs_of_layers_take_the_same_time_at_all_levels() {
         (small("crystalcoder", 4, 16, 172), (16, 12), 2, 96, Recompute::Full),
         (small("llama-2-7b", 4, 16, 160), (12, 8), 1, 128, Recompute::Selective),
         (small("gpt3-1.3b", 2, 32, 256), (8, 8), 2, 64, Recompute::Selective),
+        // Fewer tokens in a row than a head has columns, and rows of unequal length.
+        (small("crystalcoder", 4, 16, 172), (24, 16), 1, 40, Recompute::Full),
     ];
     for (model, grid, batch, seq, again) in cases {
         for stage in stages(&model, grid, batch, seq, again) {

@@ -5,8 +5,9 @@ use crate::cpu::{HostFunction, TrainModule};
 use crate::lower_to_cpu::training_functions;
 use crate::pass::{PassError, diagnostic};
 use crate::wafer::emit::{EmitError, Stage, WaferArtifact};
-use crate::wafer::{WaferError, WaferSpec, generate, memory_peak};
-use lapidary_hardware::HardwareSpec;
+use crate::wafer::spread::fewer_rows;
+use crate::wafer::{Placed, WaferError, WaferSpec, generate, memory_peak};
+use lapidary_hardware::{HardwareSpec, Wafer};
 use lapidary_ir::Module;
 use lapidary_models::autodiff::{Policy, Recompute, training};
 use lapidary_models::graph::Slot;
@@ -23,6 +24,8 @@ pub struct StepChoice {
     pub again: Recompute,
     /// Where layers keep the rest.
     pub kept: Kept,
+    /// Rows of PEs that are used.
+    pub rows: u32,
     /// Why.
     pub why: String,
     /// The ways tried before that do not fit, each with its reason.
@@ -69,9 +72,9 @@ pub fn choose_step(
         let found = training(spec, dims, &Policy::Uniform(again))?;
         let module = TrainModule::unfused(spec, &found);
         match fits(&module.functions, &module.slots, machine, kept) {
-            Ok(()) => {
+            Ok(rows) => {
                 let why = why.clone();
-                return Ok(StepChoice { graph: found.graph, again, kept, why, refused });
+                return Ok(StepChoice { graph: found.graph, again, kept, rows, why, refused });
             }
             Err(EmitError::Placement { stage, error }) if matches!(*error, WaferError::Memory { .. }) => {
                 refused.push(format!("{}: stage {stage}: {error}", way(again, kept)));
@@ -96,33 +99,45 @@ pub fn way(again: Recompute, kept: Kept) -> String {
     }
 }
 
+/// The rows with which a step takes the fewest cycles in closed form and fits.
 fn fits(
     functions: &[HostFunction],
     slots: &[Slot],
     machine: &HardwareSpec,
     kept: Kept,
-) -> Result<(), EmitError> {
-    for (stage, spec) in stages(functions, slots, machine, kept)? {
-        memory_peak(&stage.placed, &spec).map_err(|error| over(&stage, error))?;
-    }
-    Ok(())
+) -> Result<u32, EmitError> {
+    let wafer = wafer(machine)?;
+    let all = wafer.fabric.usable.height as u32;
+    let fits = |rows: u32| {
+        let stages = stages(functions, slots, wafer, (kept, rows))?;
+        let fit = |(stage, spec): &(TrainStage, WaferSpec)| {
+            memory_peak(&stage.placed, spec).map(|_| ()).map_err(|error| over(stage, error))
+        };
+        stages.iter().try_for_each(fit).map(|()| stages)
+    };
+    let stages = fits(all)?;
+    let placed: Vec<(u64, &Placed)> = stages.iter().map(|(stage, _)| (stage.times, &stage.placed)).collect();
+    let fewer = fewer_rows(&placed, wafer).into_iter().map(|tokens| tokens.blocks().lines());
+    Ok(fewer.into_iter().find(|rows| fits(*rows).is_ok()).unwrap_or(all))
 }
 
 fn over(stage: &TrainStage, error: WaferError) -> EmitError {
     EmitError::Placement { stage: stage.name.clone(), error: Box::new(error) }
 }
 
-/// The placed programs, each with the memory that it has.
+fn wafer(machine: &HardwareSpec) -> Result<&Wafer, EmitError> {
+    machine.wafer().ok_or_else(|| EmitError::Machine { machine: machine.name.clone() })
+}
+
+/// The placed programs on so many rows, each with the memory that it has.
 fn stages(
     functions: &[HostFunction],
     slots: &[Slot],
-    machine: &HardwareSpec,
-    kept: Kept,
+    wafer: &Wafer,
+    (kept, rows): (Kept, u32),
 ) -> Result<Vec<(TrainStage, WaferSpec)>, EmitError> {
-    let wafer = machine.wafer().ok_or_else(|| EmitError::Machine { machine: machine.name.clone() })?;
     let spec = WaferSpec::of(wafer, wafer.clock());
-    let usable = wafer.fabric.usable;
-    let grid = (usable.width as u32, usable.height as u32);
+    let grid = (wafer.fabric.usable.width as u32, rows);
     let placed = place_training(functions, slots, grid, kept).map_err(EmitError::Training)?;
     let with = |stage: TrainStage| {
         let spec = WaferSpec { kept_bytes: stage.kept_bytes, ..spec.clone() };
@@ -131,7 +146,7 @@ fn stages(
     Ok(placed.into_iter().map(with).collect())
 }
 
-/// Emits the programs of a training module: forward, backward and both ends.
+/// Emits the programs of a training module on so many rows: forward, backward and both ends.
 ///
 /// # Errors
 /// [`EmitError::Module`] for a module that is none of a training step, [`EmitError::Training`] at ops that have no place,
@@ -139,7 +154,7 @@ fn stages(
 pub fn emit_training(
     module: &Module<'_>,
     machine: &HardwareSpec,
-    kept: Kept,
+    (kept, rows): (Kept, u32),
 ) -> Result<WaferArtifact, EmitError> {
     let (functions, slots) = training_functions(module.op())?;
     let labels = functions.last().map(|main| main.function.arguments.len());
@@ -153,6 +168,6 @@ pub fn emit_training(
         let TrainStage { name, times, placed, nodes, .. } = stage;
         Ok(Stage { name, times, placed, nodes, generated, text })
     };
-    let stages = stages(&functions, &slots, machine, kept)?.into_iter().map(make);
+    let stages = stages(&functions, &slots, wafer(machine)?, (kept, rows))?.into_iter().map(make);
     Ok(WaferArtifact { stages: stages.collect::<Result<_, _>>()? })
 }

@@ -156,7 +156,9 @@ impl Run {
         let found = plans.filter(|plan| plan.mode == self.mode).map(|plan| {
             let (machine, model, recipe) = (&self.machine, &self.model, &Recipe::MIXED);
             let (batch, release) = (self.batch, self.release);
-            let case = WaferCase { machine, wafer, model, batch, plan, work: &work, recipe, release };
+            let case =
+                WaferCase { machine, wafer, model, batch, plan, work: &work, recipe, release, row: None }
+                    .spread();
             let over = (case.memory().total() - wafer.sram()).0.max(0.0);
             Found { plan, time: step(&case).time(), over }
         });

@@ -26,11 +26,12 @@ impl Kernel<'_> {
     pub fn rows_above(&self) -> Vec<Stmt> {
         let (tiles, row) = (self.site.placed.tokens.tiles(), self.site.row());
         let local = self.site.placed.tokens.blocks().local_y();
-        let extra = i64::from(tiles.extra());
-        let rounds = if tiles.is_large(row) {
-            vec![(local, true)]
-        } else {
-            vec![(local - Affine::constant(extra), false), (extra.into(), true)]
+        // From here to the nearest row of another size, and the rest.
+        let (large, first) = (tiles.is_large(row), tiles.before_large());
+        let edge = i64::from(if tiles.large_last { first } else { tiles.extra() });
+        let rounds = match large == tiles.large_last {
+            true => vec![(local - Affine::constant(edge), large), (edge.into(), !large)],
+            false => vec![(local, large)],
         };
         let mut body = Vec::new();
         for (count, large) in rounds {
