@@ -278,6 +278,7 @@ mod tests {
             (small("crystalcoder", 4, 16, 172), (24, 16), 1, 32),
             (small("crystalcoder", 4, 16, 172), (24, 16), 1, 40),
             (small("llama-2-7b", 4, 16, 160), (32, 24), 1, 64),
+            (small("llama-2-7b", 4, 16, 160), (40, 12), 1, 70),
         ];
         for (model, grid, sequences, length) in cases {
             let [event, flow, analytic] = levels(&model, grid, sequences, length);

@@ -43,6 +43,16 @@ pub enum FlowError {
     },
 }
 
+/// How far a lane of the host has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    part: usize,
+    /// Words of this part.
+    sent: u64,
+    /// When the next may leave.
+    next: f64,
+}
+
 /// State of a run.
 pub struct Engine<'a> {
     pub(crate) program: &'a WaferProgram,
@@ -54,6 +64,8 @@ pub struct Engine<'a> {
     pub(crate) spans: Spans,
     pub(super) queue: VecDeque<u32>,
     works: &'a Works,
+    /// By lane of the host: how far it has come.
+    lanes: Vec<Lane>,
     /// What held up the host, by stream.
     pub(super) fed: BTreeMap<u32, Held>,
     /// PEs that wait for the words of a whole iteration.
@@ -94,6 +106,7 @@ impl<'a> Engine<'a> {
             spans: Spans::new(program.phases.len()),
             queue: VecDeque::new(),
             works,
+            lanes: vec![Lane::default(); net.host_in.len()],
             fed: BTreeMap::new(),
             patient: VecDeque::new(),
             steps: 0,
@@ -129,28 +142,38 @@ impl<'a> Engine<'a> {
         self.run();
     }
 
-    /// All words of the host, at the pace of their intervals.
+    /// All words of the host, at the pace of their intervals, as far as there is room.
     pub(super) fn feed(&mut self) {
-        let net = self.net;
-        for lane in &net.host_in {
-            let mut start = 0.0;
-            for &part in &lane.parts {
-                let host = &self.program.host[part as usize];
-                let words = host.words_at(lane.at);
-                let gap = f64::from(host.interval.max(1));
-                start = self.send(lane.link, start, words, gap);
-                start += if host.then.is_some() { gap } else { 0.0 };
-            }
-        }
+        (0..self.lanes.len() as u32).for_each(|lane| self.feed_lane(lane));
     }
 
-    /// Sends words of the host from `start` on, `gap` apart where there is room; returns when the next may follow.
-    fn send(&mut self, stream: u32, mut start: f64, words: u64, gap: f64) -> f64 {
+    /// Goes on with the words of a lane of the host.
+    fn feed_lane(&mut self, number: u32) {
+        let lane = &self.net.host_in[number as usize];
+        let mut at = self.lanes[number as usize];
+        while let Some(&part) = lane.parts.get(at.part) {
+            let host = &self.program.host[part as usize];
+            let gap = f64::from(host.interval.max(1));
+            at.sent += self.send(lane.link, &mut at.next, host.words_at(lane.at) - at.sent, gap);
+            if at.sent < host.words_at(lane.at) {
+                break;
+            }
+            at.next += if host.then.is_some() { gap } else { 0.0 };
+            (at.part, at.sent) = (at.part + 1, 0);
+        }
+        self.lanes[number as usize] = at;
+    }
+
+    /// Sends words of the host from `start` on, `gap` apart, until there is no room; returns how many, and moves `start` to when
+    /// the next may follow.
+    fn send(&mut self, stream: u32, start: &mut f64, words: u64, gap: f64) -> u64 {
         let mut left = words;
         while left > 0 {
-            let mut lines = Lines::new(start, gap, left);
-            if let Some(room) = self.streams.room(stream, 1) {
-                lines.room(0.0, room.0.last, (&room.0, room.1));
+            let mut lines = Lines::new(*start, gap, left);
+            match self.streams.room(stream, 1) {
+                Ok(Some(room)) => lines.room(0.0, room.0.last, (&room.0, room.1)),
+                Ok(None) => {}
+                Err(()) => break,
             }
             let pace = lines.pace();
             if self.streams.explains && pace.waits.iter().any(|wait| pace.is_held(wait)) {
@@ -158,10 +181,10 @@ impl<'a> Engine<'a> {
                 self.fed.entry(stream).or_default().paced(&pace, &host, [0.0; 3], false);
             }
             self.streams.write(stream, Burst::even(1, pace.start, 0.0, pace.runs, pace.period));
-            start = pace.start + (pace.runs - 1) as f64 * pace.period + gap;
+            *start = pace.start + (pace.runs - 1) as f64 * pace.period + gap;
             left -= pace.runs;
         }
-        start
+        words - left
     }
 
     /// Lets PEs run as far as they can; those that wait for the words of a whole iteration do without, one after the
@@ -190,6 +213,9 @@ impl<'a> Engine<'a> {
                 self.patient.push_back(index);
             }
             self.pes[index as usize] = Some(pe);
+            for lane in std::mem::take(&mut self.streams.woken_lanes) {
+                self.feed_lane(lane);
+            }
             self.queue.extend(self.streams.woken.drain(..));
         }
     }

@@ -1,7 +1,7 @@
-//! Full queues and shared links of a run, as far as the run before it tells.
+//! Full queues and shared links of a run.
 //!
-//! When room comes and what words lose on shared links is known after a run only. So a small program runs several times,
-//! each run with what the one before says, until nothing changes any more.
+//! When room comes is known as soon as readers have come so far. What words lose on shared links is known after a run only:
+//! so a small program runs several times, each run with what the one before says, until nothing changes any more.
 
 use super::bursts::Burst;
 use super::links::Delays;
@@ -10,7 +10,7 @@ use super::words::{Rhythm, Words};
 use crate::network::{Network, Target};
 
 /// What a run knows of queues and links.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Exact {
     room: Room,
     delays: Delays,
@@ -19,49 +19,39 @@ pub struct Exact {
 }
 
 impl Exact {
-    /// Queues never fill, and links have room.
-    pub fn endless(net: &Network) -> Self {
-        Exact {
-            room: Room::endless(net),
-            delays: Delays::default(),
-            passed: vec![Words::default(); net.shared.len()],
-        }
+    /// Empty queues, and links on which words lose so much.
+    pub fn new(net: &Network, delays: Delays) -> Self {
+        Exact { room: Room::new(net), delays, passed: vec![Words::default(); net.shared.len()] }
     }
 
     /// What this run, in which `sent` was sent, tells the next; and whether it is what this run was told.
-    pub fn next(&mut self, net: &Network, sent: &[Words], per_cycle: u64) -> (Self, bool) {
-        for end in 0..net.ends.len() as u32 {
-            if let Target::Host(_) = net.ends[end as usize].target {
-                self.leave(net, sent, end);
-            }
-        }
+    pub fn next(&self, net: &Network, sent: &[Words], per_cycle: u64) -> (Self, bool) {
         let delays = Delays::of_words(net, sent, per_cycle);
-        let (room, same_room) = std::mem::take(&mut self.room).next(net);
-        let settled = same_room && delays == self.delays;
-        (Exact { room, delays, ..Exact::endless(net) }, settled)
+        let settled = delays == self.delays;
+        (Exact::new(net, delays), settled)
     }
 
-    /// The host takes words as they come.
-    fn leave(&mut self, net: &Network, sent: &[Words], end: u32) {
-        let e = net.ends[end as usize];
-        let words = match e.column {
-            0 => &sent[e.stream as usize],
-            column => self.behind(net, e.stream, column),
-        };
-        for burst in words.later(f64::from(e.latency)).pieces() {
-            self.room.take(end, burst.clone());
-        }
-    }
-
-    /// Notes words sent on a stream that has sent `before` words.
+    /// Notes words sent on a stream that has sent `before` words. The host takes words as they come.
     pub fn write(&mut self, net: &Network, stream: u32, before: u64, burst: &Burst) {
         let s = &net.streams[stream as usize];
-        (s.first_end..s.first_end + s.ends).for_each(|end| self.room.send(end, burst.total()));
         for shared in s.first_shared..s.first_shared + s.shared {
             let words = &mut self.passed[shared as usize];
             for n in 0..burst.total() {
                 let time = burst.word(n) + self.delays.of(shared, before + n);
                 words.push(Burst::even(1, time, 0.0, 1, 0.0));
+            }
+        }
+        for end in s.first_end..s.first_end + s.ends {
+            self.room.send(end, burst.total());
+            let e = net.ends[end as usize];
+            let Target::Host(_) = e.target else { continue };
+            let way = f64::from(e.latency);
+            match e.column.checked_sub(1).map(|column| s.first_shared + column) {
+                None => self.room.take(end, Burst { start: burst.start + way, ..burst.clone() }),
+                Some(shared) => (0..burst.total()).for_each(|n| {
+                    let time = burst.word(n) + self.delays.of(shared, before + n) + way;
+                    self.room.take(end, Burst::even(1, time, 0.0, 1, 0.0));
+                }),
             }
         }
     }
@@ -71,13 +61,19 @@ impl Exact {
         &self.passed[(net.streams[stream as usize].first_shared + column - 1) as usize]
     }
 
-    /// When the next `words` words of a stream have room at all its ends, and at which they have it last; none if nothing
-    /// limits them.
-    pub fn room(&mut self, net: &Network, stream: u32, words: u64) -> Option<(Rhythm, u32)> {
+    /// When the next `words` words of a stream have room at all its ends, and at which they have it last; none if it has no
+    /// ends.
+    ///
+    /// # Errors
+    /// An end where that is not known yet.
+    pub fn room(&mut self, net: &Network, stream: u32, words: u64) -> Result<Option<(Rhythm, u32)>, u32> {
         let s = &net.streams[stream as usize];
-        let ends = s.first_end..s.first_end + s.ends;
-        let rhythms = ends.filter_map(|end| Some((self.room.rhythm(end, words)?, end)));
-        rhythms.reduce(|a, b| later(&a, &b))
+        let mut last: Option<(Rhythm, u32)> = None;
+        for end in s.first_end..s.first_end + s.ends {
+            let here = (self.room.rhythm(end, words).ok_or(end)?, end);
+            last = Some(last.map_or(here, |other| later(&other, &here)));
+        }
+        Ok(last)
     }
 
     /// Notes when words were taken.

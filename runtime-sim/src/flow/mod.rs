@@ -17,9 +17,10 @@
 //!
 //! The critical path is found from the end backwards, through who waited for whom; for that a PE keeps what held it up.
 //!
-//! A small program runs again with the room that queues had and the turns that words took on shared links, until both
-//! settle; a large one runs once, as if queues never filled, and its report says so. A program that does not settle, or is
-//! too large for it, must find room for all its words: that is proven stretch by stretch where rows act in step and what is
+//! A small program runs with queues as deep as they are, one word after the other, and again with the turns that words took
+//! on shared links, until these settle or change less than a thousandth of all cycles; a large one runs once, as if queues
+//! never filled, and its report says so. A program that does not come to its end so, or is too large for
+//! it, must find room for all its words: that is proven stretch by stretch where rows act in step and what is
 //! left has no circles but small ones. Where it is not, it is run without time, and refused as level event refuses it if
 //! nobody can go on; if there are too many PEs or turns for that, or PEs choose between tasks, the report says of which
 //! phases it is not known. Routers with switch positions and control tasks are left out: programs with them are refused.

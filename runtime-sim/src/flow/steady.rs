@@ -88,7 +88,7 @@ impl Actor<'_, '_> {
         if self.streams.exact.is_some() {
             for access in &profile.writes {
                 let stream = self.net.output(self.index, access.slot);
-                if let Some((rhythm, end)) = self.streams.room(stream, access.words) {
+                if let Some((rhythm, end)) = self.streams.room(stream, access.words).ok()? {
                     lines.room(access.first, rhythm.last - access.last, (&rhythm, end));
                 }
             }

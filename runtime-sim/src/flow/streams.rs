@@ -40,10 +40,14 @@ pub struct Streams<'a> {
     words: Vec<Words>,
     cursors: Vec<Cursor>,
     waiting: Vec<bool>,
+    /// By end: whether somebody waits for room there.
+    crowded: Vec<bool>,
     /// By stream: whether all its words are for PEs of the sender's row.
     stays: Vec<bool>,
-    /// PEs that waited for words which have come.
+    /// PEs that waited for words, or for room, which have come.
     pub woken: Vec<u32>,
+    /// Lanes of the host that waited for room which has come.
+    pub woken_lanes: Vec<u32>,
     /// Whether words may be read on credit.
     pub credit: bool,
     /// By how many cycles a word read on credit came too late, at most.
@@ -66,8 +70,10 @@ impl<'a> Streams<'a> {
             words: vec![Words::default(); net.streams.len()],
             cursors: vec![Cursor::default(); net.ends.len()],
             waiting: vec![false; net.ends.len()],
+            crowded: vec![false; net.ends.len()],
             stays: (0..net.streams.len() as u32).map(|stream| stays(net, stream)).collect(),
             woken: Vec::new(),
+            woken_lanes: Vec::new(),
             credit: true,
             late: 0.0,
             promises: BTreeMap::new(),
@@ -130,16 +136,15 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Follows queues and links, as far as the run before tells.
+    /// Follows queues, and links as the run before tells.
     pub fn follow(&mut self, exact: Exact) {
         self.exact = Some(exact);
         self.keeps = true;
     }
 
-    /// What this run tells the next of queues and links, and whether that is nothing new.
-    pub fn learn(&mut self, per_cycle: u64) -> (Exact, bool) {
-        let exact = self.exact.get_or_insert_with(|| Exact::endless(self.net));
-        exact.next(self.net, &self.words, per_cycle)
+    /// What this run tells the next of shared links, and whether that is nothing new.
+    pub fn learn(&self, per_cycle: u64) -> Option<(Exact, bool)> {
+        Some(self.exact.as_ref()?.next(self.net, &self.words, per_cycle))
     }
 
     /// What a stream carries.
@@ -254,15 +259,24 @@ impl<'a> Streams<'a> {
     }
 
     /// How the next `words` words of a stream find room, and at which end that comes last, where that is followed.
-    pub fn room(&mut self, stream: u32, words: u64) -> Option<(Rhythm, u32)> {
-        let exact = self.exact.as_mut()?;
-        exact.room(self.net, stream, words)
+    ///
+    /// # Errors
+    /// Nothing, where that is not known yet: who asked is woken when it is.
+    pub fn room(&mut self, stream: u32, words: u64) -> Result<Option<(Rhythm, u32)>, ()> {
+        let Some(exact) = self.exact.as_mut() else { return Ok(None) };
+        exact.room(self.net, stream, words).map_err(|end| self.crowded[end as usize] = true)
     }
 
-    /// Notes when words were taken at an end, where that is followed.
+    /// Notes when words were taken at an end, where that is followed, and wakes who waited for the room.
     pub fn note_taken(&mut self, end: u32, burst: Burst) {
-        if let Some(exact) = &mut self.exact {
-            exact.take(end, burst);
+        let Some(exact) = &mut self.exact else { return };
+        exact.take(end, burst);
+        if std::mem::take(&mut self.crowded[end as usize]) {
+            match self.net.streams[self.net.ends[end as usize].stream as usize].origin {
+                Origin::Pe(pe) => self.woken.push(pe),
+                Origin::Host(lane) => self.woken_lanes.push(lane),
+                Origin::Switch(..) => {}
+            }
         }
     }
 

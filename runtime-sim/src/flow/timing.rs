@@ -5,10 +5,11 @@ use super::critical::path;
 use super::ends::LOOKED_AT;
 use super::engine::{Engine, FlowError};
 use super::exact::Exact;
+use super::links::Delays;
 #[cfg(test)]
 use super::passes::Members;
 use super::rows::Rows;
-use super::run::{Ran, Setting, Timed, Trust, finished, least_cycles, outcome, run};
+use super::run::{Ran, Setting, Timed, Trust, least_cycles, outcome, run};
 use super::stretches::Stretches;
 use super::work::{Works, works};
 use crate::check::Checked;
@@ -44,7 +45,7 @@ fn timed(program: &Checked<WaferProgram>, traced: bool) -> Result<Timed, FlowErr
     let job = Job { traced, ..Job::new(program)? };
     if !job.is_large() {
         let (steps, endless) = job.with_endless_queues(Sharing::Rows)?;
-        let settled = if steps <= SMALL { job.settled()? } else { None };
+        let settled = if steps <= MEDIUM { job.settled()? } else { None };
         return settled.map_or_else(|| unsettled(endless, job.must_end()), Ok);
     }
     // When everybody ends, and whether there is room for that, are two questions.
@@ -71,8 +72,17 @@ fn unsettled(mut endless: Timed, room: Result<Option<String>, FlowError>) -> Res
 /// A program of more instructions, as they are executed with endless queues, runs only once.
 const SMALL: u64 = 100_000;
 
+/// The same where all PEs can be looked at.
+const MEDIUM: u64 = 2_000_000;
+
 /// Most instructions of all runs of a program.
-const MOST_STEPS: u64 = 4_000_000;
+const MOST_STEPS: u64 = 12_000_000;
+
+/// Runs of more instructions are enough when they end within [`NEARLY`] of the one before.
+const CHEAP: u64 = 60_000;
+
+/// A share of all cycles.
+const NEARLY: f64 = 1e-3;
 
 /// A run of more instructions reads words on credit; so does one of more PEs, each counted once a stretch.
 const UNTRUSTING: u64 = 250_000;
@@ -168,7 +178,7 @@ impl<'a> Job<'a> {
         let first = engine.members(&[], false);
         let members = Members { first: &first, behind: &[], skips: &[] };
         engine.run_members(members, most.map(|most| (&stretches, most)));
-        finished(&engine).unwrap();
+        super::run::finished(&engine).unwrap();
         let last = engine.pes.iter().flatten().map(|pe| pe.time).fold(0.0, f64::max);
         (engine.steps, last, engine.strayed)
     }
@@ -239,8 +249,8 @@ impl<'a> Job<'a> {
     pub fn settled(&self) -> Result<Option<Timed>, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(None) };
         let (net, works) = (net.thinned(), works(&self.classes));
-        let mut exact = Exact::endless(&net);
-        let mut left = MOST_STEPS;
+        let mut exact = Exact::new(&net, Delays::default());
+        let (mut left, mut before) = (MOST_STEPS, f64::NAN);
         for runs in 1.. {
             let mut engine = Engine::new(self.program, self.spec, &net, &self.classes, &works, &[]);
             engine.streams.follow(exact);
@@ -248,24 +258,29 @@ impl<'a> Job<'a> {
             engine.most_steps = left;
             engine.feed();
             engine.run_all();
-            if engine.steps > left {
+            // Nobody goes on: some wait for room for ever, as far as this level sees it.
+            if engine.steps > left || engine.first_stuck().is_some() {
                 return Ok(None);
             }
             left -= engine.steps;
-            finished(&engine)?;
-            let (next, settled) = engine.streams.learn(u64::from(self.spec.link_words_per_cycle));
-            if settled || runs == MOST_RUNS {
+            let Some((next, settled)) = engine.streams.learn(u64::from(self.spec.link_words_per_cycle))
+            else {
+                return Ok(None);
+            };
+            let end = engine.pes.iter().flatten().map(|pe| pe.time).fold(0.0, f64::max);
+            let enough = engine.steps > CHEAP && (end - before).abs() <= NEARLY * end;
+            if settled || enough || runs == MOST_RUNS {
                 let mut timed = outcome(&engine, &rows, self.traced);
                 timed.0.critical_path = path(&engine, &rows, None, timed.0.cycles);
                 if !settled {
-                    timed.0.limits.extend(self.must_end()?);
                     timed.0.limits.push(format!(
-                        "queues and links had not settled after {runs} runs, as where PEs wait for each other's room: \
-                         level event tells"
+                        "shared links had not settled after {runs} runs: the last two end {:.0} cycles apart",
+                        (end - before).abs()
                     ));
                 }
                 return Ok(Some(timed));
             }
+            before = end;
             exact = next;
         }
         Ok(None)

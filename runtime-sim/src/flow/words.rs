@@ -96,19 +96,6 @@ impl Words {
         whole + low
     }
 
-    /// Whether `other` has the same words at the same times.
-    pub fn is_like(&self, other: &Words) -> bool {
-        self.pieces.len() == other.pieces.len()
-            && self.pieces.iter().zip(&other.pieces).all(|(a, b)| a.is_like(b))
-    }
-
-    /// The same words `delay` later.
-    pub fn later(&self, delay: f64) -> Self {
-        let mut later = self.clone();
-        later.pieces.iter_mut().for_each(|piece| piece.start += delay);
-        later
-    }
-
     /// Words known and not read.
     pub fn ahead(&self, cursor: &Cursor) -> u64 {
         self.total.saturating_sub(cursor.taken)
