@@ -12,7 +12,7 @@ use super::placed::{
 use super::tile::Tiles;
 use lapidary_hardware::Wafer;
 use lapidary_hardware::price::wafer::{
-    Area, CacheTile, FUNCTION_CYCLES, HeadTile, Rates, attention, attention_backward, cached_attention,
+    Area, CacheTile, FUNCTION_CYCLES, HeadTile, Rates, Ring, attention, attention_backward, cached_attention,
     column_sum, gather, gemv, linear, loss, loss_backward, norm, norm_backward, norm_weight, outer_product,
     passing, pointwise, rope, turn,
 };
@@ -37,7 +37,7 @@ pub fn cycles(placed: &Placed, wafer: &Wafer) -> Option<Vec<OpCycles>> {
     let rates = Rates { longest_tree: spec.longest_tree.into(), ..Rates::of(wafer, narrow)? };
     let tokens = u64::from(placed.tokens.tiles().largest());
     let area = Area { columns: u64::from(placed.width), rows: u64::from(placed.rows()), tokens };
-    let account = Account { placed, rates, area };
+    let account = Account { placed, rates, area, link_words: spec.link_words };
     let price = |op: &PlacedOp| OpCycles {
         name: op.name.clone(),
         kind: op.kind.name(),
@@ -50,6 +50,7 @@ struct Account<'a> {
     placed: &'a Placed,
     rates: Rates,
     area: Area,
+    link_words: u64,
 }
 
 impl Account<'_> {
@@ -74,7 +75,9 @@ impl Account<'_> {
                         pointwise(&self.rates, &self.area, self.features(&segment.value), 1.0, 0.0)
                     })
                     .sum();
-                linear(&self.rates, &self.area, self.own(&op.input), outputs) + biases
+                linear(&self.rates, &self.area, self.own(&op.input), outputs)
+                    + self.rings(op, outputs)
+                    + biases
             }
             OpKind::Gemv(op) => self.gemv(op),
             OpKind::Turn(op) => self.row_heads(&op.value).map_or(0.0, |(heads, queries)| {
@@ -132,6 +135,28 @@ impl Account<'_> {
                 }
             }
         }
+    }
+
+    /// What the outputs of a linear layer wait for their way round the row, where columns keep them by tokens.
+    fn rings(&self, op: &Linear, outputs: u64) -> f64 {
+        let mut layouts = op.outputs.iter().filter_map(|segment| self.placed.values.get(&segment.value));
+        let (Some(heads), true) =
+            (self.placed.heads, layouts.any(|layout| matches!(layout, Layout::HeadTokens { .. })))
+        else {
+            return 0.0;
+        };
+        let tokens = self.area.tokens as f64;
+        let output = self.own(&op.input) * self.rates.op(tokens, self.rates.mixed) + tokens;
+        let ring = Ring {
+            columns: self.area.columns,
+            block: heads.columns.into(),
+            dim: heads.dim.into(),
+            tokens: self.area.tokens,
+            link_words: self.link_words,
+            neighbour: self.rates.ring_neighbour(),
+            output,
+        };
+        (ring.period() - output) * outputs as f64
     }
 
     /// Features of the outputs lie over the axis that the input's do not.

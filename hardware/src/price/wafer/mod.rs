@@ -6,6 +6,7 @@ mod kernel;
 mod rates;
 mod reduce;
 mod resident;
+mod ring;
 
 pub use attention::{HeadTile, attention, attention_backward, gather};
 pub use backward::{column_sum, loss, loss_backward, norm_backward, norm_weight, outer_product};
@@ -13,6 +14,7 @@ pub use kernel::{linear, norm, passing, pointwise, rope};
 pub use rates::{Area, FUNCTION_CYCLES, Functions, Rates};
 pub use reduce::{Links, Reduce, balanced_groups, line_exchange, pick_reduce};
 pub use resident::{CacheTile, cached_attention, gemv, turn};
+pub use ring::Ring;
 
 use crate::gpu::Precision;
 use crate::unit::{Bytes, Cycles, Seconds};

@@ -5,16 +5,14 @@
 //! nearby (passed on) or begins here, and the back, which has come round the whole row: the own tokens (kept) and those
 //! of later columns (passed on). A column that waited for the back before it went on would make every output cost the
 //! latency of the ring. So the back of an output is done only when the fronts of some more outputs are under way: their
-//! sums are held, [`Block::delay`] of them, and their arithmetic covers the latency.
-//!
-//! Words of all those outputs are under way before the first back takes any, so no more may be held than fit into the
-//! queues of the links outside the block: else the last column waits for room, the first for the second, and so on round
-//! the ring, a deadlock.
+//! sums are held, [`Block::delay`] of them, and their arithmetic covers the latency. How many that takes, and how many
+//! the queues of the ring have room for, says [`Ring`].
 
 use super::Kernel;
 use crate::wafer::code::{dims, from, op, repeat, slice, strided, to, words};
 use crate::wafer::site::HeadSite;
 use crate::wafer::tile::Tiles;
+use lapidary_hardware::price::wafer::Ring;
 use lapidary_runtime_sim::program::{Affine, OpKind, Stmt, Var, Wire};
 
 /// The own block of a linear layer at a PE.
@@ -29,35 +27,27 @@ impl<'a> Block<'a> {
         Block { kernel, head }
     }
 
-    /// By how many outputs the back is behind the front: a divisor of the features of a head, and enough to cover the
-    /// ring's latency by the arithmetic of the column that has least of it, as far as the ring has room.
+    /// By how many outputs the back is behind the front.
     pub fn delay(&self) -> i64 {
-        let (site, dim) = (self.kernel.site, i64::from(self.head.shape.dim));
-        if self.head.shape.columns == 1 {
-            return 1;
-        }
-        let ring = (site.spec.hop_cycles + 1) * u64::from(site.placed.width);
-        let wanted = (ring / self.least_cycles().max(1) + 1) as i64;
-        let room = self.room();
-        let divisors = || (1..=dim.min(room)).filter(|delay| dim % delay == 0);
-        divisors().find(|delay| *delay >= wanted).or(divisors().next_back()).unwrap_or(1)
+        let (site, shape) = (self.kernel.site, self.head.shape);
+        let tokens = site.placed.tokens.tiles().largest();
+        let ring = Ring {
+            columns: site.placed.width.into(),
+            block: shape.columns.into(),
+            dim: shape.dim.into(),
+            tokens: tokens.into(),
+            link_words: site.spec.link_words,
+            neighbour: (site.spec.hop_cycles + 1) as f64,
+            output: self.output_cycles(tokens.into()),
+        };
+        ring.held() as i64
     }
 
-    /// Outputs that fit into the queues of the ring outside the block, at least the one that streams through.
-    fn room(&self) -> i64 {
-        let placed = self.kernel.site.placed;
-        let links = u64::from(placed.width.saturating_sub(self.head.shape.columns) + 1);
-        let words = u64::from(placed.tokens.tiles().largest()).max(1);
-        (links * self.kernel.site.spec.link_words / words).max(1) as i64
-    }
-
-    /// Cycles of one output in the column with the fewest inputs and the row with the fewest tokens.
-    fn least_cycles(&self) -> u64 {
+    /// Cycles of one output in the column with the most inputs.
+    fn output_cycles(&self, tokens: f64) -> f64 {
         let site = self.kernel.site;
-        let features = u64::from(self.kernel.least_inputs());
-        let tokens = u64::from(site.placed.tokens.tiles().base());
-        let macs = (tokens as f64 / site.spec.macs_per_cycle(site.placed.dtype)) as u64;
-        features * (site.spec.issue_cycles + macs) + tokens
+        let weight = site.spec.issue_cycles as f64 + tokens / site.spec.macs_per_cycle(site.placed.dtype);
+        f64::from(self.kernel.most_inputs()) * weight + tokens
     }
 
     /// All outputs of the block: fronts, then backs with the fronts that follow them, then the last backs.

@@ -109,12 +109,12 @@ impl Kernel<'_> {
         layout.map_or(0, |layout| i64::from(self.site.features(*layout).0))
     }
 
-    /// Input features of the column with the fewest.
-    fn least_inputs(&self) -> u32 {
+    /// Input features of the column with the most.
+    fn most_inputs(&self) -> u32 {
         match (self.site.placed.values.get(&self.linear.input), self.site.placed.heads) {
-            (Some(Layout::Columns { features }), _) => features / self.site.placed.width,
+            (Some(Layout::Columns { features }), _) => features.div_ceil(self.site.placed.width),
             (Some(Layout::HeadColumns { queries }), Some(heads)) => {
-                heads.features(*queries) / heads.columns.max(1)
+                heads.features(*queries).div_ceil(heads.columns.max(1))
             }
             _ => 0,
         }
