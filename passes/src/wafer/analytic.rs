@@ -7,7 +7,8 @@
 use super::WaferSpec;
 use super::kernel::sums;
 use super::placed::{
-    Activation, CachedAttention, Layout, Linear, NormKind, OpKind, Path, Placed, PlacedOp, RowHeads, Step,
+    Activation, CachedAttention, Layout, Linear, Map, NormKind, OpKind, Path, Placed, PlacedOp, RowHeads,
+    Step,
 };
 use super::tile::Tiles;
 use lapidary_hardware::Wafer;
@@ -116,25 +117,19 @@ impl Account<'_> {
                 rope(&self.rates, heads, tile.tokens(), f64::from(op.rotated) / 2.0)
             }),
             OpKind::Attention(_) => self.heads().map_or(0.0, |tile| attention(&self.rates, &tile)),
-            OpKind::Map(op) => {
-                let (ops, functions) =
-                    op.steps.iter().map(step).fold((2.0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-                // Over rows, a line has as few features as if there were as many rows as columns.
-                match self.placed.values.get(&op.input) {
-                    Some(layout) if layout.is_over_rows() => {
-                        let area = Area { columns: self.area.rows, ..self.area };
-                        pointwise(&self.rates, &area, self.features(&op.input), ops, f64::from(functions))
-                    }
-                    _ => pointwise(
-                        &self.rates,
-                        &self.area,
-                        self.features(&op.input),
-                        ops,
-                        f64::from(functions),
-                    ),
-                }
-            }
+            OpKind::Map(op) => self.map(op),
         }
+    }
+
+    /// A row of a tile comes in from its element type; the steps and the way back are in 32 bits.
+    fn map(&self, op: &Map) -> f64 {
+        let (ops, functions) = op.steps.iter().map(step).fold((1.0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        // Over rows, a line has as few features as if there were as many rows as columns.
+        let over_rows = self.placed.values.get(&op.input).is_some_and(|layout| layout.is_over_rows());
+        let area = if over_rows { Area { columns: self.area.rows, ..self.area } } else { self.area };
+        let features = self.features(&op.input);
+        let load = area.features(features) * self.rates.op(self.area.tokens as f64, self.rates.mixed);
+        load + pointwise(&self.rates, &area, features, ops, f64::from(functions))
     }
 
     /// What the outputs of a linear layer wait for their way round the row, where columns keep them by tokens.

@@ -51,7 +51,7 @@ fn awaited(task: &LoweredTask, env: &mut Env, activation: f64, piece: &mut Piece
         env.turn = turn as i64;
         let mut once = Profile { work: activation, ..Profile::default() };
         if let Trigger::Data { .. } = task.trigger {
-            once.reads.push(crate::flow::Access { slot: task.slot, words: 1, first: 0.0, last: 0.0 });
+            once.reads.push(crate::flow::Access::new(task.slot, 1, 0.0, 0.0));
         }
         once.append(&Profile::of(&task.code, 0..task.code.len(), env));
         piece.profile.append(&once.times(each));

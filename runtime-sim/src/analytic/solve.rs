@@ -206,7 +206,9 @@ impl<'n> Solver<'n> {
             }
         }
         for slot in &slots {
-            let rest = works[&self.pe[slot.node as usize]] - slot.before;
+            // A piece that exchanges is longer than its work, by as much before its last words as anywhere.
+            let longer = slot.cost - self.pieces[slot.node as usize].profile.work;
+            let rest = works[&self.pe[slot.node as usize]] - slot.before - longer;
             for read in outside(slot) {
                 length = length.max(self.arrival(read.end, read.to - 1) + rest - read.last - start);
             }

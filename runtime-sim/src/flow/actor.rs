@@ -181,8 +181,9 @@ impl Actor<'_, '_> {
         for access in profile.reads.iter_mut().chain(&mut profile.writes) {
             access.first += self.activation;
             access.last += self.activation;
+            access.held = (access.held.0 + self.activation, access.held.1 + self.activation);
         }
-        profile.reads.push(Access { slot: lowered.slot, words: 1, first: 0.0, last: 0.0 });
+        profile.reads.push(Access::new(lowered.slot, 1, 0.0, 0.0));
         profile.work += self.activation;
         let runs = self.bulk(&profile, left);
         self.pe.activation += runs as f64 * self.activation;

@@ -67,13 +67,13 @@ impl Waits {
 
 impl Pace {
     /// When something that an undisturbed iteration does `at` cycles after its begin is done in iteration `n`: words that
-    /// are needed only later do not hold it up.
-    pub fn reaches(&self, at: f64, n: u64) -> f64 {
+    /// are needed only after `held` do not hold it up.
+    pub fn reaches(&self, at: f64, held: f64, n: u64) -> f64 {
         let begin = match n {
             0 => self.ready,
             _ => self.start + (n - 1) as f64 * self.period + self.work,
         };
-        let waits = self.waits.iter().filter(|wait| wait.at <= at + SAME);
+        let waits = self.waits.iter().filter(|wait| wait.at <= held + SAME);
         at + waits.map(|wait| wait.start + n as f64 * wait.period).fold(begin, f64::max)
     }
 
@@ -107,14 +107,14 @@ impl Pace {
 
     /// The words of an access in iterations `first..first + count`, which have one rhythm.
     fn burst(&self, access: &Access, first: u64, count: u64) -> Burst {
-        let start = self.reaches(access.first, first);
+        let start = self.reaches(access.first, access.held.0, first);
         let gap = match access.words {
             1 => 0.0,
-            words => (self.reaches(access.last, first) - start) / (words - 1) as f64,
+            words => (self.reaches(access.last, access.held.1, first) - start) / (words - 1) as f64,
         };
         let period = match count {
             1 => 0.0,
-            _ => (self.reaches(access.first, first + count - 1) - start) / (count - 1) as f64,
+            _ => (self.reaches(access.first, access.held.0, first + count - 1) - start) / (count - 1) as f64,
         };
         match access.words {
             1 => Burst::even(1, start, 0.0, count, period),

@@ -14,7 +14,25 @@ pub struct Access {
     pub first: f64,
     /// When the last is needed, or leaves.
     pub last: f64,
+    /// Until when a wait for words holds up the first and the last: ops side by side wait for their own words only.
+    pub held: (f64, f64),
 }
+
+impl Access {
+    /// An access that every wait before it holds up.
+    pub fn new(slot: usize, words: u64, first: f64, last: f64) -> Access {
+        Access { slot, words, first, last, held: (first, last) }
+    }
+
+    /// This, `by` cycles later.
+    fn later(&self, by: f64) -> Access {
+        let held = (self.held.0 + by, self.held.1 + by);
+        Access { first: self.first + by, last: self.last + by, held, ..*self }
+    }
+}
+
+/// Before an op begins, and after the last word that an op before it reads.
+const BEFORE: f64 = -0.25;
 
 /// The streams that a piece of code reads, or writes; few, so they need no memory of their own.
 pub type Accesses = SmallVec<[Access; 2]>;
@@ -99,6 +117,7 @@ impl Profile {
         for access in self.reads.iter_mut().chain(&mut self.writes) {
             access.words *= n;
             access.last += later;
+            access.held.1 += later;
         }
         let factor = n as f64;
         Profile { work: self.work * factor, busy: self.busy * factor, issue: self.issue * factor, ..self }
@@ -124,8 +143,7 @@ impl Profile {
             if let Source::Scalar { slot, .. } = source
                 && !(one_step && op.streams())
             {
-                let access = Access { slot: *slot, words: 1, first: 0.0, last: 0.0 };
-                merge(&mut self.reads, &access, self.work);
+                merge(&mut self.reads, &Access::new(*slot, 1, 0.0, 0.0), self.work);
             }
         }
         let begin = self.work + issue;
@@ -145,14 +163,13 @@ impl Profile {
         for source in &op.src {
             if let Source::In { slot, wire } = source {
                 let words = steps * u64::from(op.price.step / wire.lanes());
-                merge(&mut self.reads, &Access { slot: *slot, words, first: 0.0, last: later }, begin);
+                merge(&mut self.reads, &Access::new(*slot, words, 0.0, later), begin);
             }
         }
         if let Sink::Out { slot, wire, .. } = &op.dst {
             let words = u64::from(op.price.step / wire.lanes());
             let first = cost - (words - 1) as f64;
-            let access = Access { slot: *slot, words: steps * words, first, last: later + cost };
-            merge(&mut self.writes, &access, begin);
+            merge(&mut self.writes, &Access::new(*slot, steps * words, first, later + cost), begin);
         }
         steps as f64 * cost
     }
@@ -163,6 +180,9 @@ impl Profile {
         for op in ops {
             let mut alone = Profile::default();
             alone.op(op, env, false);
+            if alone.reads.is_empty() {
+                alone.writes.iter_mut().for_each(|access| access.held = (BEFORE, BEFORE));
+            }
             alone.reads.iter().for_each(|a| merge(&mut self.reads, a, begin));
             alone.writes.iter().for_each(|a| merge(&mut self.writes, a, begin));
             if alone.work > longest.work {
@@ -177,13 +197,17 @@ impl Profile {
 
 /// Adds an access that begins `begin` later to those of the same slot.
 fn merge(list: &mut Accesses, access: &Access, begin: f64) {
-    let (first, last) = (access.first + begin, access.last + begin);
+    let next = access.later(begin);
     match list.iter_mut().find(|a| a.slot == access.slot) {
         Some(a) => {
-            a.words += access.words;
-            a.first = a.first.min(first);
-            a.last = a.last.max(last);
+            a.words += next.words;
+            if next.first < a.first {
+                (a.first, a.held.0) = (next.first, next.held.0);
+            }
+            if next.last > a.last {
+                (a.last, a.held.1) = (next.last, next.held.1);
+            }
         }
-        None => list.push(Access { first, last, ..*access }),
+        None => list.push(next),
     }
 }

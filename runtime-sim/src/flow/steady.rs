@@ -107,7 +107,7 @@ impl Actor<'_, '_> {
         }
         for access in &profile.reads {
             let end = self.net.input(self.index, access.slot);
-            let needed = pace.reaches(access.last, pace.runs - 1);
+            let needed = pace.reaches(access.last, access.held.1, pace.runs - 1);
             self.read(end, access.words * pace.runs, needed);
             if self.streams.exact.is_some() {
                 pace.bursts(access).for_each(|burst| self.streams.note_taken(end, burst));

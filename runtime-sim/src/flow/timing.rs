@@ -269,14 +269,20 @@ impl<'a> Job<'a> {
             };
             let end = engine.pes.iter().flatten().map(|pe| pe.time).fold(0.0, f64::max);
             let enough = engine.steps > CHEAP && (end - before).abs() <= NEARLY * end;
-            if settled || enough || runs == MOST_RUNS {
+            let last = engine.steps > left;
+            if settled || enough || last || runs == MOST_RUNS {
                 let mut timed = outcome(&engine, &rows, self.traced);
                 timed.0.critical_path = path(&engine, &rows, None, timed.0.cycles);
                 if !settled {
-                    timed.0.limits.push(format!(
-                        "shared links had not settled after {runs} runs: the last two end {:.0} cycles apart",
-                        (end - before).abs()
-                    ));
+                    timed.0.limits.push(match runs {
+                        1 => "words of different colours never wait for a link: another run with the turns that \
+                              they take would be too long"
+                            .into(),
+                        _ => format!(
+                            "shared links had not settled after {runs} runs: the last two end {:.0} cycles apart",
+                            (end - before).abs()
+                        ),
+                    });
                 }
                 return Ok(Some(timed));
             }
