@@ -118,6 +118,15 @@ pub struct Router {
     pub output_queues: Vec<u64>,
 }
 
+impl Router {
+    /// Words that surely fit between two neighbours: the queues of the sender's and the receiver's ramp. What routers hold on
+    /// the way comes on top and is not counted on.
+    pub fn link_words(&self) -> u64 {
+        let depth = |queues: &[u64]| queues.first().copied().unwrap_or(1);
+        depth(&self.output_queues) + depth(&self.input_queues)
+    }
+}
+
 /// Links from outside into one system.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ingress {

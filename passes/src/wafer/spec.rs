@@ -25,8 +25,7 @@ pub struct WaferSpec {
     pub hop_cycles: u64,
     /// Cycles between core and router, one way.
     pub ramp_cycles: u64,
-    /// Words that surely fit between two neighbours: the queues of the sender's and the receiver's ramp. What routers
-    /// hold on the way comes on top and is not counted on.
+    /// Words that surely fit between two neighbours.
     pub link_words: u64,
     /// PEs of the longest line whose sums may be made by a tree: each of its rounds takes a colour.
     pub longest_tree: u32,
@@ -45,7 +44,6 @@ impl WaferSpec {
     /// The figures of a described wafer at a clock. Without links the edge is taken to carry a word per column.
     pub fn of(wafer: &Wafer, clock: Hertz) -> Self {
         let macs = |precision| wafer.pe.fmac.get(&precision).map_or(1.0, |rate| rate.0);
-        let queue = |depths: &[u64]| depths.first().copied().unwrap_or(1);
         let edge = wafer.fabric.usable.width as f64 * wafer.router.word.0;
         WaferSpec {
             sram_bytes: wafer.pe.sram.0 as u64,
@@ -57,7 +55,7 @@ impl WaferSpec {
             bytes_per_cycle: wafer.ingress.as_ref().map_or(edge, |links| links.bandwidth().0 / clock.0),
             hop_cycles: 2 * wafer.router.ramp.0 + wafer.router.hop.0 + 1,
             ramp_cycles: wafer.router.ramp.0,
-            link_words: queue(&wafer.router.output_queues) + queue(&wafer.router.input_queues),
+            link_words: wafer.router.link_words(),
             longest_tree: u32::MAX,
             issue_cycles: wafer.pe.call_overhead.0,
             narrow_macs: macs(Precision::Mixed),

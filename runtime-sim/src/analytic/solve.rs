@@ -2,7 +2,8 @@
 
 use super::order::{Edges, groups};
 use super::pieces::{Piece, pieces};
-use crate::flow::{Burst, Engine, Pe};
+use super::turns::{self, Member};
+use crate::flow::{Burst, Engine, Pe, Skip};
 use crate::lower::Env;
 use crate::network::{NONE, Network, Origin};
 use std::cmp::Reverse;
@@ -20,12 +21,26 @@ struct Part {
     /// Words of one iteration of the piece, and from the first to the last of them.
     each: u64,
     span: f64,
+    /// What it is like, if nobody is priced who sends it.
+    told: Option<Told>,
+}
+
+/// Words that are foretold: those of two parts, one a period behind the other, go on for so many periods more.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    /// Streams of the later part and of the earlier one, and their place in both.
+    streams: [u32; 2],
+    at: u32,
+    steps: u32,
+    /// Words at its beginning that rows before have kept.
+    lost: u64,
 }
 
 impl Part {
     /// When word `n` of the stream leaves.
     fn time(&self, n: u64) -> f64 {
-        let (n, words) = (n.saturating_sub(self.from), self.to - self.from);
+        let lost = self.told.map_or(0, |told| told.lost);
+        let (n, words) = (n.saturating_sub(self.from) + lost, self.to - self.from + lost);
         let each = self.each.clamp(1, words.max(1));
         let times = words.div_ceil(each);
         let period = (self.last - self.first - self.span) / times.saturating_sub(1).max(1) as f64;
@@ -72,8 +87,9 @@ struct Solver<'n> {
 const HOST: u32 = u32::MAX;
 
 /// Prices all pieces and leaves their times in the PEs and streams of `engine`.
-pub fn solve(engine: &mut Engine) {
+pub fn solve(engine: &mut Engine, skips: &[Skip]) {
     let mut solver = Solver::of(engine);
+    skips.iter().for_each(|skip| solver.foretell(skip));
     let edges = solver.edges();
     let groups = groups(&edges);
     for (number, group) in (0u32..).zip(&groups) {
@@ -101,11 +117,20 @@ impl<'n> Solver<'n> {
             if let Origin::Host(_) = net.streams[stream].origin {
                 let words = engine.streams.sent(stream as u32);
                 let (first, last) = engine.streams.span(stream as u32);
-                parts.push(Part { from: 0, to: words, node: HOST, first, last, each: 1, span: 0.0 });
+                parts.push(Part {
+                    from: 0,
+                    to: words,
+                    node: HOST,
+                    first,
+                    last,
+                    each: 1,
+                    span: 0.0,
+                    told: None,
+                });
             }
         }
         let mut taken = vec![0u64; net.ends.len()];
-        for (pe, class) in net.traced_pes() {
+        for (pe, class) in net.traced_pes().filter(|(pe, _)| engine.pes[*pe as usize].is_some()) {
             let at = net.coord(pe);
             let env = Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() };
             let activation = f64::from(engine.spec.task_activation);
@@ -139,11 +164,46 @@ impl<'n> Solver<'n> {
             let parts = &mut self.parts[self.net.output(pe as usize, access.slot) as usize];
             let from = parts.last().map_or(0, |part| part.to);
             let (to, first, last) = (from + access.words, access.first, access.last);
-            parts.push(Part { from, to, node, first, last, each: *each, span: *span });
+            parts.push(Part { from, to, node, first, last, each: *each, span: *span, told: None });
         }
         self.reads.push(reads);
         self.pieces.push(piece);
         self.pe.push(pe);
+    }
+
+    /// Adds the parts of streams that are foretold. Rows keep the first words of what they pass on, so where a part runs out
+    /// the next one loses what it is short of.
+    fn foretell(&mut self, skip: &Skip) {
+        for (stream, streams, steps) in skip.told(self.net) {
+            let [later, earlier] = streams.map(|stream| &self.parts[stream as usize]);
+            let on = |a: u64, b: u64| i128::from(b) + (i128::from(b) - i128::from(a)) * i128::from(steps);
+            let (mut parts, mut end) = (Vec::new(), 0);
+            for (at, (b, a)) in (0u32..).zip(later.iter().zip(earlier)) {
+                let [from, to] = [on(a.from, b.from), on(a.to, b.to)];
+                let (Ok(lost), Ok(next)) = (u64::try_from(i128::from(end) - from), u64::try_from(to)) else {
+                    continue;
+                };
+                if next > end {
+                    let told = Some(Told { streams, at, steps, lost });
+                    parts.push(Part { from: end, to: next, told, ..*b });
+                    end = next;
+                }
+            }
+            self.parts[stream as usize] = parts;
+        }
+    }
+
+    /// The parts that tell one: the later and the earlier.
+    fn told_by(&self, told: Told) -> [&Part; 2] {
+        told.streams.map(|stream| &self.parts[stream as usize][told.at as usize])
+    }
+
+    /// A part with its times, if those who tell them are priced.
+    fn known(&self, part: &Part) -> Part {
+        let Some(told) = part.told else { return *part };
+        let [later, earlier] = self.told_by(told);
+        let on = |a: f64, b: f64| b + (b - a) * f64::from(told.steps);
+        Part { first: on(earlier.first, later.first), last: on(earlier.last, later.last), ..*part }
     }
 
     /// The part of a stream with word `n`; the last one if there are not so many.
@@ -161,7 +221,9 @@ impl<'n> Solver<'n> {
             }
             for read in &self.reads[node as usize] {
                 let sender = self.part(self.net.ends[read.end as usize].stream, read.to - 1);
-                edges.extend(sender.filter(|part| part.node != HOST).map(|part| (part.node, node)));
+                let earlier = sender.and_then(|part| part.told).map(|told| self.told_by(told)[1]);
+                let senders = sender.into_iter().chain(earlier).filter(|part| part.node != HOST);
+                edges.extend(senders.map(|part| (part.node, node)));
             }
         }
         Edges::new(self.pieces.len(), edges)
@@ -175,7 +237,7 @@ impl<'n> Solver<'n> {
     /// When word `n` comes to an end, if its sender is priced.
     fn arrival(&self, end: u32, n: u64) -> f64 {
         let end = &self.net.ends[end as usize];
-        self.part(end.stream, n).map_or(0.0, |part| part.time(n) + f64::from(end.latency))
+        self.part(end.stream, n).map_or(0.0, |part| self.known(part).time(n) + f64::from(end.latency))
     }
 
     /// Prices the pieces of one group, in the order of their numbers: it begins when all of them can, and each PE's
@@ -189,8 +251,10 @@ impl<'n> Solver<'n> {
         let exchange = if group.len() > 1 { self.exchange(group, &within) } else { None };
         let (slots, works) = self.slots(group, exchange.unwrap_or(0.0), &within);
         let (mut start, mut length) = (0.0f64, works.values().copied().fold(0.0, f64::max));
-        if group.len() > 1 && exchange.is_none() {
-            length += self.way(group);
+        match exchange {
+            Some(_) => length = length.max(self.turns(&slots, &within).map_or(0.0, turns::length)),
+            None if group.len() > 1 => length += self.way(group),
+            None => {}
         }
         let outside = |slot: &Slot| {
             self.reads[slot.node as usize].iter().filter(|read| !within(read)).copied().collect::<Vec<_>>()
@@ -240,6 +304,29 @@ impl<'n> Solver<'n> {
             Slot { node: *node, before: *work - cost, cost }
         };
         (group.iter().map(slot).collect(), works)
+    }
+
+    /// The PEs of a group as they exchange words turn by turn; none if they do not do so in rings.
+    fn turns(&self, slots: &[Slot], within: &dyn Fn(&Read) -> bool) -> Option<Vec<Member>> {
+        let mut members = BTreeMap::<u32, Member>::new();
+        for slot in slots {
+            let inner = self.reads[slot.node as usize].iter().filter(|read| within(read));
+            let turns = |read: &Read| Some((*read, self.exchanges(slot.node, read))).filter(|(_, n)| *n > 0);
+            let mut exchanged = inner.filter_map(turns);
+            let member = members.entry(self.pe[slot.node as usize]).or_default();
+            let Some((read, turns)) = exchanged.next() else {
+                member.spends(slot.cost);
+                continue;
+            };
+            let end = self.net.ends[read.end as usize];
+            let Origin::Pe(before) = self.net.streams[end.stream as usize].origin else { return None };
+            let words = (read.to - read.from).div_ceil(turns).max(1);
+            if exchanged.next().is_some() || !member.exchanges(before, slot.cost, turns) {
+                return None;
+            }
+            member.room = member.room.min(u64::from(end.depth) / words);
+        }
+        turns::in_rings(members)
     }
 
     /// How often a piece sends and takes side by side what it reads here.
@@ -313,7 +400,7 @@ impl<'n> Solver<'n> {
             add(pe, piece, end);
         }
         for (stream, parts) in (0u32..).zip(&self.parts) {
-            for part in parts.iter().filter(|part| part.node != HOST) {
+            for part in parts.iter().filter(|part| part.node != HOST).map(|part| self.known(part)) {
                 let words = part.to - part.from;
                 let gap = (part.last - part.first) / words.saturating_sub(1).max(1) as f64;
                 engine.streams.write(stream, Burst::even(1, part.first, 0.0, words, gap));

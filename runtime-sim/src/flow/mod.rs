@@ -64,5 +64,6 @@ pub(crate) use engine::Engine;
 pub use engine::FlowError;
 pub(crate) use pe::Pe;
 pub(crate) use profile::{Access, Profile};
+pub(crate) use skip::Skip;
 pub use timing::{FOLLOWED, room, time, time_traced};
 pub(crate) use timing::{finishes, timed_by};

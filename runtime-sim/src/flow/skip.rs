@@ -8,7 +8,7 @@ use super::bursts::Burst;
 use super::engine::Engine;
 use super::stretches::Stretches;
 use super::words::Words;
-use crate::network::{Line, NOBODY, Target};
+use crate::network::{Line, NOBODY, NONE, Network, Target};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
@@ -74,6 +74,27 @@ impl Skip {
         let (n, inside) = ((y - self.line.first) / self.line.rows, (y - self.line.first) % self.line.rows);
         let near = n - self.known < self.left_out() / 2;
         self.line.row(if near { self.known - 1 } else { self.line.periods - 1 }) + inside
+    }
+
+    /// The streams of rows that are foretold, each with what tells it: the same streams of the last two periods of the
+    /// beginning, the later one first, and how many periods it comes behind the later one.
+    pub(crate) fn told(&self, net: &Network) -> Vec<(u32, [u32; 2], u32)> {
+        let period = self.line.rows * net.width;
+        let steps = self.line.periods - 1 - self.known;
+        let pes = self.foretold().flat_map(|y| y * net.width..(y + 1) * net.width);
+        let working = pes.filter(|pe| net.class_of[*pe as usize] != NOBODY);
+        let streams = working.flat_map(|pe| {
+            let back = [steps, steps + 1].map(|back| pe - back * period);
+            let outputs = 0..net.outputs(pe as usize);
+            outputs.map(move |slot| {
+                let told = back.map(|pe| net.output(pe as usize, slot));
+                (net.output(pe as usize, slot), told, steps)
+            })
+        });
+        let all = |(stream, [later, earlier], _): &(u32, [u32; 2], u32)| {
+            *stream != NONE && *later != NONE && *earlier != NONE
+        };
+        streams.filter(all).collect()
     }
 
     /// Whether a row comes behind those that are foretold.

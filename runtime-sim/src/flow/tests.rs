@@ -316,6 +316,40 @@ fn rows_in_a_line_are_foretold_from_two_of_them() {
     assert!(apart.max() <= Some(line.cycles / 20), "{:?} {:?}", line.critical_path, alone.critical_path);
     line.critical_path = alone.critical_path.clone();
     assert_eq!(line, alone);
+    let closed = crate::analytic::time(&checked).unwrap();
+    assert_eq!((closed.words, closed.word_hops), (event.words, event.word_hops));
+    assert!(closed.cycles.abs_diff(event.cycles) * 50 <= event.cycles, "{} {}", closed.cycles, event.cycles);
+}
+
+/// A ring of `columns` PEs that give each other a block, turn by turn.
+fn ring(columns: usize, turns: u32) -> String {
+    let class = |column: usize| {
+        let (next, before) = (column % 2, (column + 1) % 2);
+        let (out, to) = if column + 1 < columns { (next, "east") } else { (5, "west") };
+        let (come, home) = match column {
+            0 => (5, String::new()),
+            _ if column + 1 == columns => (before, format!("route {before}: west -> ramp")),
+            _ => (before, format!("route {before}: west -> ramp route 5: east -> west")),
+        };
+        let home = if column == 0 { "route 5: east -> ramp".into() } else { home };
+        format!(
+            "class c{column} at ({column}, 0) {{ buffer a: f32[8] @0 buffer b: f32[8] @32 {home} route {out}: ramp -> {to}
+  task t start {{ loop {turns} {{ par {{ mov out({out}) <- a len 8 mov b <- in({come}) len 8 }} mov a <- b len 8 }} }} }}"
+        )
+    };
+    let classes: Vec<String> = (0..columns).map(class).collect();
+    format!("wafer {columns} x 1\n{}", classes.join("\n"))
+}
+
+#[test]
+fn ops_side_by_side_wait_for_their_own_words_only() {
+    for (columns, turns) in [(3, 40), (4, 64), (8, 64), (23, 100)] {
+        let checked =
+            check(&crate::text::parse(&ring(columns, turns), "ring").unwrap(), &FabricSpec::wse2()).unwrap();
+        let event = event::simulate(&checked, Default::default()).unwrap().report.cycles;
+        let endless = Job::new(&checked).unwrap().with_endless_queues(Sharing::Rows).unwrap().1.0.cycles;
+        assert!(endless.abs_diff(event) <= 2, "{columns} columns, {turns} turns: {endless} {event}");
+    }
 }
 
 /// Rows whose western PE sends on in its first phase what the eastern one gives it in its second one.

@@ -10,6 +10,7 @@ use super::links::Delays;
 use super::passes::Members;
 use super::rows::Rows;
 use super::run::{Ran, Setting, Timed, Trust, least_cycles, outcome, run};
+use super::skip::Skip;
 use super::stretches::Stretches;
 use super::work::{Works, works};
 use crate::check::Checked;
@@ -339,19 +340,25 @@ fn chosen(
     Some((net, rows))
 }
 
-/// Times a program by something that sets the times of all PEs and sends all their words; the host has sent its own. Whether
-/// there is room for that is another question, which is asked as for level flow.
+/// Times a program by something that sets the times of all PEs and sends all their words, those of rows that are foretold
+/// like the rows before them; the host has sent its own. Whether there is room for that is another question, which is asked
+/// as for level flow.
 pub fn timed_by(
     program: &Checked<WaferProgram>,
-    solve: &mut dyn FnMut(&mut Engine),
+    solve: &mut dyn FnMut(&mut Engine, &[Skip]),
 ) -> Result<Timed, FlowError> {
     let job = Job::new(program)?;
-    let Some((net, rows)) = job.chosen(None) else { return Ok(Default::default()) };
-    let works = Works::new();
-    let mut engine = Engine::new(job.program, job.spec, &net, &job.classes, &works, &rows.skips);
-    engine.feed();
-    solve(&mut engine);
-    unsettled(outcome(&engine, &rows, true), job.must_end())
+    let (mut known, works) = (KNOWN, Works::new());
+    loop {
+        let Some((net, rows)) = job.chosen(Some(known)) else { return Ok(Default::default()) };
+        let mut engine = Engine::new(job.program, job.spec, &net, &job.classes, &works, &rows.skips);
+        engine.feed();
+        solve(&mut engine, &rows.skips);
+        if rows.skips.iter().all(|skip| engine.came_true(skip)) {
+            return unsettled(outcome(&engine, &rows, true), job.must_end());
+        }
+        known *= 2;
+    }
 }
 
 /// Whether the PEs of the traced rows can all finish if queues never fill. No word is read before it was sent: a wait in a

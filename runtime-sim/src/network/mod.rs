@@ -194,6 +194,12 @@ impl Network {
         self.slots[self.first_slot[pe] as usize + inputs + slot]
     }
 
+    /// Output slots of a PE.
+    pub fn outputs(&self, pe: usize) -> usize {
+        let next = self.first_slot.get(pe + 1).map_or(self.slots.len(), |next| *next as usize);
+        next - self.first_slot[pe] as usize - self.inputs[self.class_of[pe] as usize] as usize
+    }
+
     /// Ends of a stream.
     pub fn ends_of(&self, stream: u32) -> &[End] {
         let s = &self.streams[stream as usize];

@@ -59,10 +59,11 @@ impl HeadTile {
     }
 
     /// Cycles of a round on blocks, by what one of so many keys takes. Blocks without keys only travel, but where some
-    /// column attends, its neighbours wait.
-    fn attended(&self, block: impl Fn(f64) -> f64) -> f64 {
+    /// column attends, its neighbours wait, unless the `words` of a turn fit between them.
+    fn attended(&self, rates: &Rates, words: f64, block: impl Fn(f64) -> f64) -> f64 {
         let few = (self.row / self.columns).floor();
-        let large = steps(self.columns, self.row - few * self.columns);
+        let ahead = (rates.link_words as f64 / words.max(1.0)).floor();
+        let large = steps(self.columns, self.row - few * self.columns, ahead);
         let rest = if few > 0.0 { (self.columns - large) * block(few) } else { 0.0 };
         rest + if large > 0.0 { large * block(few + 1.0) } else { 0.0 }
     }
@@ -79,13 +80,15 @@ impl HeadTile {
     }
 }
 
-/// Turns of a ring of `columns` in which those who set the pace attend, where the first `holding` columns have tokens.
+/// Turns of a ring of `columns` in which those who set the pace attend, where the first `holding` columns have tokens and
+/// columns may be `ahead` turns before the next one.
 ///
-/// At turn `t` of a round column `c` has the block of column `c - t`, and a turn begins when both neighbours are done with
-/// the one before. The longest way through such a round keeps to columns that attend: first up to the last of them, on to
-/// its last turn, then down to the first ones, which have their second half of blocks by then.
-fn steps(columns: f64, holding: f64) -> f64 {
-    let lost = ((columns - holding + 1.0) / 2.0).ceil() - 1.0;
+/// At turn `t` of a round column `c` has the block of column `c - t`, and a turn begins when the neighbour before is done
+/// with the one before, and the next one with the one `ahead` turns earlier. The longest way through such a round keeps to
+/// columns that attend: first up to the last of them, on to its last turn, then down to the first ones, which have their
+/// second half of blocks by then, or a smaller part if the way down takes more turns.
+fn steps(columns: f64, holding: f64, ahead: f64) -> f64 {
+    let lost = (((ahead + 1.0) * (columns - holding) + ahead) / (ahead + 2.0)).floor();
     if holding > 0.0 { (2.0 * holding - 1.0).min(columns - lost) } else { 0.0 }
 }
 
@@ -145,7 +148,8 @@ impl<'a> Block<'a> {
 /// Cycles of causal attention with an online softmax. The last row of a sequence sees all of it and ends last.
 pub fn attention(rates: &Rates, tile: &HeadTile) -> f64 {
     let results = tile.queries() * tile.dim;
-    let attends = tile.attended(|keys| Block::new(rates, tile, keys).result());
+    let words = 2.0 * tile.keys() * rates.packed;
+    let attends = tile.attended(rates, words, |keys| Block::new(rates, tile, keys).result());
     let rounds = tile.rounds(attends, tile.turn(rates, 2.0 * tile.keys(), 0.0));
     let begin = rates.op(results, rates.half)
         + rates.op(results, rates.mixed)
@@ -161,9 +165,11 @@ pub fn attention(rates: &Rates, tile: &HeadTile) -> f64 {
 pub fn attention_backward(rates: &Rates, tile: &HeadTile) -> f64 {
     let (queries, keys) = (tile.queries(), tile.keys());
     let results = queries * tile.dim;
-    let statistics = tile.attended(|keys| Block::new(rates, tile, keys).statistics());
+    let words = 2.0 * keys * rates.packed;
+    let statistics = tile.attended(rates, words, |keys| Block::new(rates, tile, keys).statistics());
     let first = tile.rounds(statistics, tile.turn(rates, 2.0 * keys, 0.0));
-    let gradients = tile.attended(|keys| Block::new(rates, tile, keys).gradients());
+    let words = words + 2.0 * keys;
+    let gradients = tile.attended(rates, words, |keys| Block::new(rates, tile, keys).gradients());
     let turn = tile.turn(rates, 2.0 * keys, 0.0) + tile.turn(rates, 0.0, 2.0 * keys);
     let second = tile.rounds(gradients, turn);
     let blocks = 4.0 * rates.op(keys, rates.half);
@@ -211,27 +217,33 @@ mod tests {
     use super::*;
 
     /// The longest way through many rounds, turn by turn.
-    fn longest(columns: usize, holding: usize) -> usize {
+    fn longest(columns: usize, holding: usize, ahead: usize) -> usize {
         const ROUNDS: usize = 40;
-        let mut best = vec![0; columns];
+        let (mut best, mut all) = (vec![0; columns], Vec::new());
         for turn in 0..ROUNDS * columns {
             let block = |c: usize| (c + columns - turn % columns) % columns;
             let done: Vec<usize> =
                 (0..columns).map(|c| best[c] + usize::from(c < holding && block(c) < holding)).collect();
-            let next = |c: usize| done[c].max(done[(c + 1) % columns]).max(done[(c + columns - 1) % columns]);
-            best = (0..columns).map(next).collect();
+            all.push(done);
+            let before = |c: usize| all[turn][(c + columns - 1) % columns];
+            let room = |c: usize| turn.checked_sub(ahead).map_or(0, |turn| all[turn][(c + 1) % columns]);
+            best = (0..columns).map(|c| all[turn][c].max(before(c)).max(room(c))).collect();
         }
-        best.into_iter().max().unwrap_or(0).div_ceil(ROUNDS)
+        (best.into_iter().max().unwrap_or(0) as f64 / ROUNDS as f64).round() as usize
     }
 
     #[test]
     fn rings_with_few_tokens_attend_in_as_many_turns_as_the_longest_way_has() {
-        for (columns, holdings) in [(6, 1..=6), (8, 1..=8), (23, 1..=23), (31, 1..=31)] {
-            for holding in holdings {
-                let told = steps(columns as f64, holding as f64);
-                assert_eq!(told, longest(columns, holding) as f64, "{holding} of {columns}");
+        for columns in [6, 8, 23, 31] {
+            for (holding, ahead) in
+                (1..=columns).flat_map(|holding| (0..4).map(move |ahead| (holding, ahead)))
+            {
+                let told = steps(columns as f64, holding as f64, ahead as f64);
+                let longest = longest(columns, holding, ahead) as f64;
+                assert_eq!(told, longest, "{holding} of {columns}, {ahead} turns ahead");
             }
         }
-        assert_eq!(steps(6.0, 0.0), 0.0);
+        assert_eq!(steps(6.0, 0.0, 0.0), 0.0);
+        assert_eq!(steps(31.0, 12.0, 1e6), 12.0, "who never waits for room");
     }
 }

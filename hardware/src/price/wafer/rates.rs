@@ -47,6 +47,8 @@ pub struct Rates {
     pub hop: f64,
     /// Cycles between core and router, one way.
     pub ramp: f64,
+    /// Words that surely fit between two neighbours.
+    pub link_words: u64,
     /// Elements of the longest line whose sums may be made by a tree.
     pub longest_tree: u64,
 }
@@ -68,6 +70,7 @@ impl Rates {
             neighbour: 2.0 * ramp + hop,
             hop,
             ramp,
+            link_words: wafer.router.link_words(),
             longest_tree: u64::MAX,
         })
     }

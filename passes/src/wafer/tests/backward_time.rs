@@ -1,4 +1,4 @@
-//! Backward kernels at all three levels: event is the judge, flow within 5 %, the closed forms within 15 %.
+//! Backward kernels at all three levels: event is the judge, flow within 5 %, level analytic and the closed forms within 15 %.
 
 use super::*;
 use crate::cpu::TrainModule;
@@ -9,8 +9,8 @@ use lapidary_models::autodiff::{Policy, Recompute, training};
 use lapidary_models::{Dims, ModelSpec, builtin};
 use lapidary_runtime_sim::program::{Stmt, WaferProgram};
 
-/// Event, flow and closed form of a program, and by op the closed form beside what the phase took.
-fn levels(placed: &Placed) -> [f64; 3] {
+/// Event, flow, analytic and closed form of a program, and by op the closed form beside what the phase took.
+fn levels(placed: &Placed) -> [f64; 4] {
     let cs2 = machine("cs2").unwrap();
     let wafer = cs2.wafer().unwrap();
     let spec = WaferSpec::of(wafer, wafer.clock());
@@ -25,14 +25,16 @@ fn levels(placed: &Placed) -> [f64; 3] {
         println!("  {:24} {:12} {:8} {:?}", op.name, op.kind, op.cycles, phase.map(|p| (p.start, p.end)));
     }
     let closed: u64 = ops.iter().map(|op| op.cycles).sum();
-    println!("event {}, flow {flow}, closed form {closed}", event.cycles);
-    [event.cycles, flow, closed].map(|cycles| cycles as f64)
+    let analytic = lapidary_runtime_sim::analytic::time(&checked).unwrap().cycles;
+    println!("event {}, flow {flow}, analytic {analytic}, closed form {closed}", event.cycles);
+    [event.cycles, flow, analytic, closed].map(|cycles| cycles as f64)
 }
 
 fn assert_levels(what: &str, placed: &Placed) {
     println!("{what}");
-    let [event, flow, closed] = levels(placed);
+    let [event, flow, analytic, closed] = levels(placed);
     assert!((flow / event - 1.0).abs() < 0.05, "{what}: flow {flow}, event {event}");
+    assert!((analytic / event - 1.0).abs() < 0.15, "{what}: analytic {analytic}, event {event}");
     assert!((closed / event - 1.0).abs() < 0.15, "{what}: closed form {closed}, event {event}");
 }
 
