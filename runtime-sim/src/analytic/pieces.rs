@@ -19,15 +19,18 @@ pub struct Piece {
     pub bursts: Vec<(u64, f64)>,
     /// It runs beside the piece before it.
     pub beside: bool,
+    /// Task and place of the loop that it is, if the loop is in no other.
+    pub head: Option<(usize, usize)>,
 }
 
 /// The pieces of a PE of `class` in the order of execution; tasks that words or other tasks start are one piece, the last.
 pub fn pieces(class: &LoweredClass, mut env: Env, activation: f64) -> Vec<Piece> {
     let mut out = Pieces::default();
     let started = |task: &&LoweredTask| task.trigger == Trigger::Start;
-    for task in class.tasks.iter().filter(started) {
+    for (number, task) in class.tasks.iter().enumerate().filter(|(_, task)| started(task)) {
         for turn in 0..task.times.at(&env).max(0) {
             env.turn = turn;
+            out.task = number;
             out.sequence(&task.code, 0..task.code.len(), &mut env);
         }
     }
@@ -66,6 +69,9 @@ fn awaited(task: &LoweredTask, env: &mut Env, activation: f64, piece: &mut Piece
 struct Pieces {
     done: Vec<Piece>,
     phases: Vec<u16>,
+    /// The task that is looked at, and how many loops with phases are around.
+    task: usize,
+    around: usize,
 }
 
 impl Pieces {
@@ -81,7 +87,9 @@ impl Pieces {
                     if code.within(inside.clone()).iter().any(|i| matches!(i, Instr::Phase(_))) {
                         for i in 0..count.at(env).max(0) {
                             env.loops[*depth] = i;
+                            self.around += 1;
                             self.sequence(code, inside.clone(), env);
+                            self.around -= 1;
                         }
                         env.loops[*depth] = 0;
                     } else {
@@ -118,7 +126,8 @@ impl Pieces {
         if profile.work > 0.0 {
             let once = if *varies { profile.clone() } else { Profile::of(code, head + 1..end, env) };
             let exchanges = exchanges(code, head..end + 1, env);
-            self.add(Piece { bursts: bursts(&once), profile, exchanges, ..Piece::default() });
+            let head = (self.around == 0).then_some((self.task, head));
+            self.add(Piece { bursts: bursts(&once), profile, exchanges, head, ..Piece::default() });
         }
     }
 

@@ -4,7 +4,7 @@ use super::order::{Edges, groups};
 use super::pieces::{Piece, pieces};
 use super::turns::{self, Member};
 use crate::flow::{Burst, Engine, Pe, Skip};
-use crate::lower::Env;
+use crate::lower::{Env, LoweredClass};
 use crate::network::{NONE, Network, Origin};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -71,6 +71,7 @@ struct Slot {
 /// All pieces, numbered PE by PE.
 struct Solver<'n> {
     net: &'n Network,
+    classes: &'n [LoweredClass],
     pieces: Vec<Piece>,
     /// By piece: its PE.
     pe: Vec<u32>,
@@ -106,6 +107,7 @@ impl<'n> Solver<'n> {
         let net = engine.net;
         let mut solver = Solver {
             net,
+            classes: engine.classes,
             pieces: Vec::new(),
             pe: Vec::new(),
             reads: Vec::new(),
@@ -252,7 +254,9 @@ impl<'n> Solver<'n> {
         let (slots, works) = self.slots(group, exchange.unwrap_or(0.0), &within);
         let (mut start, mut length) = (0.0f64, works.values().copied().fold(0.0, f64::max));
         match exchange {
-            Some(_) => length = length.max(self.turns(&slots, &within).map_or(0.0, turns::length)),
+            Some(longer) => {
+                length = length.max(self.turns(&slots, longer, &within).map_or(0.0, turns::length));
+            }
             None if group.len() > 1 => length += self.way(group),
             None => {}
         }
@@ -306,24 +310,36 @@ impl<'n> Solver<'n> {
         (group.iter().map(slot).collect(), works)
     }
 
-    /// The PEs of a group as they exchange words turn by turn; none if they do not do so in rings.
-    fn turns(&self, slots: &[Slot], within: &dyn Fn(&Read) -> bool) -> Option<Vec<Member>> {
+    /// The PEs of a group as they exchange words turn by turn, where that takes so much longer than the words; none if they do
+    /// not do so in rings.
+    fn turns(&self, slots: &[Slot], longer: f64, within: &dyn Fn(&Read) -> bool) -> Option<Vec<Member>> {
         let mut members = BTreeMap::<u32, Member>::new();
         for slot in slots {
+            let (pe, piece) = (self.pe[slot.node as usize], &self.pieces[slot.node as usize]);
             let inner = self.reads[slot.node as usize].iter().filter(|read| within(read));
             let turns = |read: &Read| Some((*read, self.exchanges(slot.node, read))).filter(|(_, n)| *n > 0);
             let mut exchanged = inner.filter_map(turns);
-            let member = members.entry(self.pe[slot.node as usize]).or_default();
+            let member = members.entry(pe).or_default();
             let Some((read, turns)) = exchanged.next() else {
                 member.spends(slot.cost);
                 continue;
             };
             let end = self.net.ends[read.end as usize];
             let Origin::Pe(before) = self.net.streams[end.stream as usize].origin else { return None };
-            let words = (read.to - read.from).div_ceil(turns).max(1);
-            if exchanged.next().is_some() || !member.exchanges(before, slot.cost, turns) {
+            let class = &self.classes[usize::from(self.net.class_of[pe as usize])];
+            let at = self.net.coord(pe);
+            let mut env = Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() };
+            let told = piece
+                .head
+                .and_then(|(task, head)| turns::of_loop(&class.tasks[task].code, head, longer, &mut env));
+            // Exchanges with somebody else in the same loop are no turns of this ring.
+            let told = told.filter(|(_, runs)| runs.iter().map(|run| run.0).sum::<u64>() == turns);
+            let (first, runs) = told.unwrap_or_else(|| (0.0, vec![(turns, slot.cost / turns as f64)]));
+            member.spends(first);
+            if exchanged.next().is_some() || !member.exchanges(before, runs) {
                 return None;
             }
+            let words = (read.to - read.from).div_ceil(turns).max(1);
             member.room = member.room.min(u64::from(end.depth) / words);
         }
         turns::in_rings(members)

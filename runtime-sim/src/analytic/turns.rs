@@ -1,14 +1,20 @@
 //! PEs of a ring that exchange words turn by turn: each turn waits for the neighbour before, and for room at the next one.
 
+use crate::flow::Profile;
+use crate::lower::{Code, Env, Instr, LoweredOp, Sink};
 use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Turns and what one of them takes, in order.
+pub type Runs = Vec<(u64, f64)>;
 
 /// A PE of a ring.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
-    /// Turns and what one of them takes, in order.
-    runs: Vec<(u64, f64)>,
-    /// Cycles since the last turn.
-    rest: f64,
+    /// Cycles before its first turn.
+    first: f64,
+    /// Its turns.
+    runs: Runs,
     /// Who sends to it: a PE, or a place among the members once they are in rings.
     before: Option<u32>,
     /// Turns whose words fit between the one before and this one.
@@ -17,24 +23,22 @@ pub struct Member {
 
 impl Default for Member {
     fn default() -> Self {
-        Member { runs: Vec::new(), rest: 0.0, before: None, room: u64::MAX }
+        Member { first: 0.0, runs: Vec::new(), before: None, room: u64::MAX }
     }
 }
 
 impl Member {
     /// It works without exchanging words.
     pub fn spends(&mut self, cycles: f64) {
-        self.rest += cycles;
+        if self.runs.is_empty() {
+            self.first += cycles;
+        }
+        spend(&mut self.runs, cycles);
     }
 
-    /// It exchanges words with `before` so many times; false if it did so with somebody else.
-    pub fn exchanges(&mut self, before: u32, cycles: f64, turns: u64) -> bool {
-        let each = cycles / turns as f64;
-        let rest = std::mem::take(&mut self.rest);
-        if rest > 0.0 {
-            self.runs.push((1, each + rest));
-        }
-        self.runs.push((turns - u64::from(rest > 0.0), each));
+    /// It exchanges words with `before` turn by turn; false if it did so with somebody else.
+    pub fn exchanges(&mut self, before: u32, runs: Runs) -> bool {
+        self.runs.extend(runs);
         *self.before.get_or_insert(before) == before
     }
 
@@ -46,6 +50,90 @@ impl Member {
     fn costs(&self) -> impl Iterator<Item = f64> + '_ {
         self.runs.iter().flat_map(|(turns, each)| (0..*turns).map(move |_| *each))
     }
+}
+
+/// Makes the last turn so much longer.
+fn spend(runs: &mut Runs, cycles: f64) {
+    match runs.last_mut() {
+        Some((1, each)) => *each += cycles,
+        Some((turns, each)) if cycles > 0.0 => {
+            let last = (1, *each + cycles);
+            *turns -= 1;
+            runs.push(last);
+        }
+        _ => {}
+    }
+}
+
+/// What the loop at `head` does turn by turn, each turn with what comes before the next, and cycles before its first turn;
+/// `longer` is what an exchange takes beside its words. None if that is too much to tell.
+pub fn of_loop(code: &Code, head: usize, longer: f64, env: &mut Env) -> Option<(f64, Runs)> {
+    let Instr::Loop { length, .. } = &code[head] else { return None };
+    sequence(code, head..head + length + 1, longer, env)
+}
+
+/// Most runs of a piece of code.
+const LONG: usize = 10_000;
+
+fn sequence(code: &Code, range: Range<usize>, longer: f64, env: &mut Env) -> Option<(f64, Runs)> {
+    let (mut first, mut runs) = (0.0, Runs::new());
+    let mut pc = range.start;
+    while pc < range.end {
+        let mut last = pc;
+        if let Instr::Loop { length, .. } = &code[pc] {
+            last = pc + length;
+        }
+        let inside = code.within(pc..last + 1).iter().any(exchanges);
+        match &code[pc] {
+            Instr::Loop { depth, count, varies, .. } if inside => {
+                let n = count.at(env).max(0);
+                let mut body = None;
+                for i in 0..n {
+                    env.loops[*depth] = i;
+                    if *varies || body.is_none() {
+                        body = Some(sequence(code, pc + 1..last, longer, env)?);
+                    }
+                    let Some((before, more)) = &body else { break };
+                    append(&mut first, &mut runs, *before);
+                    // Iterations that are one turn each are one run.
+                    if let ([one], false) = (&more[..], *varies)
+                        && *before == 0.0
+                    {
+                        runs.push((one.0 * n as u64, one.1));
+                        break;
+                    }
+                    runs.extend(more);
+                    if runs.len() > LONG {
+                        return None;
+                    }
+                }
+                env.loops[*depth] = 0;
+            }
+            instr => {
+                let work = Profile::of(code, pc..last + 1, env).work;
+                match exchanges(instr) && work > 0.0 {
+                    true => runs.push((1, work + longer)),
+                    false => append(&mut first, &mut runs, work),
+                }
+            }
+        }
+        pc = last + 1;
+    }
+    Some((first, runs))
+}
+
+fn append(first: &mut f64, runs: &mut Runs, cycles: f64) {
+    if runs.is_empty() {
+        *first += cycles;
+    }
+    spend(runs, cycles);
+}
+
+/// Whether it sends and takes words side by side.
+fn exchanges(instr: &Instr) -> bool {
+    let Instr::Par(ops) = instr else { return false };
+    let takes = |op: &LoweredOp| op.src.iter().any(|source| source.stream().is_some());
+    ops.iter().any(|op| matches!(op.dst, Sink::Out { .. })) && ops.iter().any(takes)
 }
 
 /// Most turns of all members that are looked at one by one.
@@ -79,7 +167,7 @@ pub fn length(members: Vec<Member>) -> f64 {
     let kept = room.iter().filter(|room| **room < turns).max().map_or(1, |room| room + 1) as usize;
     let mut costs: Vec<_> = members.iter().map(Member::costs).collect();
     let mut done = vec![vec![0.0f64; members.len()]; kept];
-    let mut begin = vec![0.0f64; members.len()];
+    let mut begin: Vec<f64> = members.iter().map(|member| member.first).collect();
     for turn in 0..turns {
         let at = turn as usize % kept;
         for (place, costs) in costs.iter_mut().enumerate() {
@@ -91,8 +179,7 @@ pub fn length(members: Vec<Member>) -> f64 {
             begin[place] = done[at][place].max(done[at][before[place]]).max(behind);
         }
     }
-    let last = begin.iter().zip(&members).map(|(begin, member)| begin + member.rest);
-    last.fold(0.0, f64::max)
+    begin.into_iter().fold(0.0, f64::max)
 }
 
 #[cfg(test)]
@@ -106,7 +193,7 @@ mod tests {
             for turn in 0..4 * columns {
                 let block = (column + columns - turn % columns) % columns;
                 let attends = column < holding && block < holding;
-                assert!(member.exchanges(((column + columns - 1) % columns) as u32, 1.0, 1));
+                assert!(member.exchanges(((column + columns - 1) % columns) as u32, vec![(1, 1.0)]));
                 member.spends(if attends { 10.0 } else { 0.0 });
             }
             (column as u32, member)
@@ -130,9 +217,9 @@ mod tests {
         open.remove(&3);
         assert_eq!(in_rings(open), None);
         let mut uneven = attention(5, 2, 1);
-        assert!(uneven.get_mut(&2).unwrap().exchanges(1, 4.0, 2));
+        assert!(uneven.get_mut(&2).unwrap().exchanges(1, vec![(2, 2.0)]));
         assert_eq!(in_rings(uneven), None);
         let mut other = attention(5, 2, 1);
-        assert!(!other.get_mut(&2).unwrap().exchanges(3, 4.0, 2));
+        assert!(!other.get_mut(&2).unwrap().exchanges(3, vec![(2, 2.0)]));
     }
 }
