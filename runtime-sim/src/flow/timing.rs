@@ -15,12 +15,13 @@ use super::stretches::Stretches;
 use super::work::{Works, works};
 use crate::check::Checked;
 use crate::fabric::FabricSpec;
-use crate::lower::LoweredClass;
+use crate::lower::{Code, Env, Instr, LoweredClass, Source};
 use crate::network::{Links, Network, cover};
 use crate::program::{Class, Trigger, WaferProgram};
 use crate::report::Report;
 use crate::trace::Trace;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::thread;
 
@@ -249,6 +250,9 @@ impl<'a> Job<'a> {
     /// Times with the queues and the shared links that there are; none if that takes too many instructions.
     pub fn settled(&self) -> Result<Option<Timed>, FlowError> {
         let Some((net, rows)) = self.chosen(None) else { return Ok(None) };
+        if takes_more_than(MOST_STEPS, &net, &self.classes) {
+            return Ok(None);
+        }
         let (net, works) = (net.thinned(), works(&self.classes));
         let mut exact = Exact::new(&net, Delays::default());
         let (mut left, mut before) = (MOST_STEPS, f64::NAN);
@@ -323,6 +327,39 @@ impl<'a> Job<'a> {
     pub fn chosen(&self, known: Option<u32>) -> Option<(Network, Rows)> {
         chosen(self.program, self.spec, &self.classes, known)
     }
+}
+
+/// Whether PEs execute more instructions that read or send words, where these are the same in all iterations.
+fn takes_more_than(most: u64, net: &Network, classes: &[LoweredClass]) -> bool {
+    let mut steps = 0u64;
+    net.traced_pes().any(|(pe, class)| {
+        let at = net.coord(pe);
+        let env = Env { x: i64::from(at.x), y: i64::from(at.y), ..Env::default() };
+        for task in &classes[usize::from(class)].tasks {
+            steps = steps.saturating_add(streaming(&task.code, 0..task.code.len(), &env));
+        }
+        steps > most
+    })
+}
+
+fn streaming(code: &Code, range: Range<usize>, env: &Env) -> u64 {
+    let scalar = |source: &Source| matches!(source, Source::Scalar { .. });
+    let (mut steps, mut pc) = (0u64, range.start);
+    while pc < range.end {
+        let more = match &code[pc] {
+            Instr::Loop { count, length, .. } => {
+                let inside = pc + 1..pc + length;
+                pc += length;
+                streaming(code, inside, env).saturating_mul(count.at(env).max(0) as u64)
+            }
+            Instr::Op(op) => u64::from(op.streams() || op.src.iter().any(scalar)),
+            Instr::Par(_) => 1,
+            _ => 0,
+        };
+        steps = steps.saturating_add(more);
+        pc += 1;
+    }
+    steps
 }
 
 fn chosen(
