@@ -2,7 +2,7 @@
 
 use super::*;
 use lapidary_models::dtype::DType;
-use lapidary_runtime_sim::{FabricSpec, check as check_program, event, flow};
+use lapidary_runtime_sim::{FabricSpec, analytic as closed_form, check as check_program, event, flow};
 
 const SPEC: WaferSpec = WaferSpec {
     sram_bytes: 49152,

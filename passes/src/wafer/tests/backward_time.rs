@@ -25,7 +25,7 @@ fn levels(placed: &Placed) -> [f64; 4] {
         println!("  {:24} {:12} {:8} {:?}", op.name, op.kind, op.cycles, phase.map(|p| (p.start, p.end)));
     }
     let closed: u64 = ops.iter().map(|op| op.cycles).sum();
-    let analytic = lapidary_runtime_sim::analytic::time(&checked).unwrap().cycles;
+    let analytic = closed_form::time(&checked).unwrap().cycles;
     println!("event {}, flow {flow}, analytic {analytic}, closed form {closed}", event.cycles);
     [event.cycles, flow, analytic, closed].map(|cycles| cycles as f64)
 }
